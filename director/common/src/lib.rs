@@ -1,0 +1,2 @@
+//! Vocabulary shared by both sides of the kernel boundary.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The `director` command.
+fn main() {}

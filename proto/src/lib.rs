@@ -1,0 +1,7 @@
+//! What travels: the sync protocol between directors and the control protocol on one host.
+//!
+//! The `.proto` files are in `proto/`; `build.rs` compiles them. This crate is the only place where a
+//! message becomes a domain type: the domain types are here too ([`tables`]), the conversions check
+//! everything, and nothing outside uses a message as a model.
+
+pub mod tables;

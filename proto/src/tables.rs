@@ -1,0 +1,130 @@
+//! Slot tables as the cluster shares them: what is replicated, versioned, digested and kept on disk.
+//!
+//! A [`TableSet`] is the whole of what directors must agree on: the hash key and one [`ServiceTable`] per
+//! virtual service. It carries the [`Epoch`] under which it was decided; the higher epoch wins everywhere.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use sha2::{Digest as _, Sha256};
+
+/// Version of a [`TableSet`]. Ordered by number, then by the router id of the leader that decided it, so
+/// that two sides of a healed partition agree on the winner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub struct Epoch {
+    /// Counts decisions; 0 is never used by a table in force.
+    pub number: u64,
+    /// Router id of the director that decided.
+    pub leader: Ipv4Addr,
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.number, self.leader)
+    }
+}
+
+/// A real server as a table knows it; its position in [`ServiceTable::reals`] is what slots hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub struct TableReal {
+    /// Address of the real server (RIP).
+    pub address: IpAddr,
+    /// Port on the real server; equal to the service's port where forwarding does not rewrite ports.
+    pub port: u16,
+    /// Weight the present slots were dealt by; 0 for a position whose server has gone. Positions are
+    /// stable: a position is reused only once no slot names it.
+    pub weight: u32,
+}
+
+/// The slot table of one virtual service.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ServiceTable {
+    /// Scheduler that seeded the table (`mh` or `ch`).
+    pub scheduler: String,
+    /// Real servers by position.
+    pub reals: Vec<TableReal>,
+    /// One entry per slot: position in `reals`, or [`NO_REAL`] while the service has no real server.
+    #[serde(skip)]
+    pub slots: Vec<u16>,
+}
+
+/// Slot value of a service without any real server.
+pub const NO_REAL: u16 = u16::MAX;
+
+/// All tables of a cluster at one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct TableSet {
+    /// Version of this set.
+    pub epoch: Epoch,
+    /// Key of the slot hash, secret to the cluster (16 bytes).
+    #[serde(skip)]
+    pub hash_key: [u8; 16],
+    /// Table of each service, by the service's name.
+    pub services: BTreeMap<String, ServiceTable>,
+}
+
+/// SHA-256 over a canonical encoding, shown as its first 8 bytes in hex.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl ServiceTable {
+    /// Digest of real servers and slots. Equal digests forward equally (under one hash key).
+    pub fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        self.feed(&mut hash);
+        Digest(hash.finalize().into())
+    }
+
+    fn feed(&self, hash: &mut Sha256) {
+        feed_bytes(hash, self.scheduler.as_bytes());
+        hash.update((self.reals.len() as u64).to_le_bytes());
+        for real in &self.reals {
+            match real.address {
+                IpAddr::V4(address) => hash.update(address.to_ipv6_mapped().octets()),
+                IpAddr::V6(address) => hash.update(address.octets()),
+            }
+            hash.update(real.port.to_le_bytes());
+            hash.update(real.weight.to_le_bytes());
+        }
+        hash.update((self.slots.len() as u64).to_le_bytes());
+        for chunk in self.slots.chunks(4096) {
+            let bytes: Vec<u8> = chunk.iter().flat_map(|slot| slot.to_le_bytes()).collect();
+            hash.update(&bytes);
+        }
+    }
+}
+
+impl TableSet {
+    /// Digest of epoch, hash key and every table: what two directors compare to know that they agree.
+    pub fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(self.epoch.number.to_le_bytes());
+        hash.update(self.epoch.leader.octets());
+        hash.update(self.hash_key);
+        hash.update((self.services.len() as u64).to_le_bytes());
+        for (name, table) in &self.services {
+            feed_bytes(&mut hash, name.as_bytes());
+            table.feed(&mut hash);
+        }
+        Digest(hash.finalize().into())
+    }
+}
+
+/// Length first, so that no two sequences of fields share an encoding.
+fn feed_bytes(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
