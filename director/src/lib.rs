@@ -1,1 +1,3 @@
-//! The node.
+//! The node: everything one director does, wired together by the `director` command.
+
+pub mod slots;

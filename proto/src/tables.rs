@@ -49,6 +49,9 @@ pub struct ServiceTable {
     pub slots: Vec<u16>,
 }
 
+/// Slots of a table: a prime, so that every skip of a Maglev permutation visits all of them.
+pub const SLOTS: usize = 65_537;
+
 /// Slot value of a service without any real server.
 pub const NO_REAL: u16 = u16::MAX;
 
