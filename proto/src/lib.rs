@@ -5,3 +5,14 @@
 //! everything, and nothing outside uses a message as a model.
 
 pub mod tables;
+
+/// The control protocol, as generated from `proto/control.proto`.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; the .proto file is the documentation"
+)]
+pub mod control {
+    tonic::include_proto!("director.control.v1");
+}
