@@ -1,0 +1,259 @@
+//! The configuration file as TOML spells it. Only [`super::Config`], the validated form, leaves the
+//! parent module. Every key is either honoured or refused: what a later version will know is refused by name.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) node: Node,
+    pub(super) ospf: Option<Spanned<Ospf>>,
+    pub(super) cluster: Option<Cluster>,
+    #[serde(default)]
+    pub(super) service: Vec<Service>,
+    pub(super) metrics: Option<Metrics>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Node {
+    pub(super) router_id: Spanned<Ipv4Addr>,
+    pub(super) interfaces: Spanned<Vec<Spanned<String>>>,
+    #[serde(default)]
+    pub(super) xdp_mode: XdpMode,
+    #[serde(default)]
+    pub(super) flow_accounting: bool,
+    #[serde(default = "default_pin_dir")]
+    pub(super) pin_dir: PathBuf,
+    #[serde(default = "default_state_dir")]
+    pub(super) state_dir: PathBuf,
+}
+
+fn default_pin_dir() -> PathBuf {
+    "/run/director/bpf".into()
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/director".into()
+}
+
+#[derive(Deserialize, Clone, Copy, Default)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum XdpMode {
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ospf {
+    #[serde(default = "backbone")]
+    pub(super) area: Spanned<Ipv4Addr>,
+    #[serde(default)]
+    pub(super) area_type: Option<Spanned<AreaType>>,
+    #[serde(default = "default_hello")]
+    pub(super) hello_interval: Spanned<u16>,
+    pub(super) dead_interval: Option<Spanned<u32>>,
+    /// Prefixes of the node itself, announced as stub links beside the VIPs.
+    #[serde(default)]
+    pub(super) announce: Vec<Ipv4Net>,
+    /// Which learned prefixes are installed; absent: all but VIPs and our own.
+    pub(super) import: Option<Vec<Ipv4Net>>,
+    #[serde(default)]
+    pub(super) interface: Vec<OspfInterface>,
+}
+
+fn backbone() -> Spanned<Ipv4Addr> {
+    unplaced(Ipv4Addr::UNSPECIFIED)
+}
+
+fn default_hello() -> Spanned<u16> {
+    unplaced(10)
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AreaType {
+    Normal,
+    Stub,
+    Nssa,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OspfInterface {
+    pub(super) name: Spanned<String>,
+    #[serde(default)]
+    pub(super) network: Network,
+    #[serde(default = "default_cost")]
+    pub(super) cost: Spanned<u16>,
+    #[serde(default)]
+    pub(super) priority: u8,
+    #[serde(default)]
+    pub(super) passive: bool,
+    pub(super) bfd: Option<Spanned<toml::Value>>,
+    pub(super) authentication: Option<Spanned<toml::Value>>,
+}
+
+fn default_cost() -> Spanned<u16> {
+    unplaced(10)
+}
+
+#[derive(Deserialize, Clone, Copy, Default)]
+pub(super) enum Network {
+    #[default]
+    #[serde(rename = "point-to-point")]
+    PointToPoint,
+    #[serde(rename = "broadcast")]
+    Broadcast,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cluster {
+    pub(super) name: Spanned<String>,
+    pub(super) listen: Option<Spanned<SocketAddr>>,
+    #[serde(default)]
+    pub(super) peers: Vec<Spanned<SocketAddr>>,
+    pub(super) discover: Option<Spanned<toml::Value>>,
+    pub(super) tls: Option<Tls>,
+    #[serde(default = "default_grace")]
+    pub(super) grace_ms: u32,
+    #[serde(default = "default_heartbeat")]
+    pub(super) heartbeat_ms: Spanned<u32>,
+    #[serde(default = "default_dead")]
+    pub(super) dead_ms: Spanned<u32>,
+}
+
+fn default_grace() -> u32 {
+    3_000
+}
+
+fn default_heartbeat() -> Spanned<u32> {
+    unplaced(200)
+}
+
+fn default_dead() -> Spanned<u32> {
+    unplaced(1_000)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) ca: Spanned<PathBuf>,
+    pub(super) certificate: Spanned<PathBuf>,
+    pub(super) key: Spanned<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    pub(super) name: Spanned<String>,
+    pub(super) vip: Spanned<IpAddr>,
+    #[serde(default = "default_protocol")]
+    pub(super) protocol: Spanned<Protocol>,
+    pub(super) port: Spanned<u16>,
+    #[serde(default = "default_forwarding")]
+    pub(super) forwarding: Spanned<Forwarding>,
+    #[serde(default)]
+    pub(super) scheduler: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) hash: Hash,
+    /// OSPF metric of the VIP.
+    #[serde(default = "default_metric")]
+    pub(super) metric: u16,
+    pub(super) health: Option<Health>,
+    #[serde(default)]
+    pub(super) real: Vec<Real>,
+}
+
+fn default_metric() -> u16 {
+    10
+}
+
+fn default_protocol() -> Spanned<Protocol> {
+    unplaced(Protocol::Tcp)
+}
+
+fn default_forwarding() -> Spanned<Forwarding> {
+    unplaced(Forwarding::Dr)
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Forwarding {
+    Dr,
+    Tunnel,
+    Nat,
+    Fullnat,
+    Local,
+}
+
+#[derive(Deserialize, Clone, Copy, Default)]
+pub(super) enum Hash {
+    #[default]
+    #[serde(rename = "source")]
+    Source,
+    #[serde(rename = "source-port")]
+    SourcePort,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Health {
+    pub(super) check: Spanned<Check>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Check {
+    None,
+    Tcp,
+    Http,
+    Https,
+    Dns,
+    Smtp,
+    Udp,
+    Ping,
+    Exec,
+    Grpc,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Real {
+    pub(super) address: Spanned<IpAddr>,
+    pub(super) port: Option<Spanned<u16>>,
+    #[serde(default = "default_weight")]
+    pub(super) weight: Spanned<u32>,
+}
+
+fn default_weight() -> Spanned<u32> {
+    unplaced(1)
+}
+
+/// A default value: it has no place in the file.
+fn unplaced<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}
