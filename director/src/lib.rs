@@ -1,4 +1,6 @@
 //! The node: everything one director does, wired together by the `director` command.
 
 pub mod config;
+pub mod control;
+pub mod metrics;
 pub mod slots;
