@@ -1,0 +1,88 @@
+//! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
+#![no_std]
+#![no_main]
+
+mod frame;
+mod maps;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use director_common::counters::TrafficCounters;
+use director_common::decide::rewrite;
+use director_common::tables::Config;
+use director_common::{Action, Decision, Verdict, decide};
+
+use frame::XdpFrame;
+use maps::KernelTables;
+
+/// Entry point for every packet of an interface.
+#[xdp]
+pub fn director(context: XdpContext) -> u32 {
+    // SAFETY: the kernel passes a valid context for the duration of the program.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let mut frame = XdpFrame::new(&context);
+    let mut decision = decide(&frame, ifindex, &KernelTables);
+    if let Verdict::Forward(forward) = &decision.verdict
+        && let Err(reason) = rewrite(&mut frame, forward)
+    {
+        decision.verdict = Verdict::Drop(reason);
+    }
+    account(&decision);
+    let (action, outcome) = decision.verdict.disposition();
+    maps::count_outcome(outcome);
+    match action {
+        Action::Pass => XDP_PASS,
+        Action::Drop => XDP_DROP,
+        Action::Transmit => XDP_TX,
+        // The interface is that of a next hop which user space keeps fresh, so there is no map of devices to
+        // keep in step with; the kernel batches these as it does redirects through a map.
+        // SAFETY: a helper without memory arguments.
+        Action::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+    }
+}
+
+/// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
+#[inline(always)]
+fn account(decision: &Decision) {
+    let Some(service) = decision.service else { return };
+    let bytes = u64::from(decision.bytes);
+    let forward = match &decision.verdict {
+        Verdict::Forward(forward) => Some(forward),
+        _ => None,
+    };
+    let opens = forward.is_some_and(|forward| forward.opens);
+    if let Some(counters) = maps::service_counters(service) {
+        count_in(counters, bytes, opens);
+        if forward.is_none() {
+            counters.dropped += 1;
+        }
+    }
+    let Some(forward) = forward else { return };
+    if let Some(counters) = maps::real_counters(forward.real) {
+        count_in(counters, bytes, opens);
+    }
+    if maps::config().is_some_and(|config| config.has(Config::FLAG_FLOW_ACCOUNTING)) {
+        // SAFETY: a helper without arguments.
+        let now = unsafe { bpf_ktime_get_ns() };
+        maps::count_flow(&forward.flow, service, forward.real, bytes, now);
+    }
+}
+
+#[inline(always)]
+fn count_in(counters: &mut TrafficCounters, bytes: u64, opens: bool) {
+    counters.packets_in += 1;
+    counters.bytes_in += bytes;
+    counters.connections += u64::from(opens);
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here panics; were there a call left, the verifier would refuse the endless loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
