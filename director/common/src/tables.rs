@@ -267,11 +267,11 @@ pub trait Tables {
     /// The settings, `None` before they are written.
     fn config(&self) -> Option<&Config>;
     /// The service that owns `key`.
-    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry>;
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry>;
     /// Slot number `slot` (below [`SLOTS`]) of slot table `table`.
     fn slot(&self, table: u32, slot: u32) -> Option<Slot>;
     /// Real server number `index`.
     fn real(&self, index: u32) -> Option<&RealEntry>;
     /// The interface a packet came in by.
-    fn interface(&self, ifindex: u32) -> Option<Interface>;
+    fn interface(&self, ifindex: u32) -> Option<&Interface>;
 }

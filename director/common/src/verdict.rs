@@ -11,41 +11,47 @@ pub enum Action {
     Pass,
     /// Send it out of the interface it came in by.
     Transmit,
-    /// Send it out of the interface with this index.
-    Redirect(u32),
+    /// Send it out of the interface that [`Forward::ifindex`] names.
+    Redirect,
 }
 
-/// What becomes of a packet.
+/// What becomes of a packet. Where it goes to is in [`Forward`], beside the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Verdict {
-    /// It goes to a real server.
-    Forward(Forward),
+    /// To a real server, out of the interface it came in by.
+    Transmit,
+    /// To a real server, out of another interface.
+    Redirect,
     /// It is the kernel's.
     Pass(PassReason),
     /// It ends here.
     Drop(DropReason),
 }
 
-/// How a packet goes to a real server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a packet goes to a real server. Meaningful only with [`Verdict::Transmit`] and [`Verdict::Redirect`].
+///
+/// Plain fields that always have a value: as the payload of an enum, the bytes of the other variants would be
+/// undefined, and the kernel's verifier refuses a program that as much as copies those.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Forward {
     /// Real server's index in the real-server map.
     pub real: u32,
-    /// Interface to leave by, if not the one it came in by.
-    pub redirect: Option<u32>,
+    /// Interface to leave by.
+    pub ifindex: u32,
     /// Link address to send to.
     pub destination_mac: [u8; 6],
     /// Link address to send from.
     pub source_mac: [u8; 6],
-    /// Time to live on arrival; it leaves with one less.
-    pub ttl: u8,
     /// Header checksum on arrival.
     pub checksum: u16,
+    /// Time to live on arrival; it leaves with one less.
+    pub ttl: u8,
+    /// 1 if it begins a connection (TCP SYN without ACK), else 0.
+    pub opens: u8,
     /// The flow it belongs to.
     pub flow: FlowKey,
-    /// It begins a connection (TCP SYN without ACK).
-    pub opens: bool,
 }
 
 macro_rules! reasons {
@@ -148,15 +154,19 @@ const _: () = assert!(DropReason::ALL.len() <= OUTCOME_COUNTERS - DROPPED as usi
 impl Verdict {
     /// What the kernel is told, and which counter counts it.
     #[inline(always)]
-    pub fn disposition(&self) -> (Action, u32) {
+    pub fn disposition(self) -> (Action, u32) {
         match self {
-            Self::Forward(Forward { redirect: None, .. }) => (Action::Transmit, TRANSMITTED),
-            Self::Forward(Forward { redirect: Some(ifindex), .. }) => {
-                (Action::Redirect(*ifindex), REDIRECTED)
-            }
-            Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(*reason as u32)),
-            Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(*reason as u32)),
+            Self::Transmit => (Action::Transmit, TRANSMITTED),
+            Self::Redirect => (Action::Redirect, REDIRECTED),
+            Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(reason as u32)),
+            Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(reason as u32)),
         }
+    }
+
+    /// The packet goes to a real server.
+    #[inline(always)]
+    pub const fn is_forward(self) -> bool {
+        matches!(self, Self::Transmit | Self::Redirect)
     }
 }
 

@@ -24,8 +24,8 @@ pub fn director(context: XdpContext) -> u32 {
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     let mut frame = XdpFrame::new(&context);
     let mut decision = decide(&frame, ifindex, &KernelTables);
-    if let Verdict::Forward(forward) = &decision.verdict
-        && let Err(reason) = rewrite(&mut frame, forward)
+    if decision.verdict.is_forward()
+        && let Err(reason) = rewrite(&mut frame, &decision.forward)
     {
         decision.verdict = Verdict::Drop(reason);
     }
@@ -39,42 +39,41 @@ pub fn director(context: XdpContext) -> u32 {
         // The interface is that of a next hop which user space keeps fresh, so there is no map of devices to
         // keep in step with; the kernel batches these as it does redirects through a map.
         // SAFETY: a helper without memory arguments.
-        Action::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Action::Redirect => unsafe { bpf_redirect(decision.forward.ifindex, 0) as u32 },
     }
 }
 
 /// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
 #[inline(always)]
 fn account(decision: &Decision) {
-    let Some(service) = decision.service else { return };
-    let bytes = u64::from(decision.bytes);
-    let forward = match &decision.verdict {
-        Verdict::Forward(forward) => Some(forward),
-        _ => None,
-    };
-    let opens = forward.is_some_and(|forward| forward.opens);
-    if let Some(counters) = maps::service_counters(service) {
-        count_in(counters, bytes, opens);
-        if forward.is_none() {
-            counters.dropped += 1;
-        }
+    if decision.service == Decision::NO_SERVICE {
+        return;
     }
-    let Some(forward) = forward else { return };
+    let (forward, bytes) = (&decision.forward, u64::from(decision.bytes));
+    let forwarded = decision.verdict.is_forward();
+    let opens = u64::from(forwarded && forward.opens != 0);
+    if let Some(counters) = maps::service_counters(decision.service) {
+        count_in(counters, bytes, opens);
+        counters.dropped += u64::from(!forwarded);
+    }
+    if !forwarded {
+        return;
+    }
     if let Some(counters) = maps::real_counters(forward.real) {
         count_in(counters, bytes, opens);
     }
     if maps::config().is_some_and(|config| config.has(Config::FLAG_FLOW_ACCOUNTING)) {
         // SAFETY: a helper without arguments.
         let now = unsafe { bpf_ktime_get_ns() };
-        maps::count_flow(&forward.flow, service, forward.real, bytes, now);
+        maps::count_flow(&forward.flow, decision.service, forward.real, bytes, now);
     }
 }
 
 #[inline(always)]
-fn count_in(counters: &mut TrafficCounters, bytes: u64, opens: bool) {
+fn count_in(counters: &mut TrafficCounters, bytes: u64, opens: u64) {
     counters.packets_in += 1;
     counters.bytes_in += bytes;
-    counters.connections += u64::from(opens);
+    counters.connections += opens;
 }
 
 #[panic_handler]

@@ -48,9 +48,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry> {
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry> {
         // SAFETY: user space replaces elements whole and they are freed after a grace period (ON_DEMAND).
-        unsafe { SERVICES.get(key) }.copied()
+        unsafe { SERVICES.get(key) }
     }
 
     #[inline(always)]
@@ -70,9 +70,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn interface(&self, ifindex: u32) -> Option<Interface> {
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
         // SAFETY: as in `service`.
-        unsafe { INTERFACES.get(&ifindex) }.copied()
+        unsafe { INTERFACES.get(&ifindex) }
     }
 }
 
