@@ -186,9 +186,8 @@ pub enum Outcome {
 impl Outcome {
     /// Every outcome with the number of its counter.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
-        let passed = PassReason::ALL
-            .iter()
-            .map(|reason| (PASSED.wrapping_add(*reason as u32), Self::Passed(*reason)));
+        let passed =
+            PassReason::ALL.iter().map(|reason| (PASSED.wrapping_add(*reason as u32), Self::Passed(*reason)));
         let dropped = DropReason::ALL
             .iter()
             .map(|reason| (DROPPED.wrapping_add(*reason as u32), Self::Dropped(*reason)));
