@@ -1,2 +1,31 @@
 //! Vocabulary shared by both sides of the kernel boundary.
+//!
+//! The XDP program and user space use the very same [`decide`]: what it reads of a packet comes through
+//! [`Frame`], what it reads of tables through [`Tables`], so everything here runs (and is fuzzed) in user
+//! space. `core` only; nothing here allocates or panics.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`packet`] | bounds-checked access to a frame, and the headers found in it |
+//! | [`siphash`] | the keyed hash |
+//! | [`slot`] | slots, their packing, and how a hash picks one |
+//! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
+//! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
+//! | [`mod@decide`] | which outcome a packet gets |
+//! | [`counters`] | what is counted |
 #![no_std]
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic)]
+
+pub mod counters;
+pub mod decide;
+pub mod packet;
+pub mod siphash;
+pub mod slot;
+pub mod tables;
+pub mod verdict;
+
+pub use decide::{Decision, decide};
+pub use packet::Frame;
+pub use slot::{SLOTS, Slot, SlotState};
+pub use tables::Tables;
+pub use verdict::{Action, DropReason, Forward, PassReason, Verdict};

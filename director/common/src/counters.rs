@@ -1,0 +1,60 @@
+//! What is counted, per service and per real server.
+
+use crate::tables::Plain;
+
+/// Traffic of one service or one real server. In the kernel there is one of these per processor.
+///
+/// Bytes are those of the IP packets, headers included, link-layer framing excluded (as IPVS counts). With
+/// direct return the answers never pass the director, so `*_out` stays zero there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TrafficCounters {
+    /// Packets from clients. For a service: all that matched it; for a real server: those sent to it.
+    pub packets_in: u64,
+    /// Bytes of `packets_in`.
+    pub bytes_in: u64,
+    /// Packets to clients.
+    pub packets_out: u64,
+    /// Bytes of `packets_out`.
+    pub bytes_out: u64,
+    /// Connections begun: TCP segments with SYN and without ACK. Stays zero for other protocols.
+    pub connections: u64,
+    /// Packets of the service that were dropped, whatever the reason. Stays zero for real servers.
+    pub dropped: u64,
+}
+
+const _: () = assert!(size_of::<TrafficCounters>() == 48);
+// SAFETY: `repr(C)` of integers without padding (48 = 6 x 8).
+unsafe impl Plain for TrafficCounters {}
+
+impl TrafficCounters {
+    /// Adds what another processor counted.
+    pub fn add(&mut self, other: &Self) {
+        self.packets_in = self.packets_in.wrapping_add(other.packets_in);
+        self.bytes_in = self.bytes_in.wrapping_add(other.bytes_in);
+        self.packets_out = self.packets_out.wrapping_add(other.packets_out);
+        self.bytes_out = self.bytes_out.wrapping_add(other.bytes_out);
+        self.connections = self.connections.wrapping_add(other.connections);
+        self.dropped = self.dropped.wrapping_add(other.dropped);
+    }
+}
+
+/// One flow that passed this director, kept when flow accounting is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowCounters {
+    /// Packets from the client.
+    pub packets: u64,
+    /// Bytes of those packets, IP header included.
+    pub bytes: u64,
+    /// When the last of them came: nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_seen_ns: u64,
+    /// Service's index.
+    pub service: u32,
+    /// Real server's index in the real-server map.
+    pub real: u32,
+}
+
+const _: () = assert!(size_of::<FlowCounters>() == 32);
+// SAFETY: `repr(C)` of integers without padding (3 x 8 + 2 x 4 = 32).
+unsafe impl Plain for FlowCounters {}

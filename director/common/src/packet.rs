@@ -1,0 +1,51 @@
+//! Bounds-checked access to a frame, and the headers found in it.
+//!
+//! A header is parsed into a small value that holds what the data plane uses, and nothing else; each parser
+//! says which error means what. Offsets are named once, next to the header they belong to.
+
+mod ethernet;
+mod ipv4;
+mod transport;
+
+pub use ethernet::{ETHERTYPE_IPV4, Ethernet};
+pub use ipv4::{Ipv4, Ipv4Error};
+pub use transport::{Ports, TransportError, check as check_transport};
+
+/// IP protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of SCTP.
+pub const PROTOCOL_SCTP: u8 = 132;
+
+/// A frame in memory that may end anywhere.
+#[expect(clippy::len_without_is_empty, reason = "a frame is never asked whether it is empty")]
+pub trait Frame {
+    /// Length of the frame in bytes, link-layer header included.
+    fn len(&self) -> usize;
+    /// The `N` bytes at `offset`, if the frame holds them all.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// Replaces the `N` bytes at `offset`, if the frame holds them all; else changes nothing.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+}
+
+/// A frame in user space.
+#[derive(Debug)]
+pub struct Buffer<'a>(pub &'a mut [u8]);
+
+impl Frame for Buffer<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..)?.first_chunk::<N>().copied()
+    }
+
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        *self.0.get_mut(offset..)?.first_chunk_mut::<N>()? = bytes;
+        Some(())
+    }
+}

@@ -1,0 +1,78 @@
+//! The first bytes of TCP (RFC 9293, section 3.1) and UDP (RFC 768).
+
+use super::{Frame, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+
+/// Source and destination port, where every balanced protocol has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The client's.
+    pub source: u16,
+    /// The service's.
+    pub destination: u16,
+}
+
+/// What is wrong with a transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportError {
+    /// The packet ends within the header.
+    Short,
+    /// A length in the header cannot be.
+    Length,
+}
+
+/// Shortest TCP header in bytes.
+const TCP_MIN_LEN: usize = 20;
+/// Data offset and flags, from the start of the TCP header.
+const TCP_OFFSET_FLAGS: usize = 12;
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+/// Length of the UDP header in bytes.
+const UDP_LEN: usize = 8;
+/// The datagram's length, from the start of the UDP header.
+const UDP_LENGTH: usize = 4;
+
+impl Ports {
+    /// The ports behind `ipv4`, or `None` if the frame ends before them.
+    #[inline(always)]
+    pub fn parse(frame: &impl Frame, ipv4: &Ipv4) -> Option<Self> {
+        let [a, b, c, d] = frame.read(ipv4.payload_offset())?;
+        Some(Self { source: u16::from_be_bytes([a, b]), destination: u16::from_be_bytes([c, d]) })
+    }
+}
+
+/// Checks the header behind `ipv4` (not a later fragment), whose `payload_len` bytes are known to be within
+/// the frame, and tells whether the packet begins a connection.
+///
+/// # Errors
+/// [`TransportError`] if the packet is too short for its header or the header contradicts it.
+#[inline(always)]
+pub fn check(frame: &impl Frame, ipv4: &Ipv4, payload_len: usize) -> Result<bool, TransportError> {
+    let start = ipv4.payload_offset();
+    match ipv4.protocol {
+        PROTOCOL_TCP => {
+            if payload_len < TCP_MIN_LEN {
+                return Err(TransportError::Short);
+            }
+            let [offset, flags] =
+                frame.read(start.wrapping_add(TCP_OFFSET_FLAGS)).ok_or(TransportError::Short)?;
+            let header_len = usize::from(offset >> 4).wrapping_mul(4);
+            if header_len < TCP_MIN_LEN || header_len > payload_len {
+                return Err(TransportError::Length);
+            }
+            Ok(flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
+        }
+        PROTOCOL_UDP => {
+            if payload_len < UDP_LEN {
+                return Err(TransportError::Short);
+            }
+            let length = frame.read(start.wrapping_add(UDP_LENGTH)).ok_or(TransportError::Short)?;
+            let length = usize::from(u16::from_be_bytes(length));
+            // The length of a first fragment is that of the whole datagram.
+            if length < UDP_LEN || (length > payload_len && !ipv4.more_fragments) {
+                return Err(TransportError::Length);
+            }
+            Ok(false)
+        }
+        _ => Ok(false),
+    }
+}

@@ -1,0 +1,277 @@
+//! The structs that live in BPF maps, the maps' names and sizes, and how `decide` reaches them.
+//!
+//! Both sides of the kernel boundary compile these very definitions: plain integers, explicit padding, a size
+//! assertion beside each. Whatever changes their meaning or layout increments [`LAYOUT_VERSION`].
+
+use crate::siphash::HashKey;
+use crate::slot::{SLOTS, Slot};
+
+/// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// First word of [`Config`]: says that these maps are a director's.
+pub const CONFIG_MAGIC: u32 = 0x4449_5231;
+
+/// Most services at one time.
+pub const MAX_SERVICES: usize = 1_024;
+/// Most service keys (addresses, ports, protocols and markers) at one time.
+pub const MAX_SERVICE_KEYS: usize = 8_192;
+/// Most real servers of all services together.
+pub const MAX_REALS: usize = 8_192;
+/// Slot tables: two for each service, since a new one is complete before the old one goes.
+pub const MAX_TABLES: usize = MAX_SERVICES * 2;
+/// Most interfaces with the program on them.
+pub const MAX_INTERFACES: usize = 64;
+/// Longest name of a service in bytes.
+pub const MAX_SERVICE_NAME: usize = 56;
+
+/// A type that both sides of the kernel boundary may read and write as bytes.
+///
+/// # Safety
+/// `repr(C)` or `repr(transparent)`, integers and byte arrays only, no padding, every bit pattern valid.
+pub unsafe trait Plain: Copy + 'static {}
+
+/// An IP address as 16 bytes: IPv6, or IPv4 mapped into it (RFC 4291, section 2.5.5.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// The mapped form of an IPv4 address.
+    #[inline(always)]
+    pub const fn from_ipv4([a, b, c, d]: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The IPv4 address this maps, if it does.
+    #[inline(always)]
+    pub const fn ipv4(self) -> Option<[u8; 4]> {
+        match self.0 {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+            _ => None,
+        }
+    }
+}
+
+/// What a service hashes to find a packet's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashInput {
+    /// The source address.
+    Source,
+    /// The source address and port.
+    SourcePort,
+}
+
+/// Settings of the whole data plane: the only element of its map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// [`CONFIG_MAGIC`].
+    pub magic: u32,
+    /// [`LAYOUT_VERSION`] of the daemon that made the maps.
+    pub layout: u32,
+    /// Key of the slot hash.
+    pub hash_key: HashKey,
+    /// Sum of `FLAG_*`.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 32);
+// SAFETY: `repr(C)` of integers without padding (2 x 4 + 2 x 8 + 2 x 4 = 32).
+unsafe impl Plain for Config {}
+
+impl Config {
+    /// Keep [`FlowCounters`](crate::counters::FlowCounters) of every flow.
+    pub const FLAG_FLOW_ACCOUNTING: u32 = 1;
+    /// Some service owns all ports of an address: look there too when the exact port is not found.
+    pub const FLAG_ANY_PORT: u32 = 2;
+
+    /// Whether every bit of `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag == flag
+    }
+}
+
+/// What a packet is matched by: destination address, destination port (0 for all) and protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// The VIP.
+    pub address: Address,
+    /// Destination port in host order, 0 for all ports.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// One of `KIND_*`.
+    pub kind: u8,
+}
+
+const _: () = assert!(size_of::<ServiceKey>() == 20);
+// SAFETY: `repr(C)` of bytes and an aligned u16 without padding (16 + 2 + 1 + 1 = 20).
+unsafe impl Plain for ServiceKey {}
+
+impl ServiceKey {
+    /// An ordinary key.
+    pub const KIND_SERVICE: u8 = 0;
+    /// Who takes fragments without ports of this address and protocol (port is 0).
+    pub const KIND_FRAGMENT: u8 = 1;
+    /// Says that the address is a VIP at all (port and protocol are 0).
+    pub const KIND_VIP: u8 = 2;
+
+    /// Key of a service.
+    #[inline(always)]
+    pub const fn service(address: Address, protocol: u8, port: u16) -> Self {
+        Self { address, port, protocol, kind: Self::KIND_SERVICE }
+    }
+
+    /// Key under which the owner of an address's fragments is found.
+    #[inline(always)]
+    pub const fn fragment(address: Address, protocol: u8) -> Self {
+        Self { address, port: 0, protocol, kind: Self::KIND_FRAGMENT }
+    }
+
+    /// Key that exists if the address is a VIP.
+    #[inline(always)]
+    pub const fn vip(address: Address) -> Self {
+        Self { address, port: 0, protocol: 0, kind: Self::KIND_VIP }
+    }
+}
+
+/// What a service key leads to. Replacing this value is the moment a service switches to another table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceEntry {
+    /// The service's index: counters and name.
+    pub service: u32,
+    /// Index of the slot table.
+    pub table: u32,
+    /// First of the service's real servers in the real-server map.
+    pub real_base: u32,
+    /// Real servers from there on that positions may name.
+    pub real_count: u32,
+    /// Sum of `FLAG_*`.
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<ServiceEntry>() == 20);
+// SAFETY: `repr(C)` of five u32 without padding.
+unsafe impl Plain for ServiceEntry {}
+
+impl ServiceEntry {
+    /// The slot depends on the source port too.
+    pub const FLAG_HASH_PORT: u32 = 1;
+
+    /// What the service hashes.
+    #[inline(always)]
+    pub const fn hash_input(&self) -> HashInput {
+        if self.flags & Self::FLAG_HASH_PORT == 0 { HashInput::Source } else { HashInput::SourcePort }
+    }
+}
+
+/// A real server and the way to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RealEntry {
+    /// Interface towards the real server; 0 while no next hop is known.
+    pub ifindex: u32,
+    /// Largest IP packet that interface takes, in bytes; 0 for no limit.
+    pub mtu: u16,
+    /// Link address of the next hop.
+    pub destination_mac: [u8; 6],
+    /// Link address of our interface.
+    pub source_mac: [u8; 6],
+    /// Port on the real server.
+    pub port: u16,
+    /// Address of the real server.
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<RealEntry>() == 36);
+// SAFETY: `repr(C)` of integers and byte arrays without padding (4 + 2 + 6 + 6 + 2 + 16 = 36).
+unsafe impl Plain for RealEntry {}
+
+/// An interface that has the program on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Interface {
+    /// Its link address: frames to any other are not ours to forward.
+    pub mac: [u8; 6],
+    /// Sum of `FLAG_*`.
+    pub flags: u16,
+}
+
+const _: () = assert!(size_of::<Interface>() == 8);
+// SAFETY: `repr(C)` of bytes and an aligned u16 without padding (6 + 2 = 8).
+unsafe impl Plain for Interface {}
+
+impl Interface {
+    /// The program runs in the driver: a frame is one packet on the wire. (In generic mode it may be a large
+    /// one that the kernel segments again when it leaves.)
+    pub const FLAG_NATIVE: u16 = 1;
+
+    /// Whether the program runs in the driver.
+    #[inline(always)]
+    pub const fn is_native(&self) -> bool {
+        self.flags & Self::FLAG_NATIVE != 0
+    }
+}
+
+/// A flow as its packets show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The client.
+    pub source: Address,
+    /// The VIP.
+    pub destination: Address,
+    /// The client's port in host order.
+    pub source_port: u16,
+    /// The service's port in host order.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+// SAFETY: `repr(C)` of bytes and aligned u16 without padding (16 + 16 + 2 + 2 + 1 + 3 = 40).
+unsafe impl Plain for FlowKey {}
+
+/// The user-space side's memory of a service, by service index: lets a new process match names again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceName {
+    /// Length of the name in bytes; 0 where the index is free.
+    pub length: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The name in UTF-8, then zeroes.
+    pub bytes: [u8; MAX_SERVICE_NAME],
+}
+
+const _: () = assert!(size_of::<ServiceName>() == 64);
+// SAFETY: `repr(C)` of integers and bytes without padding (4 + 4 + 56 = 64).
+unsafe impl Plain for ServiceName {}
+
+/// A slot table as the kernel holds it: one big value instead of one element per slot, which an array map
+/// would round up to 8 bytes each. A bare array, not a struct: so its BTF has no fields, and a table created
+/// without BTF is accepted by the outer map also on Linux 6.1.
+pub type SlotTable = [u32; SLOTS];
+
+/// Where `decide` finds what it needs besides the packet.
+pub trait Tables {
+    /// The settings, `None` before they are written.
+    fn config(&self) -> Option<&Config>;
+    /// The service that owns `key`.
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry>;
+    /// Slot number `slot` (below [`SLOTS`]) of slot table `table`.
+    fn slot(&self, table: u32, slot: u32) -> Option<Slot>;
+    /// Real server number `index`.
+    fn real(&self, index: u32) -> Option<&RealEntry>;
+    /// The interface a packet came in by.
+    fn interface(&self, ifindex: u32) -> Option<&Interface>;
+}

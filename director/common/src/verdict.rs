@@ -1,0 +1,199 @@
+//! Every outcome a packet can have, its XDP action and its counter.
+
+use crate::tables::FlowKey;
+
+/// What the kernel is told to do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Discard it.
+    Drop,
+    /// Hand it to the kernel's network stack, unchanged.
+    Pass,
+    /// Send it out of the interface it came in by.
+    Transmit,
+    /// Send it out of the interface that [`Forward::ifindex`] names.
+    Redirect,
+}
+
+/// What becomes of a packet. Where it goes to is in [`Forward`], beside the verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// To a real server, out of the interface it came in by.
+    Transmit,
+    /// To a real server, out of another interface.
+    Redirect,
+    /// It is the kernel's.
+    Pass(PassReason),
+    /// It ends here.
+    Drop(DropReason),
+}
+
+/// How a packet goes to a real server. Meaningful only with [`Verdict::Transmit`] and [`Verdict::Redirect`].
+///
+/// Plain fields that always have a value: as the payload of an enum, the bytes of the other variants would be
+/// undefined, and the kernel's verifier refuses a program that as much as copies those.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Forward {
+    /// Real server's index in the real-server map.
+    pub real: u32,
+    /// Interface to leave by.
+    pub ifindex: u32,
+    /// Link address to send to.
+    pub destination_mac: [u8; 6],
+    /// Link address to send from.
+    pub source_mac: [u8; 6],
+    /// Header checksum on arrival.
+    pub checksum: u16,
+    /// Time to live on arrival; it leaves with one less.
+    pub ttl: u8,
+    /// 1 if it begins a connection (TCP SYN without ACK), else 0.
+    pub opens: u8,
+    /// The flow it belongs to.
+    pub flow: FlowKey,
+}
+
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$reason_doc:meta])* $reason:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        #[must_use]
+        pub enum $name { $($(#[$reason_doc])* $reason,)+ }
+
+        impl $name {
+            /// Every reason, in counter order.
+            pub const ALL: &[Self] = &[$(Self::$reason,)+];
+
+            /// The name used in counters, metrics and logs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$reason => $text,)+ }
+            }
+        }
+
+        impl core::fmt::Display for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a packet is left to the kernel.
+    PassReason {
+        /// The frame is shorter than an Ethernet header.
+        ShortFrame = "short-frame",
+        /// Neither IPv4 nor anything else that can be for a VIP (ARP, IPv6, a VLAN tag, …).
+        NotIpv4 = "not-ipv4",
+        /// The frame ends within the IPv4 header.
+        ShortHeader = "short-header",
+        /// The IP version is not 4 although the frame says IPv4.
+        BadVersion = "bad-version",
+        /// The IPv4 header claims to be shorter than 20 bytes.
+        BadHeaderLength = "bad-header-length",
+        /// No service for this address, protocol and port.
+        NoService = "no-service",
+        /// ICMP to a VIP: the kernel answers.
+        IcmpToVip = "icmp-to-vip",
+        /// To a VIP, but a protocol that is not balanced.
+        ProtocolToVip = "protocol-to-vip",
+        /// For a service, but sent to another station on the link (flooded, or the interface is promiscuous).
+        OtherStation = "other-station",
+        /// The data plane has no settings yet.
+        NotConfigured = "not-configured",
+    }
+}
+
+reasons! {
+    /// Why a packet is discarded. All of these are packets to a VIP.
+    DropReason {
+        /// The frame ends within the transport header.
+        ShortTransport = "short-transport",
+        /// The IPv4 total length is longer than the frame or shorter than the headers.
+        BadLength = "bad-length",
+        /// The IPv4 header checksum is wrong.
+        BadChecksum = "bad-checksum",
+        /// The TCP data offset or the UDP length cannot be.
+        BadTransport = "bad-transport",
+        /// A fragment without ports, and no single service of this address hashes by source alone.
+        Fragment = "fragment",
+        /// A fragment for a service that hashes by source port, which only a first fragment has.
+        FragmentNeedsPort = "fragment-needs-port",
+        /// The time to live ends here.
+        TtlExpired = "ttl-expired",
+        /// The service has no real server.
+        NoRealServer = "no-real-server",
+        /// The way to the real server is not known.
+        NoNextHop = "no-next-hop",
+        /// Larger than the interface towards the real server takes.
+        TooBig = "too-big",
+        /// The tables contradict each other: a slot names a server that is not there.
+        BadTable = "bad-table",
+        /// A bounds check failed while the frame was rewritten.
+        RewriteFailed = "rewrite-failed",
+    }
+}
+
+/// A packet left by the interface it came in by.
+const TRANSMITTED: u32 = 0;
+/// A packet left by another interface.
+const REDIRECTED: u32 = 1;
+/// First counter of [`PassReason`].
+const PASSED: u32 = 8;
+/// First counter of [`DropReason`].
+const DROPPED: u32 = 40;
+
+/// Counters of outcomes: one per way to forward, [`PassReason`] and [`DropReason`].
+pub const OUTCOME_COUNTERS: usize = 72;
+
+const _: () = assert!(PassReason::ALL.len() <= (DROPPED - PASSED) as usize);
+const _: () = assert!(DropReason::ALL.len() <= OUTCOME_COUNTERS - DROPPED as usize);
+
+impl Verdict {
+    /// What the kernel is told, and which counter counts it.
+    #[inline(always)]
+    pub fn disposition(self) -> (Action, u32) {
+        match self {
+            Self::Transmit => (Action::Transmit, TRANSMITTED),
+            Self::Redirect => (Action::Redirect, REDIRECTED),
+            Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(reason as u32)),
+            Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(reason as u32)),
+        }
+    }
+
+    /// The packet goes to a real server.
+    #[inline(always)]
+    pub const fn is_forward(self) -> bool {
+        matches!(self, Self::Transmit | Self::Redirect)
+    }
+}
+
+/// One kind of outcome: what an outcome counter stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Forwarded out of the interface it came in by.
+    Transmitted,
+    /// Forwarded out of another interface.
+    Redirected,
+    /// Left to the kernel.
+    Passed(PassReason),
+    /// Discarded.
+    Dropped(DropReason),
+}
+
+impl Outcome {
+    /// Every outcome with the number of its counter.
+    pub fn all() -> impl Iterator<Item = (u32, Self)> {
+        let passed =
+            PassReason::ALL.iter().map(|reason| (PASSED.wrapping_add(*reason as u32), Self::Passed(*reason)));
+        let dropped = DropReason::ALL
+            .iter()
+            .map(|reason| (DROPPED.wrapping_add(*reason as u32), Self::Dropped(*reason)));
+        [(TRANSMITTED, Self::Transmitted), (REDIRECTED, Self::Redirected)]
+            .into_iter()
+            .chain(passed)
+            .chain(dropped)
+    }
+}

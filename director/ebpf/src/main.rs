@@ -1,0 +1,87 @@
+//! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
+#![no_std]
+#![no_main]
+
+mod frame;
+mod maps;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use director_common::counters::TrafficCounters;
+use director_common::decide::rewrite;
+use director_common::tables::Config;
+use director_common::{Action, Decision, Verdict, decide};
+
+use frame::XdpFrame;
+use maps::KernelTables;
+
+/// Entry point for every packet of an interface.
+#[xdp]
+pub fn director(context: XdpContext) -> u32 {
+    // SAFETY: the kernel passes a valid context for the duration of the program.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let mut frame = XdpFrame::new(&context);
+    let mut decision = decide(&frame, ifindex, &KernelTables);
+    if decision.verdict.is_forward()
+        && let Err(reason) = rewrite(&mut frame, &decision.forward)
+    {
+        decision.verdict = Verdict::Drop(reason);
+    }
+    account(&decision);
+    let (action, outcome) = decision.verdict.disposition();
+    maps::count_outcome(outcome);
+    match action {
+        Action::Pass => XDP_PASS,
+        Action::Drop => XDP_DROP,
+        Action::Transmit => XDP_TX,
+        // The interface is that of a next hop which user space keeps fresh, so there is no map of devices to
+        // keep in step with; the kernel batches these as it does redirects through a map.
+        // SAFETY: a helper without memory arguments.
+        Action::Redirect => unsafe { bpf_redirect(decision.forward.ifindex, 0) as u32 },
+    }
+}
+
+/// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
+#[inline(always)]
+fn account(decision: &Decision) {
+    if decision.service == Decision::NO_SERVICE {
+        return;
+    }
+    let (forward, bytes) = (&decision.forward, u64::from(decision.bytes));
+    let forwarded = decision.verdict.is_forward();
+    let opens = u64::from(forwarded && forward.opens != 0);
+    if let Some(counters) = maps::service_counters(decision.service) {
+        count_in(counters, bytes, opens);
+        counters.dropped += u64::from(!forwarded);
+    }
+    if !forwarded {
+        return;
+    }
+    if let Some(counters) = maps::real_counters(forward.real) {
+        count_in(counters, bytes, opens);
+    }
+    if maps::config().is_some_and(|config| config.has(Config::FLAG_FLOW_ACCOUNTING)) {
+        // SAFETY: a helper without arguments.
+        let now = unsafe { bpf_ktime_get_ns() };
+        maps::count_flow(&forward.flow, decision.service, forward.real, bytes, now);
+    }
+}
+
+#[inline(always)]
+fn count_in(counters: &mut TrafficCounters, bytes: u64, opens: u64) {
+    counters.packets_in += 1;
+    counters.bytes_in += bytes;
+    counters.connections += opens;
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here panics; were there a call left, the verifier would refuse the endless loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

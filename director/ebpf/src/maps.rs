@@ -1,0 +1,126 @@
+//! The maps, and access to them as `decide` wants it.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::tables::{
+    Config, FlowKey, Interface, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES,
+    RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
+};
+use director_common::verdict::OUTCOME_COUNTERS;
+use director_common::{SLOTS, Slot};
+
+/// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
+/// element out again at once, under the eyes of a program that still reads it.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static SERVICES: HashMap<ServiceKey, ServiceEntry, MAX_SERVICE_KEYS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static TABLES: ArrayOfMaps<Array<SlotTable, 1>, MAX_TABLES> = ArrayOfMaps::new();
+#[btf_map]
+static REALS: Array<RealEntry, MAX_REALS> = Array::new();
+#[btf_map]
+static INTERFACES: HashMap<u32, Interface, MAX_INTERFACES, ON_DEMAND> = HashMap::new();
+/// Only user space reads and writes these; they are here to be created and pinned with the rest.
+#[btf_map]
+static NAMES: Array<ServiceName, MAX_SERVICES> = Array::new();
+#[btf_map]
+static OUTCOMES: PerCpuArray<u64, OUTCOME_COUNTERS> = PerCpuArray::new();
+#[btf_map]
+static SERVICE_STATS: PerCpuArray<TrafficCounters, MAX_SERVICES> = PerCpuArray::new();
+#[btf_map]
+static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
+/// User space sets the real size when it creates the map: 1 where flows are not accounted.
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
+
+/// The maps as [`Tables`].
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry> {
+        // SAFETY: user space replaces elements whole and they are freed after a grace period (ON_DEMAND).
+        unsafe { SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, table: u32, slot: u32) -> Option<Slot> {
+        let slots = TABLES.get_value(table, &0)?;
+        let slot = slot as usize;
+        if slot >= SLOTS {
+            return None;
+        }
+        // SAFETY: below the length, as just compared.
+        Some(Slot::from_bits(unsafe { *slots.get_unchecked(slot) }))
+    }
+
+    #[inline(always)]
+    fn real(&self, index: u32) -> Option<&RealEntry> {
+        REALS.get(index)
+    }
+
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        // SAFETY: as in `service`.
+        unsafe { INTERFACES.get(&ifindex) }
+    }
+}
+
+/// The settings.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Adds one to an outcome's counter on this processor.
+#[inline(always)]
+pub fn count_outcome(outcome: u32) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(outcome) {
+        // SAFETY: an element of this processor; nothing interrupts an XDP program on its processor with another.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// This processor's counters of a service.
+#[inline(always)]
+pub fn service_counters(service: u32) -> Option<&'static mut TrafficCounters> {
+    // SAFETY: as in `count_outcome`; the caller holds no other reference to the element.
+    SERVICE_STATS.get_ptr_mut(service).map(|counters| unsafe { &mut *counters })
+}
+
+/// This processor's counters of a real server.
+#[inline(always)]
+pub fn real_counters(real: u32) -> Option<&'static mut TrafficCounters> {
+    // SAFETY: as in `service_counters`.
+    REAL_STATS.get_ptr_mut(real).map(|counters| unsafe { &mut *counters })
+}
+
+/// Counts a packet of a flow. A flow's packets come in by one queue, so by one processor: where they do not,
+/// a packet may be missed, which is the price of not locking.
+#[inline(always)]
+pub fn count_flow(key: &FlowKey, service: u32, real: u32, bytes: u64, now: u64) {
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: elements of an LRU map stay mapped; a recycled one costs a miscount at worst.
+        unsafe {
+            (*flow).packets += 1;
+            (*flow).bytes += bytes;
+            (*flow).last_seen_ns = now;
+            (*flow).service = service;
+            (*flow).real = real;
+        }
+        return;
+    }
+    let flow = FlowCounters { packets: 1, bytes, last_seen_ns: now, service, real };
+    // A full map evicts; any other failure only loses the account of this packet.
+    let _ = FLOWS.insert(key, &flow, 0);
+}

@@ -1,0 +1,270 @@
+//! The data plane in the kernel: loading, adopting, attaching, feeding and reading it.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `spec` | what the caller asks for, checked |
+//! | `pins` | the folder of pins: its file system, the layout check, removal |
+//! | `maps` | typed handles of the maps |
+//! | `plan` | which service has which index, table and block of real servers |
+//! | `apply` | the changes that make the kernel equal to a specification |
+//! | `attach` | interfaces, and the programs on them |
+//! | `statistics` | counters and flows |
+//!
+//! Programs, links and maps are pinned. Dropping a [`Dataplane`] therefore changes nothing in the kernel, as
+//! does `kill -9`: packets go on being forwarded, and the next process finds everything and adopts it.
+//! [`Dataplane::detach`] is the clean end.
+
+mod apply;
+mod attach;
+mod error;
+mod maps;
+mod pins;
+mod plan;
+mod spec;
+mod statistics;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use aya::programs::Xdp;
+use aya::programs::links::PinnedLink;
+use aya::{Ebpf, EbpfLoader};
+use director_common::siphash::HashKey;
+use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
+
+pub use apply::ApplyReport;
+pub use attach::{AttachedInterface, AttachedMode};
+pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
+pub use spec::{Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError};
+pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
+
+use maps::Maps;
+use plan::Plan;
+
+/// The XDP program, as `build.rs` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director.bpf.o"));
+/// Name of the program in it.
+const PROGRAM: &str = "director";
+
+/// How the program is run on an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver where that can, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's network stack, on any interface; slower.
+    Generic,
+}
+
+/// What [`Dataplane::open`] needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder of the pins. A BPF file system is mounted there if it is not on one.
+    pub pin_dir: PathBuf,
+    /// Interfaces that [`Dataplane::attach`] puts the program on, by name.
+    pub interfaces: Vec<String>,
+    /// How the program is run on them.
+    pub mode: XdpMode,
+    /// Keep an account of every flow that passes: packets, bytes, last packet, real server.
+    pub flow_accounting: bool,
+    /// Flows accounted at one time; beyond, the least recently seen is forgotten.
+    pub flow_capacity: u32,
+    /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
+    pub discard_pins: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            pin_dir: PathBuf::from("/run/director/bpf"),
+            interfaces: Vec::new(),
+            mode: XdpMode::Auto,
+            flow_accounting: false,
+            flow_capacity: 65_536,
+            discard_pins: false,
+        }
+    }
+}
+
+/// What [`Dataplane::open`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// Nothing: everything is new and empty.
+    Fresh,
+    /// The data plane of an earlier process, forwarding all the while.
+    Adopted {
+        /// Names of its services.
+        services: Vec<String>,
+        /// Interfaces that still have the program on them.
+        interfaces: Vec<String>,
+    },
+}
+
+/// Way to a real server: what [`Dataplane::set_next_hop`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// Interface to leave by.
+    pub ifindex: u32,
+    /// That interface's link address.
+    pub source_mac: [u8; 6],
+    /// Link address of the real server, or of the gateway towards it.
+    pub destination_mac: [u8; 6],
+    /// Largest IP packet the interface takes, in bytes.
+    pub mtu: u32,
+}
+
+/// The data plane of this network namespace.
+pub struct Dataplane {
+    options: Options,
+    ebpf: Ebpf,
+    maps: Maps,
+    plan: Plan,
+    next_hops: BTreeMap<IpAddr, NextHop>,
+    links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
+}
+
+impl std::fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataplane").field("options", &self.options).field("links", &self.links).finish()
+    }
+}
+
+impl Dataplane {
+    /// Loads the program and creates the maps, or adopts those an earlier process pinned. No packet is touched
+    /// by this: [`Self::attach`] does that, once the tables are in.
+    ///
+    /// # Errors
+    /// [`OpenError`]; above all [`OpenError::Layout`] if what is pinned was made by another version.
+    pub fn open(options: &Options) -> Result<(Self, Adoption), OpenError> {
+        pins::prepare(&options.pin_dir)?;
+        if options.discard_pins {
+            pins::remove_all(&options.pin_dir)?;
+        }
+        let adopted = pins::check(&options.pin_dir)?;
+        let flows = if options.flow_accounting { options.flow_capacity.max(1) } else { 1 };
+        pins::drop_resized(&options.pin_dir, "FLOWS", flows)?;
+        let mut ebpf = load(&options.pin_dir, flows)?;
+        let program: &mut Xdp = ebpf
+            .program_mut(PROGRAM)
+            .ok_or(OpenError::Object("it has no program 'director'"))?
+            .try_into()
+            .map_err(OpenError::Program)?;
+        program.load().map_err(OpenError::Program)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.write_config(|config| fresh_config(config, options.flow_accounting))?;
+        let plan = Plan::read(&maps)?;
+        let next_hops = plan.next_hops(&maps)?;
+        let mut dataplane =
+            Self { options: options.clone(), ebpf, maps, plan, next_hops, links: BTreeMap::new() };
+        dataplane.adopt_links()?;
+        let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
+        Ok((dataplane, adoption))
+    }
+
+    /// Sets the cluster's secret, which decides every packet's slot. Equal on all directors; changing it moves
+    /// connections, so it is set once, before the first table.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses.
+    pub fn set_hash_key(&mut self, key: [u8; 16]) -> Result<(), ApplyError> {
+        let key = HashKey::from_bytes(key);
+        self.maps.write_config(|config| Config { hash_key: key, ..config }).map_err(ApplyError::Map)
+    }
+
+    /// Sets or, by `None`, forgets the way to the real server with this address, for all services that have it,
+    /// also those that will. Without a way its packets are dropped and counted as `no-next-hop`.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses.
+    pub fn set_next_hop(&mut self, address: IpAddr, next_hop: Option<NextHop>) -> Result<(), ApplyError> {
+        match next_hop {
+            Some(next_hop) => self.next_hops.insert(address, next_hop),
+            None => self.next_hops.remove(&address),
+        };
+        let wanted = maps::address(address);
+        for index in self.plan.real_indices() {
+            let real = self.maps.real(index).map_err(ApplyError::Map)?;
+            if real.address == wanted {
+                self.maps.set_way(index, real, next_hop).map_err(ApplyError::Map)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The way to the real server with this address, if one is known.
+    pub fn next_hop(&self, address: IpAddr) -> Option<NextHop> {
+        self.next_hops.get(&address).copied()
+    }
+
+    /// The clean end: takes the programs off the interfaces and removes every pin. Packets to VIPs are the
+    /// kernel's again.
+    ///
+    /// # Errors
+    /// [`DetachError`] if a pin cannot be removed.
+    pub fn detach(mut self) -> Result<(), DetachError> {
+        self.links.clear();
+        pins::remove_all(&self.options.pin_dir).map_err(DetachError)
+    }
+
+    /// The loaded program, to run it on a single packet (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    /// Never in practice: the program was there when it was loaded.
+    pub fn program(&self) -> Result<&Xdp, OpenError> {
+        self.ebpf
+            .program(PROGRAM)
+            .ok_or(OpenError::Object("it has no program 'director'"))?
+            .try_into()
+            .map_err(OpenError::Program)
+    }
+
+    /// Declares an interface's link address to the program without attaching to it: a test's packets come in by
+    /// the loopback interface.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses.
+    pub fn declare_interface(&mut self, ifindex: u32, mac: [u8; 6], native: bool) -> Result<(), ApplyError> {
+        self.maps.set_interface(ifindex, mac, native).map_err(ApplyError::Map)
+    }
+
+    fn adoption(&self) -> Adoption {
+        Adoption::Adopted {
+            services: self.plan.names().map(str::to_owned).collect(),
+            interfaces: self.links.keys().cloned().collect(),
+        }
+    }
+}
+
+fn load(pin_dir: &Path, flows: u32) -> Result<Ebpf, OpenError> {
+    let paths: Vec<(&str, PathBuf)> =
+        maps::NAMES.iter().map(|name| (*name, pins::map_path(pin_dir, name))).collect();
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("FLOWS", flows);
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.load(OBJECT).map_err(OpenError::Load)
+}
+
+fn fresh_config(config: Config, flow_accounting: bool) -> Config {
+    let others = config.flags & !Config::FLAG_FLOW_ACCOUNTING;
+    let flags = if flow_accounting { others | Config::FLAG_FLOW_ACCOUNTING } else { others };
+    Config { magic: CONFIG_MAGIC, layout: LAYOUT_VERSION, flags, ..config }
+}
+
+/// `entry` with the way replaced; the largest packet is capped at what the field holds.
+fn with_way(entry: RealEntry, next_hop: Option<NextHop>) -> RealEntry {
+    match next_hop {
+        None => RealEntry { ifindex: 0, ..entry },
+        Some(hop) => RealEntry {
+            ifindex: hop.ifindex,
+            mtu: u16::try_from(hop.mtu).unwrap_or(u16::MAX),
+            destination_mac: hop.destination_mac,
+            source_mac: hop.source_mac,
+            ..entry
+        },
+    }
+}

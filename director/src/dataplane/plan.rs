@@ -1,0 +1,150 @@
+//! Which service has which index, slot table and block of real servers.
+//!
+//! The kernel's maps are the truth: this is read from them when the data plane is opened, and kept in step by
+//! `apply`. Real servers of one service are a block of consecutive entries, some spare at its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use aya::maps::MapError;
+use director_common::tables::{
+    Address, MAX_REALS, MAX_SERVICES, MAX_TABLES, ServiceEntry, ServiceKey, SlotTable,
+};
+
+use super::NextHop;
+use super::maps::{Maps, Shared, ip_address};
+
+/// Smallest block of real servers, and what every block's size is a multiple of: room to grow in place.
+const BLOCK: u32 = 8;
+
+/// Consecutive entries of the real-server map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Block {
+    pub(super) base: u32,
+    pub(super) count: u32,
+}
+
+impl Block {
+    fn of(entry: &ServiceEntry) -> Self {
+        Self { base: entry.real_base, count: entry.real_count }
+    }
+
+    pub(super) fn indices(self) -> std::ops::Range<u32> {
+        self.base..self.base.saturating_add(self.count)
+    }
+}
+
+/// A service in the kernel.
+#[derive(Debug)]
+pub(super) struct Placement {
+    pub(super) index: u32,
+    pub(super) table: u32,
+    pub(super) block: Block,
+    pub(super) slots: Box<SlotTable>,
+}
+
+/// All of them, and what of the kernel's maps is taken.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) services: BTreeMap<String, Placement>,
+    /// What is in the service map.
+    pub(super) keys: BTreeMap<ServiceKey, ServiceEntry>,
+    /// Tables and blocks that packets on their way may still use.
+    pub(super) retired_tables: BTreeSet<u32>,
+    pub(super) retired_blocks: Vec<Block>,
+}
+
+impl Plan {
+    /// Reads the plan from the maps.
+    pub(super) fn read(maps: &Maps) -> Result<Self, MapError> {
+        let mut plan = Self::default();
+        for item in maps.services.iter() {
+            let (Shared(key), Shared(entry)) = item?;
+            plan.keys.insert(key, entry);
+        }
+        for index in 0..MAX_SERVICES as u32 {
+            if let Some(name) = maps.name(index)? {
+                plan.read_service(maps, index, name)?;
+            }
+        }
+        Ok(plan)
+    }
+
+    fn read_service(&mut self, maps: &Maps, index: u32, name: String) -> Result<(), MapError> {
+        let owned: Vec<ServiceEntry> = self
+            .keys
+            .iter()
+            .filter(|(key, entry)| key.kind != ServiceKey::KIND_VIP && entry.service == index)
+            .map(|(_, entry)| *entry)
+            .collect();
+        // A name without keys: its process died before it was in force. The index is as good as free.
+        let Some(entry) = owned.first() else { return Ok(()) };
+        for other in owned.iter().filter(|other| *other != entry) {
+            // A process died between the keys of one service. The next specification settles it.
+            self.retired_tables.insert(other.table);
+            self.retired_blocks.push(Block::of(other));
+        }
+        let Some(slots) = maps.table(entry.table)? else { return Ok(()) };
+        let placement = Placement { index, table: entry.table, block: Block::of(entry), slots };
+        self.services.insert(name, placement);
+        Ok(())
+    }
+
+    /// Names of the services, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.services.keys().map(String::as_str)
+    }
+
+    /// Every entry of the real-server map that belongs to some service.
+    pub(super) fn real_indices(&self) -> Vec<u32> {
+        self.services.values().flat_map(|placement| placement.block.indices()).collect()
+    }
+
+    /// The ways to real servers that an earlier process found.
+    pub(super) fn next_hops(&self, maps: &Maps) -> Result<BTreeMap<IpAddr, NextHop>, MapError> {
+        let mut next_hops = BTreeMap::new();
+        for index in self.real_indices() {
+            let real = maps.real(index)?;
+            if real.address != Address::default() && real.ifindex != 0 {
+                let next_hop = NextHop {
+                    ifindex: real.ifindex,
+                    source_mac: real.source_mac,
+                    destination_mac: real.destination_mac,
+                    mtu: u32::from(real.mtu),
+                };
+                next_hops.insert(ip_address(real.address), next_hop);
+            }
+        }
+        Ok(next_hops)
+    }
+
+    /// A service index that is free.
+    pub(super) fn free_index(&self) -> Option<u32> {
+        let named = self.services.values().map(|placement| placement.index);
+        let keyed = self.keys.iter().filter(|(key, _)| key.kind != ServiceKey::KIND_VIP);
+        let taken: BTreeSet<u32> = named.chain(keyed.map(|(_, entry)| entry.service)).collect();
+        (0..MAX_SERVICES as u32).find(|index| !taken.contains(index))
+    }
+
+    /// A table index that is free.
+    pub(super) fn free_table(&self) -> Option<u32> {
+        let taken: BTreeSet<u32> = self.services.values().map(|placement| placement.table).collect();
+        (0..MAX_TABLES as u32).find(|index| !taken.contains(index) && !self.retired_tables.contains(index))
+    }
+
+    /// A block for this many real servers: the first gap that holds it.
+    pub(super) fn free_block(&self, reals: usize) -> Option<Block> {
+        let count = u32::try_from(reals).ok()?.max(1).checked_next_multiple_of(BLOCK)?;
+        let mut taken: Vec<Block> = self.services.values().map(|placement| placement.block).collect();
+        taken.extend(&self.retired_blocks);
+        taken.sort_unstable();
+        let mut base = 0_u32;
+        for block in taken {
+            if block.base >= base.saturating_add(count) {
+                break;
+            }
+            base = base.max(block.base.saturating_add(block.count));
+        }
+        (base.saturating_add(count) <= MAX_REALS as u32).then_some(Block { base, count })
+    }
+}

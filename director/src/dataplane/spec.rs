@@ -1,0 +1,283 @@
+//! What the caller asks for, checked before anything changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
+use director_common::slot::MAX_POSITION;
+use director_common::tables::{
+    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceKey, SlotTable,
+};
+use director_common::{SLOTS, Slot};
+
+pub use director_common::tables::HashInput;
+
+use super::maps;
+
+/// Slot value in a specification that names no real server.
+pub(super) const NO_REAL: u16 = u16::MAX;
+
+/// A transport protocol the data plane balances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => PROTOCOL_TCP,
+            Self::Udp => PROTOCOL_UDP,
+        }
+    }
+}
+
+/// How packets reach a real server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Direct return: only the link addresses change, the real server owns the VIP too and answers the client
+    /// itself.
+    #[default]
+    DirectReturn,
+}
+
+/// One address a service answers on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceAddress {
+    /// The VIP.
+    pub address: IpAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port; 0 for all that no other service of the address has.
+    pub port: u16,
+}
+
+/// One real server of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealSpec {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+}
+
+/// One service, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec<'a> {
+    /// Its name, by which it is known across restarts.
+    pub name: &'a str,
+    /// The addresses it answers on: one at least.
+    pub addresses: Vec<ServiceAddress>,
+    /// What its slots depend on.
+    pub hash: HashInput,
+    /// How packets reach its real servers.
+    pub forwarding: Forwarding,
+    /// Its real servers by position.
+    pub reals: Vec<RealSpec>,
+    /// Position of each slot's owner, `u16::MAX` for none; [`SLOTS`] of them.
+    pub slots: &'a [u16],
+}
+
+/// What is wrong with a list of services. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A name that is empty or too long.
+    #[error("service name '{0}' must have 1 to {MAX_SERVICE_NAME} bytes")]
+    Name(String),
+    /// Two services of one name.
+    #[error("there are two services named '{0}'")]
+    DuplicateName(String),
+    /// A service without an address.
+    #[error("service '{0}' has no address")]
+    NoAddress(String),
+    /// Two services on one address, protocol and port.
+    #[error("service '{service}' and service '{other}' both want {address:?}")]
+    DuplicateAddress {
+        /// One of them.
+        service: String,
+        /// The other (the same, if it lists the address twice).
+        other: String,
+        /// What both want.
+        address: ServiceAddress,
+    },
+    /// An address family that is not forwarded.
+    #[error("service '{service}': {address} is not an IPv4 address, and only IPv4 is forwarded so far")]
+    Family {
+        /// The service.
+        service: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Direct return cannot rewrite ports.
+    #[error(
+        "service '{service}': real server {address} has port {port}, but direct return cannot change the \
+         port {wanted} of the service"
+    )]
+    Port {
+        /// The service.
+        service: String,
+        /// The real server.
+        address: IpAddr,
+        /// Its port.
+        port: u16,
+        /// The service's port.
+        wanted: u16,
+    },
+    /// Too many real servers.
+    #[error("service '{service}' has {count} real servers, at most {limit} are possible")]
+    TooManyReals {
+        /// The service.
+        service: String,
+        /// How many it has.
+        count: usize,
+        /// How many it may have.
+        limit: usize,
+    },
+    /// The wrong number of slots.
+    #[error("service '{service}' has {count} slots instead of {SLOTS}")]
+    SlotCount {
+        /// The service.
+        service: String,
+        /// How many it has.
+        count: usize,
+    },
+    /// A slot whose owner is not there.
+    #[error("service '{service}': slot {slot} names position {position}, but there are {count} real servers")]
+    Position {
+        /// The service.
+        service: String,
+        /// The slot.
+        slot: usize,
+        /// What it names.
+        position: u16,
+        /// How many real servers there are.
+        count: usize,
+    },
+    /// More services or addresses than the maps hold.
+    #[error("{count} {what} are more than the {limit} the data plane holds")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+}
+
+/// The keys of every service, by its place in the list, and the keys that only mark VIPs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Keys {
+    pub(super) services: Vec<Vec<ServiceKey>>,
+    pub(super) vips: BTreeSet<ServiceKey>,
+}
+
+/// Checks the whole list, and works out its keys.
+pub(super) fn check(services: &[ServiceSpec<'_>]) -> Result<Keys, SpecError> {
+    limit("services", services.len(), MAX_SERVICES)?;
+    let mut names = BTreeSet::new();
+    for service in services {
+        check_service(service)?;
+        if !names.insert(service.name) {
+            return Err(SpecError::DuplicateName(service.name.to_owned()));
+        }
+    }
+    let keys = keys(services)?;
+    limit(
+        "service addresses",
+        keys.services.iter().map(Vec::len).sum::<usize>() + keys.vips.len(),
+        MAX_SERVICE_KEYS,
+    )?;
+    Ok(keys)
+}
+
+fn limit(what: &'static str, count: usize, limit: usize) -> Result<(), SpecError> {
+    if count > limit { Err(SpecError::TooMany { what, count, limit }) } else { Ok(()) }
+}
+
+fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
+    let name = || service.name.to_owned();
+    if service.name.is_empty() || service.name.len() > MAX_SERVICE_NAME {
+        return Err(SpecError::Name(name()));
+    }
+    if service.addresses.is_empty() {
+        return Err(SpecError::NoAddress(name()));
+    }
+    let addresses = service.addresses.iter().map(|address| address.address);
+    if let Some(address) =
+        addresses.chain(service.reals.iter().map(|real| real.address)).find(IpAddr::is_ipv6)
+    {
+        return Err(SpecError::Family { service: name(), address });
+    }
+    let max_reals = usize::from(MAX_POSITION) + 1;
+    let count = service.reals.len();
+    if count > max_reals.min(MAX_REALS) {
+        return Err(SpecError::TooManyReals { service: name(), count, limit: max_reals.min(MAX_REALS) });
+    }
+    match service.forwarding {
+        Forwarding::DirectReturn => check_ports(service)?,
+    }
+    if service.slots.len() != SLOTS {
+        return Err(SpecError::SlotCount { service: name(), count: service.slots.len() });
+    }
+    let stray = |position: u16| position != NO_REAL && usize::from(position) >= count;
+    match service.slots.iter().position(|position| stray(*position)) {
+        Some(slot) => {
+            Err(SpecError::Position { service: name(), slot, position: service.slots[slot], count })
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_ports(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
+    for wanted in service.addresses.iter().map(|address| address.port).filter(|port| *port != 0) {
+        if let Some(real) = service.reals.iter().find(|real| real.port != wanted) {
+            return Err(SpecError::Port {
+                service: service.name.to_owned(),
+                address: real.address,
+                port: real.port,
+                wanted,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn keys(services: &[ServiceSpec<'_>]) -> Result<Keys, SpecError> {
+    let mut owners: BTreeMap<ServiceKey, &str> = BTreeMap::new();
+    let mut sharers: BTreeMap<ServiceKey, BTreeSet<&str>> = BTreeMap::new();
+    let mut keys = Keys::default();
+    for service in services {
+        for address in &service.addresses {
+            let vip = maps::address(address.address);
+            let key = ServiceKey::service(vip, address.protocol.number(), address.port);
+            if let Some(other) = owners.insert(key, service.name) {
+                let (service, other) = (service.name.to_owned(), other.to_owned());
+                return Err(SpecError::DuplicateAddress { service, other, address: *address });
+            }
+            sharers.entry(ServiceKey::fragment(vip, key.protocol)).or_default().insert(service.name);
+            keys.vips.insert(ServiceKey::vip(vip));
+        }
+    }
+    for service in services {
+        let own = owners.iter().filter(|(_, owner)| **owner == service.name).map(|(key, _)| *key);
+        // A fragment has no port: it can be told whose it is only where one service has the address alone.
+        let alone = |sharers: &BTreeSet<&str>| sharers.len() == 1 && sharers.contains(service.name);
+        let fragments = sharers.iter().filter(|(_, sharers)| alone(sharers)).map(|(key, _)| *key);
+        keys.services.push(own.chain(fragments).collect());
+    }
+    Ok(keys)
+}
+
+/// The slots as the kernel holds them.
+pub(super) fn pack(slots: &[u16]) -> Box<SlotTable> {
+    let packed: Vec<u32> = slots
+        .iter()
+        .map(|position| if *position == NO_REAL { Slot::EMPTY } else { Slot::settled(*position) }.bits())
+        .collect();
+    packed.into_boxed_slice().try_into().expect("invariant: the number of slots was checked")
+}

@@ -1,0 +1,136 @@
+//! Counters and flows, summed over processors and under the names users know.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use aya::maps::{MapData, MapError, PerCpuArray};
+use director_common::counters::TrafficCounters;
+use director_common::tables::Address;
+use director_common::verdict::Outcome;
+
+use super::Dataplane;
+use super::error::ReadError;
+use super::maps::{Shared, ip_address};
+
+/// All counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// By service name.
+    pub services: BTreeMap<String, ServiceCounters>,
+    /// Packets by outcome: every outcome, also those that never came.
+    pub outcomes: Vec<(Outcome, u64)>,
+}
+
+/// Counters of one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    /// Of the service.
+    pub total: TrafficCounters,
+    /// Of its real servers, in table position order.
+    pub reals: Vec<RealCounters>,
+}
+
+/// Counters of one real server of one service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealCounters {
+    /// Position in the service's table.
+    pub position: u16,
+    /// Address of the real server.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// A way to it is known.
+    pub reachable: bool,
+    /// The counters.
+    pub counters: TrafficCounters,
+}
+
+/// A flow that passed this director.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The client.
+    pub source: SocketAddr,
+    /// The VIP and port.
+    pub destination: SocketAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The service; `None` if it is gone.
+    pub service: Option<String>,
+    /// The real server; `None` if it is gone.
+    pub real: Option<IpAddr>,
+    /// Packets from the client.
+    pub packets: u64,
+    /// Bytes of those packets, IP header included.
+    pub bytes: u64,
+    /// Time of the last packet on `CLOCK_MONOTONIC`.
+    pub last_seen: Duration,
+}
+
+fn sum(map: &PerCpuArray<MapData, Shared<TrafficCounters>>, index: u32) -> Result<TrafficCounters, MapError> {
+    let mut total = TrafficCounters::default();
+    map.get(&index, 0)?.iter().for_each(|Shared(counters)| total.add(counters));
+    Ok(total)
+}
+
+impl Dataplane {
+    /// Reads every counter.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the kernel refuses.
+    pub fn counters(&self) -> Result<Counters, ReadError> {
+        let mut counters = Counters::default();
+        for (name, placement) in &self.plan.services {
+            let total = sum(&self.maps.service_stats, placement.index)?;
+            let mut reals = Vec::new();
+            for (position, index) in placement.block.indices().enumerate() {
+                let entry = self.maps.real(index)?;
+                if entry.address != Address::default() {
+                    reals.push(RealCounters {
+                        position: position as u16,
+                        address: ip_address(entry.address),
+                        port: entry.port,
+                        reachable: entry.ifindex != 0,
+                        counters: sum(&self.maps.real_stats, index)?,
+                    });
+                }
+            }
+            counters.services.insert(name.clone(), ServiceCounters { total, reals });
+        }
+        for (index, outcome) in Outcome::all() {
+            let packets = self.maps.outcomes.get(&index, 0)?.iter().sum();
+            counters.outcomes.push((outcome, packets));
+        }
+        Ok(counters)
+    }
+
+    /// Reads the accounted flows, in order; none where flow accounting is off.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the kernel refuses.
+    pub fn flows(&self) -> Result<Vec<Flow>, ReadError> {
+        let mut flows = Vec::new();
+        if !self.options.flow_accounting {
+            return Ok(flows);
+        }
+        let names: BTreeMap<u32, &str> =
+            self.plan.services.iter().map(|(name, placement)| (placement.index, name.as_str())).collect();
+        for item in self.maps.flows.iter() {
+            // An entry evicted while we walk is not an error, only not there any more.
+            let Ok((Shared(key), Shared(flow))) = item else { continue };
+            let real = self.maps.real(flow.real).ok().filter(|real| real.address != Address::default());
+            flows.push(Flow {
+                source: SocketAddr::new(ip_address(key.source), key.source_port),
+                destination: SocketAddr::new(ip_address(key.destination), key.destination_port),
+                protocol: key.protocol,
+                service: names.get(&flow.service).map(|name| (*name).to_owned()),
+                real: real.map(|real| ip_address(real.address)),
+                packets: flow.packets,
+                bytes: flow.bytes,
+                last_seen: Duration::from_nanos(flow.last_seen_ns),
+            });
+        }
+        flows.sort_by_key(|flow| (flow.destination, flow.source, flow.protocol));
+        Ok(flows)
+    }
+}

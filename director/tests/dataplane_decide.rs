@@ -1,0 +1,111 @@
+//! `decide` in user space: the case table, and input nobody intended.
+
+mod dataplane_fixture;
+
+use dataplane_fixture::cases::{INGRESS, cases, memory};
+use director_common::Action;
+use director_common::verdict::Outcome;
+use proptest::prelude::*;
+
+/// The outcome that a counter number stands for.
+fn outcome(number: u32) -> Outcome {
+    Outcome::all().find(|(index, _)| *index == number).expect("a known counter").1
+}
+
+#[test]
+fn every_case_has_its_outcome() {
+    let memory = memory();
+    for (what, frame, expected) in cases() {
+        let mut out = frame.clone();
+        let decision = memory.run(INGRESS, &mut out);
+        let (action, counter) = decision.verdict.disposition();
+        assert_eq!(outcome(counter), expected, "{what}");
+        match action {
+            Action::Transmit | Action::Redirect => {
+                assert_ne!(out[..12], frame[..12], "{what}: link addresses");
+                assert_eq!(out[22], frame[22] - 1, "{what}: time to live");
+                assert_eq!(out[26..], frame[26..], "{what}: nothing else changes");
+            }
+            Action::Pass | Action::Drop => assert_eq!(out, frame, "{what}: untouched"),
+        }
+    }
+}
+
+#[test]
+fn every_reason_has_a_case_or_is_an_internal_contradiction() {
+    let expected: Vec<Outcome> = cases().into_iter().map(|(_, _, outcome)| outcome).collect();
+    let missing: Vec<String> = Outcome::all()
+        .map(|(_, outcome)| outcome)
+        .filter(|outcome| !expected.contains(outcome))
+        .map(|outcome| format!("{outcome:?}"))
+        .collect();
+    // A frame shorter than 14 bytes cannot be injected; the others need tables that contradict themselves.
+    let excused =
+        ["Passed(ShortFrame)", "Passed(NotConfigured)", "Dropped(BadTable)", "Dropped(RewriteFailed)"];
+    assert_eq!(missing, excused);
+}
+
+#[test]
+fn source_hash_keeps_all_connections_of_a_client_together() {
+    let memory = memory();
+    let servers = |port: u16| {
+        let run = |source_port| {
+            let packet = dataplane_fixture::packets::Packet::tcp(
+                ("198.51.100.7", source_port),
+                ("203.0.113.10", port),
+                0x10,
+            );
+            memory.run(INGRESS, &mut packet.bytes()).forward.destination_mac
+        };
+        (1..500_u16).map(run).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    assert_eq!(servers(82), 1, "hash = source");
+    assert_eq!(servers(83), 2, "hash = source-port");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn random_frames_never_panic(mut frame in prop::collection::vec(any::<u8>(), 0..200), ifindex in 0_u32..3) {
+        let before = frame.clone();
+        let decision = memory_once().run(ifindex, &mut frame);
+        if !decision.verdict.is_forward() {
+            prop_assert_eq!(frame, before);
+        }
+    }
+
+    #[test]
+    fn damaged_packets_never_panic(
+        which in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        length in any::<prop::sample::Index>(),
+        truncate: bool,
+    ) {
+        let cases = cases_once();
+        let mut frame = cases[which.index(cases.len())].1.clone();
+        for (at, value) in damage {
+            let at = at.index(frame.len());
+            frame[at] = value;
+        }
+        if truncate {
+            frame.truncate(length.index(frame.len() + 1));
+        }
+        let before = frame.clone();
+        let decision = memory_once().run(INGRESS, &mut frame);
+        prop_assert_eq!(frame.len(), before.len());
+        if !decision.verdict.is_forward() {
+            prop_assert_eq!(frame, before);
+        }
+    }
+}
+
+fn memory_once() -> &'static dataplane_fixture::memory::Memory {
+    static MEMORY: std::sync::OnceLock<dataplane_fixture::memory::Memory> = std::sync::OnceLock::new();
+    MEMORY.get_or_init(memory)
+}
+
+fn cases_once() -> &'static [dataplane_fixture::cases::Case] {
+    static CASES: std::sync::OnceLock<Vec<dataplane_fixture::cases::Case>> = std::sync::OnceLock::new();
+    CASES.get_or_init(cases)
+}

@@ -1,0 +1,102 @@
+//! The tables of a specification in user space, as the oracle for those in the kernel.
+
+use std::collections::HashMap;
+
+use director::dataplane::{HashInput, NextHop, ServiceSpec};
+use director_common::packet::Buffer;
+use director_common::siphash::HashKey;
+use director_common::tables::{
+    Address, CONFIG_MAGIC, Config, Interface, LAYOUT_VERSION, RealEntry, ServiceEntry, ServiceKey, Tables,
+};
+use director_common::{Decision, Slot, decide};
+
+/// Tables in ordinary memory.
+#[derive(Debug)]
+pub struct Memory {
+    pub config: Config,
+    pub services: HashMap<ServiceKey, ServiceEntry>,
+    pub slots: Vec<Vec<Slot>>,
+    pub reals: Vec<RealEntry>,
+    pub interfaces: HashMap<u32, Interface>,
+}
+
+fn mapped(address: std::net::IpAddr) -> Address {
+    match address {
+        std::net::IpAddr::V4(address) => Address(address.to_ipv6_mapped().octets()),
+        std::net::IpAddr::V6(address) => Address(address.octets()),
+    }
+}
+
+impl Memory {
+    pub fn new(key: [u8; 16]) -> Self {
+        let config = Config {
+            magic: CONFIG_MAGIC,
+            layout: LAYOUT_VERSION,
+            hash_key: HashKey::from_bytes(key),
+            flags: Config::FLAG_ANY_PORT,
+            reserved: 0,
+        };
+        Self { config, services: HashMap::new(), slots: vec![], reals: vec![], interfaces: HashMap::new() }
+    }
+
+    pub fn add(&mut self, spec: &ServiceSpec<'_>, next_hop: impl Fn(std::net::IpAddr) -> Option<NextHop>) {
+        let flags = if spec.hash == HashInput::SourcePort { ServiceEntry::FLAG_HASH_PORT } else { 0 };
+        let entry = ServiceEntry {
+            service: self.slots.len() as u32,
+            table: self.slots.len() as u32,
+            real_base: self.reals.len() as u32,
+            real_count: spec.reals.len() as u32,
+            flags,
+        };
+        self.slots.push(
+            spec.slots
+                .iter()
+                .map(|slot| if *slot == u16::MAX { Slot::EMPTY } else { Slot::settled(*slot) })
+                .collect(),
+        );
+        for real in &spec.reals {
+            let mut entry =
+                RealEntry { port: real.port, address: mapped(real.address), ..Default::default() };
+            if let Some(hop) = next_hop(real.address) {
+                entry.ifindex = hop.ifindex;
+                entry.mtu = hop.mtu as u16;
+                entry.source_mac = hop.source_mac;
+                entry.destination_mac = hop.destination_mac;
+            }
+            self.reals.push(entry);
+        }
+        for address in &spec.addresses {
+            let vip = mapped(address.address);
+            self.services.insert(ServiceKey::service(vip, address.protocol.number(), address.port), entry);
+            self.services.insert(ServiceKey::vip(vip), ServiceEntry::default());
+        }
+    }
+
+    /// Decides and rewrites as the program does.
+    pub fn run(&self, ifindex: u32, frame: &mut [u8]) -> Decision {
+        let mut buffer = Buffer(frame);
+        let decision = decide(&buffer, ifindex, self);
+        if decision.verdict.is_forward() {
+            director_common::decide::rewrite(&mut buffer, &decision.forward).expect("same frame");
+        }
+        decision
+    }
+}
+
+impl Tables for Memory {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry> {
+        self.services.get(key)
+    }
+    fn slot(&self, table: u32, slot: u32) -> Option<Slot> {
+        self.slots.get(table as usize)?.get(slot as usize).copied()
+    }
+    fn real(&self, index: u32) -> Option<&RealEntry> {
+        self.reals.get(index as usize)
+    }
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        self.interfaces.get(&ifindex)
+    }
+}

@@ -1,0 +1,63 @@
+//! What the data-plane tests share: packets, tables in user space, and a thread with namespaces of its own.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this, and none exports it")]
+
+pub mod cases;
+pub mod memory;
+pub mod packets;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use director::dataplane::{Dataplane, Options};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs `body` in a thread with a network and a mount namespace of its own: interfaces, mounts and pins made in
+/// it vanish with it, however it ends.
+pub fn isolated<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root: it loads XDP programs");
+    let thread = std::thread::Builder::new().stack_size(16 << 20).spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("new namespaces");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+        mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("own /run");
+        run("ip", "link set lo up");
+        body()
+    });
+    match thread.expect("thread").join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Runs a command in the thread's namespaces; it must succeed. Returns what it prints.
+pub fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split_whitespace()).output().expect(program);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// Options with the folder of pins in the thread's own /run.
+pub fn options() -> Options {
+    Options { pin_dir: PathBuf::from("/run/director/bpf"), ..Options::default() }
+}
+
+/// A new data plane.
+pub fn open(options: &Options) -> Dataplane {
+    Dataplane::open(options).expect("opening the data plane").0
+}
+
+/// Waits until `condition` holds, or fails with `what`.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,159 @@
+//! The program in the kernel against `decide` in user space, packet by packet (`BPF_PROG_TEST_RUN`).
+
+mod dataplane_fixture;
+
+use aya::TestRunOptions;
+use aya::programs::TestRun as _;
+use dataplane_fixture::cases::{self, INGRESS, cases, fill, memory};
+use dataplane_fixture::packets::{ACK, Packet};
+use dataplane_fixture::{isolated, open, options};
+use director::dataplane::{Dataplane, Options};
+use director_common::verdict::Outcome;
+use director_common::{Action, Verdict};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// XDP's return values (`linux/bpf.h`).
+const fn code(action: Action) -> u32 {
+    match action {
+        Action::Drop => 1,
+        Action::Pass => 2,
+        Action::Transmit => 3,
+        Action::Redirect => 4,
+    }
+}
+
+/// Runs one frame through the program in the kernel.
+fn kernel(dataplane: &Dataplane, frame: &[u8]) -> (u32, Vec<u8>) {
+    let mut out = vec![0; frame.len() + 64];
+    let result = dataplane
+        .program()
+        .expect("program")
+        .test_run(TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() })
+        .expect("test run");
+    out.truncate(result.data_size_out as usize);
+    (result.return_value, out)
+}
+
+fn packets(dataplane: &Dataplane, wanted: Outcome) -> u64 {
+    let counters = dataplane.counters().expect("counters");
+    counters.outcomes.iter().find(|(outcome, _)| *outcome == wanted).expect("outcome").1
+}
+
+#[test]
+fn kernel_agrees_on_every_case() {
+    isolated(|| {
+        let mut dataplane = open(&options());
+        fill(&mut dataplane);
+        let memory = memory();
+        for (what, frame, expected) in cases() {
+            let mut want = frame.clone();
+            let (action, _) = memory.run(INGRESS, &mut want).verdict.disposition();
+            let before = packets(&dataplane, expected);
+            let (got, out) = kernel(&dataplane, &frame);
+            assert_eq!(got, code(action), "{what}");
+            assert_eq!(out, want, "{what}");
+            assert_eq!(packets(&dataplane, expected), before + 1, "{what}: counted as {expected:?}");
+        }
+        let counters = dataplane.counters().expect("counters");
+        let total: u64 = counters.outcomes.iter().map(|(_, packets)| packets).sum();
+        assert_eq!(total, cases().len() as u64, "every packet is counted once");
+    });
+}
+
+#[test]
+fn kernel_agrees_on_20_000_damaged_packets() {
+    isolated(|| {
+        let mut dataplane = open(&options());
+        fill(&mut dataplane);
+        let (memory, cases) = (memory(), cases());
+        let input = (
+            any::<prop::sample::Index>(),
+            prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            any::<prop::sample::Index>(),
+            prop::bool::weighted(0.3),
+            any::<u32>(),
+        );
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(20_000) });
+        let result = runner.run(&input, |(which, damage, length, truncate, source)| {
+            let mut frame = cases[which.index(cases.len())].1.clone();
+            if frame.len() >= 34 && !truncate {
+                frame[26..30].copy_from_slice(&source.to_be_bytes());
+                frame[24..26].fill(0);
+                let end = (14 + usize::from(frame[14] & 15) * 4).clamp(34, frame.len());
+                let sum = dataplane_fixture::packets::checksum(&frame[14..end / 2 * 2]);
+                frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            for (at, value) in damage {
+                let at = at.index(frame.len());
+                frame[at] = value;
+            }
+            if truncate {
+                frame.truncate(length.index(frame.len() + 1).max(14));
+            }
+            let mut want = frame.clone();
+            let verdict: Verdict = memory.run(INGRESS, &mut want).verdict;
+            let (got, out) = kernel(&dataplane, &frame);
+            prop_assert_eq!(got, code(verdict.disposition().0), "{:?}", verdict);
+            prop_assert_eq!(out, want, "{:?}", verdict);
+            Ok(())
+        });
+        result.expect("kernel and user space agree");
+    });
+}
+
+#[test]
+fn traffic_is_counted_per_service_real_server_and_flow() {
+    isolated(|| {
+        let mut dataplane = open(&Options { flow_accounting: true, ..options() });
+        fill(&mut dataplane);
+        let syn = Packet::tcp(("198.51.100.7", 1_000), ("203.0.113.10", 80), 0x02).bytes();
+        let data = Packet::tcp(("198.51.100.7", 1_000), ("203.0.113.10", 80), ACK).bytes();
+        let expired =
+            Packet::tcp(("198.51.100.7", 1_000), ("203.0.113.10", 80), ACK).with(|p| p.ttl = 1).bytes();
+        for frame in [&syn, &data, &data, &expired] {
+            let _ = kernel(&dataplane, frame);
+        }
+        let counters = dataplane.counters().expect("counters");
+        let here = &counters.services["here"];
+        assert_eq!((here.total.packets_in, here.total.bytes_in), (4, 4 * 45));
+        assert_eq!((here.total.connections, here.total.dropped), (1, 1));
+        let first = &here.reals[0];
+        assert_eq!(first.address.to_string(), "10.0.2.11");
+        assert_eq!((first.counters.packets_in, first.counters.connections), (3, 1));
+        assert_eq!(here.reals[1].counters.packets_in, 0);
+        let flows = dataplane.flows().expect("flows");
+        assert_eq!(flows.len(), 1);
+        assert_eq!((flows[0].packets, flows[0].bytes), (3, 3 * 45));
+        assert_eq!(flows[0].source.to_string(), "198.51.100.7:1000");
+        assert_eq!(flows[0].service.as_deref(), Some("here"));
+        assert_eq!(flows[0].real.map(|real| real.to_string()).as_deref(), Some("10.0.2.11"));
+    });
+}
+
+/// Prints what a packet costs; a bound generous enough for a busy machine guards against an accident.
+#[test]
+fn a_packet_costs_less_than_a_microsecond() {
+    isolated(|| {
+        let mut dataplane = open(&options());
+        fill(&mut dataplane);
+        let measure = |what: &str, frame: &[u8]| {
+            let options = TestRunOptions { data_in: Some(frame), repeat: 100_000, ..TestRunOptions::new() };
+            let result = dataplane.program().expect("program").test_run(options).expect("test run");
+            println!("{what}: {} ns", result.duration.as_nanos());
+            assert!(result.duration.as_nanos() < 1_000, "{what}");
+        };
+        let not_ours = Packet::tcp(("198.51.100.7", 1), ("10.9.9.9", 80), ACK).bytes();
+        measure("not for a VIP", &not_ours);
+        measure(
+            "not IPv4",
+            &Packet::tcp(("1.2.3.4", 1), ("10.9.9.9", 80), ACK).with(|p| p.ethertype = 0x86dd).bytes(),
+        );
+        // Repeated runs see the packet as the last one left it, so it must not be rewritten: dropped at the end.
+        measure(
+            "for a VIP, no next hop",
+            &Packet::tcp(("198.51.100.7", 1), ("203.0.113.10", 85), ACK).bytes(),
+        );
+        let _ = cases::HERE;
+    });
+}
