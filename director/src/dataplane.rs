@@ -199,6 +199,11 @@ impl Dataplane {
         self.next_hops.get(&address).copied()
     }
 
+    /// The ways in force, by real server; after an adoption those of the last run.
+    pub fn next_hops(&self) -> impl Iterator<Item = (IpAddr, NextHop)> + '_ {
+        self.next_hops.iter().map(|(address, hop)| (*address, *hop))
+    }
+
     /// The clean end: takes the programs off the interfaces and removes every pin. Packets to VIPs are the
     /// kernel's again.
     ///

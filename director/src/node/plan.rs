@@ -70,6 +70,16 @@ fn can_serve(table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
     table.reals.iter().any(|real| real.weight > 0 && reachable(real.address))
 }
 
+/// Share of all slots, over the services that both sets know, that `after` gives to other servers.
+pub(super) fn share_moved(before: &TableSet, after: &TableSet) -> f64 {
+    let pairs = after.services.iter().filter_map(|(name, table)| Some((before.services.get(name)?, table)));
+    let shares: Vec<f64> = pairs.map(|(old, new)| slots::share_moved(old, new)).collect();
+    match shares.len() {
+        0 => 0.0,
+        count => shares.iter().sum::<f64>() / count as f64,
+    }
+}
+
 /// What a reload changes, one line each; an error where the running process cannot follow.
 pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
     for (section, same) in [

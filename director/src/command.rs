@@ -1,0 +1,203 @@
+//! The `director` command line: what each subcommand asks the running director, and how it is shown.
+
+mod show;
+mod table;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use director_proto::control as wire;
+
+use crate::agent;
+use crate::config::Config;
+use crate::control::Socket;
+use crate::node;
+
+/// A layer-4 load balancer that scales out: one director of a cluster.
+#[derive(Parser)]
+#[command(name = "director", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run this node's director in the foreground.
+    ///
+    /// SIGTERM and SIGINT stop it cleanly: VIPs are withdrawn first, then the programs are removed. SIGHUP
+    /// reads the configuration again. Killed without warning, the kernel goes on forwarding, and the next
+    /// `director run` takes over what is pinned.
+    Run(Run),
+    /// Check a configuration file and say what is wrong with it, with line and column.
+    Check {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show what this director is doing.
+    Status(Ask),
+    /// Show virtual services, their real servers, slots and traffic.
+    Services(Ask),
+    /// Show OSPF neighbours.
+    Neighbors(Ask),
+    /// Show the other directors and whether they hold the same tables.
+    Peers(Ask),
+    /// Show flows that passed this director (needs `flow_accounting = true`).
+    Connections {
+        /// At most so many rows, the busiest first; 0 for all.
+        #[arg(long, default_value_t = 0)]
+        limit: u32,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Make the running director read its configuration file again.
+    Reload(Ask),
+    /// Prepare a real server for direct routing, until interrupted.
+    Agent(agent::Arguments),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Control socket: `@NAME` for an abstract one, or a path.
+    #[arg(long, value_name = "SOCKET", default_value_t)]
+    socket: Socket,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    log_format: LogFormat,
+    /// Remove programs and maps of an earlier run instead of taking them over: forwarding is interrupted.
+    #[arg(long)]
+    fresh: bool,
+}
+
+#[derive(Args)]
+struct Ask {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Control socket of the director: `@NAME` for an abstract one, or a path.
+    #[arg(long, value_name = "SOCKET", default_value_t)]
+    socket: Socket,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Cli {
+    /// Carries the command out.
+    pub async fn execute(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Run(run) => self::run(run).await,
+            Command::Check { config } => check(&config),
+            Command::Status(ask) => ask.status().await,
+            Command::Services(ask) => ask.services().await,
+            Command::Neighbors(ask) => ask.neighbors().await,
+            Command::Peers(ask) => ask.peers().await,
+            Command::Connections { limit, ask } => ask.connections(limit).await,
+            Command::Reload(ask) => ask.reload().await,
+            Command::Agent(arguments) => {
+                init_logging(LogFormat::Human);
+                Ok(agent::run(arguments).await?)
+            }
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "director", &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn run(run: Run) -> anyhow::Result<()> {
+    let config = Config::load(&run.config)?;
+    init_logging(run.log_format);
+    node::run(node::Start { config_path: run.config, config, socket: run.socket, fresh: run.fresh }).await
+}
+
+fn check(path: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let reals: usize = config.services.values().map(|service| service.reals.len()).sum();
+    print(&format!("{}: good: {} services, {reals} real servers\n", path.display(), config.services.len()))
+}
+
+fn init_logging(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Human => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Asks one question and shows the answer as a table or as JSON.
+macro_rules! question {
+    ($name:ident, $rpc:ident, $request:expr) => {
+        async fn $name(&self) -> anyhow::Result<()> {
+            let mut client = self.socket.connect().await?;
+            let answer = client.$rpc($request).await.map_err(said)?.into_inner();
+            self.print(&answer, show::$name)
+        }
+    };
+}
+
+impl Ask {
+    question!(status, get_status, wire::StatusRequest {});
+    question!(services, list_services, wire::ServicesRequest {});
+    question!(neighbors, list_neighbors, wire::NeighborsRequest {});
+    question!(peers, list_peers, wire::PeersRequest {});
+    question!(reload, reload, wire::ReloadRequest {});
+
+    async fn connections(&self, limit: u32) -> anyhow::Result<()> {
+        let mut client = self.socket.connect().await?;
+        let answer = client.list_connections(wire::ConnectionsRequest { limit }).await.map_err(said)?.into_inner();
+        match self.json {
+            // The rows themselves: scripts read this one.
+            true => print(&format!("{}\n", serde_json::to_string(&answer.connections)?)),
+            false => print(&show::connections(&answer)),
+        }
+    }
+
+    fn print<T: serde::Serialize>(&self, answer: &T, show: impl Fn(&T) -> String) -> anyhow::Result<()> {
+        match self.json {
+            true => print(&format!("{}\n", serde_json::to_string_pretty(answer)?)),
+            false => print(&show(answer)),
+        }
+    }
+}
+
+/// What the director answered instead of a reply.
+fn said(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{}", status.message())
+}
+
+/// Writes to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

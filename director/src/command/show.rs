@@ -1,0 +1,185 @@
+//! Answers of a director as text for people.
+
+use std::fmt::Write as _;
+
+use director_proto::control::{
+    Connections, Neighbors, Peers, ReloadReply, Services, Status, Traffic, VirtualService,
+};
+
+use super::table::render;
+
+fn dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+fn yes(flag: bool) -> String {
+    if flag { "yes" } else { "NO" }.to_owned()
+}
+
+/// Bytes with a binary unit, three digits.
+fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    line("director", format!("{} in cluster {} (version {})", status.router_id, status.cluster, status.version));
+    line("state", if status.reason.is_empty() { status.state.clone() } else { format!("{}: {}", status.state, status.reason) });
+    line("tables", format!("epoch {}, digest {}, leader {}", dash(&status.epoch), dash(&status.table_digest), dash(&status.leader)));
+    line("up", format!("{} s", status.uptime_seconds));
+    let interfaces: Vec<String> =
+        status.interfaces.iter().map(|interface| format!("{} ({})", interface.name, interface.xdp_mode)).collect();
+    line("data plane", format!("{}, XDP on {}", status.data_plane, dash(&interfaces.join(", "))));
+    for announcement in &status.announcements {
+        let owner = if announcement.service.is_empty() { "node" } else { &announcement.service };
+        line("announces", format!("{} metric {} ({owner})", announcement.prefix, announcement.metric));
+    }
+    for (title, counts) in [("packets", &status.verdicts), ("ospf refused", &status.ospf_refused)] {
+        let rows: Vec<[String; 2]> = counts
+            .iter()
+            .filter(|count| count.packets > 0)
+            .map(|count| [count.name.clone(), count.packets.to_string()])
+            .collect();
+        if !rows.is_empty() {
+            text.push('\n');
+            text.push_str(&render([title, ">count"], &rows));
+        }
+    }
+    text
+}
+
+fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
+    let traffic = traffic.cloned().unwrap_or_default();
+    [traffic.connections.to_string(), traffic.packets_in.to_string(), bytes(traffic.bytes_in)]
+}
+
+fn service(service: &VirtualService) -> String {
+    let port = if service.port == 0 { "all".to_owned() } else { service.port.to_string() };
+    let mut text = format!(
+        "{}  {} {}:{port}  {} by {}, {}  table {}  {}\n",
+        service.name,
+        service.protocol,
+        service.vip,
+        service.scheduler,
+        service.hash,
+        service.forwarding,
+        dash(&service.table_digest),
+        if service.announced { "announced" } else { "not announced" },
+    );
+    let rows: Vec<[String; 8]> = service
+        .reals
+        .iter()
+        .map(|real| {
+            let [connections, packets, size] = traffic(real.traffic.as_ref());
+            [
+                format!("{}:{}", real.address, real.port),
+                real.weight.to_string(),
+                real.slots.to_string(),
+                format!("{:.1}", real.ideal_slots),
+                connections,
+                packets,
+                size,
+                dash(&real.next_hop),
+            ]
+        })
+        .collect();
+    let table =
+        render(["real server", ">weight", ">slots", ">ideal", ">conns", ">packets", ">bytes", "next hop"], &rows);
+    for line in table.lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+    text
+}
+
+pub(super) fn services(services: &Services) -> String {
+    services.services.iter().map(service).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn neighbors(neighbors: &Neighbors) -> String {
+    let rows: Vec<[String; 8]> = neighbors
+        .neighbors
+        .iter()
+        .map(|neighbor| {
+            [
+                neighbor.router_id.clone(),
+                neighbor.address.clone(),
+                neighbor.interface.clone(),
+                neighbor.state.clone(),
+                dash(&neighbor.role),
+                format!("{:.1} s", neighbor.dead_in_ms as f64 / 1000.0),
+                format!("{} s", neighbor.uptime_seconds),
+                neighbor.reason.clone(),
+            ]
+        })
+        .collect();
+    render(["router id", "address", "interface", "state", "role", ">dead in", ">up", ""], &rows)
+}
+
+pub(super) fn peers(peers: &Peers) -> String {
+    let rows: Vec<[String; 9]> = peers
+        .peers
+        .iter()
+        .map(|peer| {
+            [
+                peer.address.clone(),
+                dash(&peer.router_id),
+                peer.state.clone(),
+                dash(&peer.epoch),
+                dash(&peer.table_digest),
+                yes(peer.same_tables),
+                yes(peer.same_config),
+                format!("{} ms", peer.last_heard_ms),
+                peer.refused.clone(),
+            ]
+        })
+        .collect();
+    let titles =
+        ["address", "router id", "state", "epoch", "digest", "same tables", "same config", ">heard", ""];
+    format!(
+        "epoch {}, digest {}, leader {}\n\n{}",
+        dash(&peers.epoch),
+        dash(&peers.table_digest),
+        dash(&peers.leader),
+        render(titles, &rows)
+    )
+}
+
+pub(super) fn connections(connections: &Connections) -> String {
+    let rows: Vec<[String; 8]> = connections
+        .connections
+        .iter()
+        .map(|connection| {
+            [
+                connection.protocol.clone(),
+                connection.source.clone(),
+                connection.destination.clone(),
+                connection.service.clone(),
+                connection.real.clone(),
+                connection.packets.to_string(),
+                bytes(connection.bytes),
+                format!("{:.1} s ago", connection.last_seen_ms as f64 / 1000.0),
+            ]
+        })
+        .collect();
+    render(
+        ["proto", "source", "destination", "service", "real server", ">packets", ">bytes", ">last seen"],
+        &rows,
+    )
+}
+
+pub(super) fn reload(reply: &ReloadReply) -> String {
+    match reply.changes.is_empty() {
+        true => "nothing changed\n".to_owned(),
+        false => reply.changes.iter().map(|change| format!("{change}\n")).collect(),
+    }
+}

@@ -1,0 +1,323 @@
+//! One director at work: starts the parts in the right order, and keeps each in step with the others.
+//!
+//! A single loop owns all state. Everything that happens comes to it as an event: tables from the cluster,
+//! next hops from the resolver, questions from the control socket, signals. The order of a start matters
+//! (DESIGN "Life of a director"):
+//!
+//! 1. the control socket, which also keeps a second director out of this network namespace;
+//! 2. the data plane: loaded, or adopted from the last run, which has been forwarding all the while;
+//! 3. the sync service, which brings the cluster's tables;
+//! 4. tables into the kernel, programs onto the interfaces;
+//! 5. only then OSPF, with the VIPs that can be served.
+//!
+//! A clean stop goes the other way: VIPs are withdrawn and LSAs flushed while packets are still forwarded.
+
+mod answers;
+mod cluster;
+mod plan;
+mod views;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use director_proto::control::ReloadReply;
+use director_proto::control::control_server::ControlServer;
+use director_proto::tables::TableSet;
+use ipnet::Ipv4Net;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Config;
+use crate::control::{Socket, from_root};
+use crate::dataplane::{Adoption, Dataplane};
+use crate::next_hop::{self, Resolver};
+use answers::{Asker, Question};
+use plan::Announcement;
+
+/// What `director run` was told.
+pub struct Start {
+    /// Where the configuration came from; read again on reload.
+    pub config_path: PathBuf,
+    /// The configuration.
+    pub config: Config,
+    /// The control socket.
+    pub socket: Socket,
+    /// Whether to discard what an earlier run left in the kernel.
+    pub fresh: bool,
+}
+
+/// Runs the director until it is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from starting; once it serves, trouble is logged and shown, not fatal.
+pub async fn run(start: Start) -> anyhow::Result<()> {
+    let listener = start.socket.listen()?;
+    let metrics = match start.config.metrics {
+        Some(address) => Some(crate::metrics::bind(address).await?),
+        None => None,
+    };
+    let (questions_in, questions) = mpsc::channel(64);
+    let asker = Asker(questions_in);
+    let control = tonic::transport::Server::builder()
+        .add_service(ControlServer::new(asker.clone()).max_encoding_message_size(256 << 20))
+        .serve_with_incoming(from_root(listener));
+    tokio::spawn(async move {
+        if let Err(error) = control.await {
+            tracing::error!(%error, "control socket");
+        }
+    });
+    if let Some(listener) = metrics {
+        tokio::spawn(crate::metrics::serve(listener, move || asker.clone().metrics()));
+    }
+    Node::start(start).await?.serve(questions).await
+}
+
+/// All state of a running director.
+struct Node {
+    config_path: PathBuf,
+    config: Config,
+    started: Instant,
+    dataplane: Dataplane,
+    adoption: Adoption,
+    /// Whether the programs are on the interfaces.
+    attached: bool,
+    resolver: Resolver,
+    ways: mpsc::UnboundedReceiver<next_hop::Change>,
+    sync: syncd::Handle,
+    sync_events: mpsc::Receiver<syncd::Event>,
+    standing: syncd::Standing,
+    tables: Option<Arc<TableSet>>,
+    routing: Option<routing::Handle>,
+    /// Whether OSPF has been let loose.
+    routing_enabled: bool,
+    announced: BTreeMap<Ipv4Net, Announcement>,
+    /// Why the node does not serve, if it should but cannot.
+    trouble: Option<String>,
+}
+
+impl Node {
+    async fn start(start: Start) -> anyhow::Result<Self> {
+        let Start { config_path, config, fresh, .. } = start;
+        let (dataplane, adoption) = Dataplane::open(&cluster::dataplane_options(&config, fresh))?;
+        match &adoption {
+            Adoption::Fresh => tracing::info!("data plane loaded"),
+            Adoption::Adopted { services, interfaces } => {
+                tracing::info!(?services, ?interfaces, "data plane of an earlier run taken over");
+            }
+        }
+        let (resolver, ways) = Resolver::start(dataplane.next_hops()).context("next hops")?;
+        let (sync, sync_events) = syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
+        let routing = match cluster::routing_config(&config) {
+            Some(routing) => Some(routing::Routing::spawn(routing).await.context("OSPF")?),
+            None => None,
+        };
+        Ok(Self {
+            config_path,
+            config,
+            started: Instant::now(),
+            dataplane,
+            adoption,
+            attached: false,
+            resolver,
+            ways,
+            sync,
+            sync_events,
+            standing: syncd::Standing::Joining,
+            tables: None,
+            routing,
+            routing_enabled: false,
+            announced: BTreeMap::new(),
+            trouble: None,
+        })
+    }
+
+    async fn serve(mut self, mut questions: mpsc::Receiver<Question>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                event = self.sync_events.recv() => match event {
+                    Some(event) => self.handle_sync(event).await,
+                    None => anyhow::bail!("the sync service has ended"),
+                },
+                change = self.ways.recv() => match change {
+                    Some(change) => self.handle_way(change),
+                    None => anyhow::bail!("the next-hop resolver has ended"),
+                },
+                Some(question) = questions.recv() => self.answer(question).await,
+                _ = hangup.recv() => match self.reload().await {
+                    Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+                    Err(error) => tracing::error!("configuration not reloaded: {error}"),
+                },
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        self.stop().await
+    }
+
+    /// Withdraws while packets are still forwarded, then takes the programs away.
+    async fn stop(self) -> anyhow::Result<()> {
+        tracing::info!("stopping: VIPs are withdrawn");
+        if let Some(routing) = &self.routing {
+            routing.shutdown(routing::Stop::Flush).await;
+        }
+        self.sync.shutdown().await;
+        self.dataplane.detach()?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn handle_way(&mut self, change: next_hop::Change) {
+        let next_hop::Change { address, next_hop } = change;
+        match &next_hop {
+            Some(hop) => tracing::info!(real = %address, way = views::way(*hop), "real server reachable"),
+            None => tracing::warn!(real = %address, "real server unreachable: no route, or no answer to ARP"),
+        }
+        if let Err(error) = self.dataplane.set_next_hop(address, next_hop) {
+            tracing::error!(real = %address, %error, "next hop");
+        }
+        self.announce();
+    }
+
+    async fn handle_sync(&mut self, event: syncd::Event) {
+        match event {
+            syncd::Event::NeedTables { previous } => {
+                let dealt = plan::deal(&self.config, previous.as_deref());
+                let mut key = [0; 16];
+                if let Err(error) = cluster::random(&mut key) {
+                    tracing::error!(%error, "no random hash key: no tables are dealt");
+                    return;
+                }
+                self.propose(dealt, key).await;
+            }
+            syncd::Event::TablesInForce(tables) => self.handle_tables(tables),
+            syncd::Event::Standing(standing) => {
+                tracing::info!(?standing, "standing in the cluster");
+                self.standing = standing;
+                self.announce();
+            }
+            event => tracing::info!(?event, "cluster"),
+        }
+    }
+
+    async fn propose(&mut self, services: BTreeMap<String, director_proto::tables::ServiceTable>, key: [u8; 16]) {
+        match self.sync.propose(services, key).await {
+            Ok(epoch) => tracing::info!(%epoch, "tables dealt"),
+            Err(error) => tracing::warn!(%error, "tables not dealt"),
+        }
+    }
+
+    /// Puts tables into the kernel. Until that has worked the node announces nothing.
+    fn handle_tables(&mut self, tables: Arc<TableSet>) {
+        let before = self.tables.replace(Arc::clone(&tables));
+        let moved = before.as_deref().map(|before| plan::share_moved(before, &tables));
+        tracing::info!(epoch = %tables.epoch, digest = %tables.digest(), moved, "tables in force");
+        for name in self.config.services.keys().filter(|name| !tables.services.contains_key(*name)) {
+            tracing::warn!(service = name, "the cluster has no table for this service: it is not announced");
+        }
+        self.feed();
+    }
+
+    /// Makes the kernel equal to configuration and tables, then lets packets and routing loose.
+    fn feed(&mut self) {
+        self.trouble = self.try_feed().err().map(|error| format!("{error:#}"));
+        if let Some(trouble) = &self.trouble {
+            tracing::error!(trouble, "data plane");
+        }
+        self.announce();
+    }
+
+    fn try_feed(&mut self) -> anyhow::Result<()> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        self.dataplane.set_hash_key(tables.hash_key).context("hash key")?;
+        let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
+        tracing::debug!(?report, "services applied");
+        self.resolver.watch(cluster::real_addresses(&self.config, tables));
+        if !self.attached {
+            for interface in self.dataplane.attach().context("XDP")? {
+                tracing::info!(interface = interface.name, mode = ?interface.mode, "XDP attached");
+            }
+            self.attached = true;
+        }
+        Ok(())
+    }
+
+    /// Announces what can be served now, and lets OSPF loose once the first tables are at work.
+    fn announce(&mut self) {
+        let serving = self.serving();
+        let dataplane = &self.dataplane;
+        let wanted = plan::announcements(
+            &self.config,
+            self.tables.as_deref(),
+            |real: IpAddr| dataplane.next_hop(real).is_some(),
+            serving,
+        );
+        let Some(routing) = &self.routing else { return };
+        if wanted != self.announced {
+            for (prefix, announcement) in &wanted {
+                if self.announced.get(prefix) != Some(announcement) {
+                    tracing::info!(%prefix, metric = announcement.metric, "announced");
+                }
+            }
+            for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+                tracing::info!(%prefix, "withdrawn");
+            }
+            routing.announce(wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect());
+            self.announced = wanted;
+        }
+        if serving && !self.routing_enabled {
+            routing.enable();
+            self.routing_enabled = true;
+        }
+    }
+
+    /// Whether tables are current and in the kernel.
+    fn serving(&self) -> bool {
+        self.attached && self.trouble.is_none() && self.standing == syncd::Standing::Current
+    }
+
+    /// Reads the configuration again; all or nothing.
+    async fn reload(&mut self) -> Result<Vec<String>, String> {
+        let config = Config::load(&self.config_path).map_err(|error| error.to_string())?;
+        let changes = plan::differences(&self.config, &config)?;
+        if changes.is_empty() {
+            return Ok(changes);
+        }
+        self.config = config;
+        self.sync.set_config_digest(self.config.services_digest()).await;
+        if self.sync.status().await.leader == Some(self.config.node.router_id) {
+            let dealt = plan::deal(&self.config, self.tables.as_deref());
+            let key = self.tables.as_ref().map_or([0; 16], |tables| tables.hash_key);
+            self.propose(dealt, key).await;
+        }
+        self.feed();
+        Ok(changes)
+    }
+
+    async fn answer(&mut self, question: Question) {
+        // A client that has gone away needs no answer.
+        match question {
+            Question::Status(reply) => reply_with(reply, self.status().await),
+            Question::Services(reply) => reply_with(reply, self.services()),
+            Question::Neighbors(reply) => reply_with(reply, self.neighbors().await),
+            Question::Peers(reply) => reply_with(reply, self.peers().await),
+            Question::Connections(limit, reply) => reply_with(reply, self.connections(limit)),
+            Question::Reload(reply) => {
+                reply_with(reply, self.reload().await.map(|changes| ReloadReply { changes }));
+            }
+        }
+    }
+}
+
+fn reply_with<T>(reply: oneshot::Sender<T>, answer: T) {
+    let _: Result<(), T> = reply.send(answer);
+}
+
+/// How long a part may take to answer a question.
+const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,0 +1,80 @@
+//! The node's configuration, in the words of each part.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read as _};
+use std::net::IpAddr;
+
+use director_proto::tables::TableSet;
+
+use crate::config::{Config, Protocol, XdpMode};
+use crate::dataplane::{self, Forwarding, HashInput, RealSpec, ServiceAddress, ServiceSpec};
+
+pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
+    dataplane::Options {
+        pin_dir: config.node.pin_dir.clone(),
+        interfaces: config.node.interfaces.clone(),
+        mode: match config.node.xdp_mode {
+            XdpMode::Auto => dataplane::XdpMode::Auto,
+            XdpMode::Native => dataplane::XdpMode::Native,
+            XdpMode::Generic => dataplane::XdpMode::Generic,
+        },
+        flow_accounting: config.node.flow_accounting,
+        discard_pins: fresh,
+        ..dataplane::Options::default()
+    }
+}
+
+pub(super) fn sync_config(config: &Config) -> syncd::Config {
+    let cluster = &config.cluster;
+    syncd::Config {
+        cluster: cluster.name.clone(),
+        router_id: config.node.router_id,
+        listen: cluster.listen,
+        peers: cluster.peers.clone(),
+        tls: cluster.tls.as_ref().map(|tls| syncd::TlsFiles {
+            ca: tls.ca.clone(),
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+        }),
+        state_dir: Some(config.node.state_dir.clone()),
+        grace: cluster.grace,
+        heartbeat: cluster.heartbeat,
+        dead: cluster.dead,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config_digest: config.services_digest(),
+        allow_plaintext: false,
+    }
+}
+
+/// What the kernel shall hold: every configured service that the cluster has a table for.
+pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<ServiceSpec<'a>> {
+    let with_table = config.services.iter().filter_map(|(name, service)| Some((name, service, tables.services.get(name)?)));
+    with_table
+        .map(|(name, service, table)| ServiceSpec {
+            name,
+            addresses: vec![ServiceAddress {
+                address: service.vip.into(),
+                protocol: match service.protocol {
+                    Protocol::Tcp => dataplane::Protocol::Tcp,
+                    Protocol::Udp => dataplane::Protocol::Udp,
+                },
+                port: service.port,
+            }],
+            hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
+            forwarding: Forwarding::Direct,
+            reals: table.reals.iter().map(|real| RealSpec { address: real.address, port: real.port }).collect(),
+            slots: &table.slots,
+        })
+        .collect()
+}
+
+/// Addresses whose next hops the kernel needs.
+pub(super) fn real_addresses(config: &Config, tables: &TableSet) -> BTreeSet<IpAddr> {
+    let tables = config.services.keys().filter_map(|name| tables.services.get(name));
+    tables.flat_map(|table| &table.reals).map(|real| real.address).collect()
+}
+
+/// Fills `bytes` from the operating system's source of randomness.
+pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
+    std::fs::File::open("/dev/urandom")?.read_exact(bytes)
+}

@@ -1,0 +1,263 @@
+//! What the node shows of itself: its state as messages of the control protocol.
+
+use director_proto::control as wire;
+use director_proto::tables::ServiceTable;
+
+use super::{Node, PATIENCE};
+use crate::config::Service;
+use crate::dataplane::{Adoption, Counters, Forwarding, NextHop};
+use crate::slots;
+
+impl Node {
+    pub(super) async fn status(&self) -> wire::Status {
+        let sync = self.sync.status().await;
+        let routing = self.routing_status().await;
+        let (state, reason) = self.state(routing.as_ref());
+        let counters = self.counters();
+        let count = |(name, packets): (&str, u64)| wire::Count { name: name.to_owned(), packets };
+        wire::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            router_id: self.config.node.router_id.to_string(),
+            cluster: self.config.cluster.name.clone(),
+            state: state.to_owned(),
+            reason,
+            epoch: self.tables.as_ref().map(|tables| tables.epoch.to_string()).unwrap_or_default(),
+            table_digest: self.tables.as_ref().map(|tables| tables.digest().to_string()).unwrap_or_default(),
+            leader: sync.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            data_plane: match self.adoption {
+                Adoption::Fresh => "fresh".to_owned(),
+                Adoption::Adopted { .. } => "adopted".to_owned(),
+            },
+            interfaces: self
+                .dataplane
+                .interfaces()
+                .into_iter()
+                .map(|interface| wire::Interface {
+                    name: interface.name,
+                    ifindex: interface.ifindex,
+                    xdp_mode: interface.mode.name().to_owned(),
+                })
+                .collect(),
+            announcements: self
+                .announced
+                .iter()
+                .map(|(prefix, announcement)| wire::Announcement {
+                    prefix: prefix.to_string(),
+                    metric: announcement.metric.into(),
+                    service: announcement.service.clone(),
+                })
+                .collect(),
+            verdicts: counters
+                .outcomes
+                .iter()
+                .map(|(outcome, packets)| count((outcome.name(), *packets)))
+                .collect(),
+            ospf_refused: routing
+                .map(|status| status.counters.iter().map(|(name, packets)| count((name, *packets))).collect())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// One word for what the node is doing, and why if it is not serving.
+    fn state(&self, routing: Option<&routing::Status>) -> (&'static str, String) {
+        if let Some(trouble) = &self.trouble {
+            return ("waiting", trouble.clone());
+        }
+        match self.standing {
+            syncd::Standing::Current if !self.attached => ("waiting", "programs are not attached yet".to_owned()),
+            syncd::Standing::Current => match routing {
+                Some(routing) if routing.neighbors.iter().all(|neighbor| !neighbor.is_full()) => {
+                    ("waiting", "no OSPF neighbour is Full".to_owned())
+                }
+                _ => ("serving", String::new()),
+            },
+            syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
+            ref other => ("diverged", format!("{other:?}")),
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.dataplane.counters().unwrap_or_else(|error| {
+            tracing::error!(%error, "counters");
+            Counters::default()
+        })
+    }
+
+    async fn routing_status(&self) -> Option<routing::Status> {
+        let status = self.routing.as_ref()?.status();
+        tokio::time::timeout(PATIENCE, status).await.ok()
+    }
+
+    pub(super) fn services(&self) -> wire::Services {
+        let counters = self.counters();
+        let services = self
+            .config
+            .services
+            .iter()
+            .map(|(name, service)| {
+                let table = self.tables.as_ref().and_then(|tables| tables.services.get(name));
+                self.service(name, service, table, &counters)
+            })
+            .collect();
+        wire::Services { services }
+    }
+
+    fn service(
+        &self,
+        name: &str,
+        service: &Service,
+        table: Option<&ServiceTable>,
+        counters: &Counters,
+    ) -> wire::VirtualService {
+        let counted = counters.services.get(name);
+        wire::VirtualService {
+            name: name.to_owned(),
+            vip: service.vip.to_string(),
+            protocol: service.protocol.name().to_owned(),
+            port: service.port.into(),
+            scheduler: service.scheduler.name().to_owned(),
+            hash: if service.hash_port { "source-port" } else { "source" }.to_owned(),
+            forwarding: format!("{:?}", Forwarding::Direct).to_lowercase(),
+            table_digest: table.map(|table| table.digest().to_string()).unwrap_or_default(),
+            announced: self.announced.contains_key(&super::plan::host(service.vip)),
+            traffic: counted.map(|counted| traffic(&counted.total)),
+            reals: table.map(|table| self.reals(table, counted)).unwrap_or_default(),
+        }
+    }
+
+    fn reals(
+        &self,
+        table: &ServiceTable,
+        counted: Option<&crate::dataplane::ServiceCounters>,
+    ) -> Vec<wire::RealServer> {
+        let total: f64 = table.reals.iter().map(|real| f64::from(real.weight)).sum();
+        let counts = slots::counts(table);
+        table
+            .reals
+            .iter()
+            .zip(counts)
+            .enumerate()
+            // A server that has gone keeps its position for a while.
+            .filter(|(_, (real, count))| real.weight > 0 || *count > 0)
+            .map(|(position, (real, count))| wire::RealServer {
+                address: real.address.to_string(),
+                port: real.port.into(),
+                weight: real.weight,
+                slots: u32::try_from(count).unwrap_or(u32::MAX),
+                ideal_slots: match total > 0.0 {
+                    true => f64::from(real.weight) * director_proto::tables::SLOTS as f64 / total,
+                    false => 0.0,
+                },
+                next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
+                traffic: counted
+                    .and_then(|counted| counted.reals.iter().find(|real| usize::from(real.position) == position))
+                    .map(|real| traffic(&real.counters)),
+            })
+            .collect()
+    }
+
+    pub(super) async fn neighbors(&self) -> wire::Neighbors {
+        let Some(status) = self.routing_status().await else { return wire::Neighbors::default() };
+        let neighbors = status
+            .neighbors
+            .into_iter()
+            .map(|neighbor| wire::Neighbor {
+                state: neighbor.state.to_string(),
+                router_id: neighbor.router_id.to_string(),
+                address: neighbor.address.to_string(),
+                interface: neighbor.interface,
+                priority: neighbor.priority.into(),
+                role: neighbor.role.to_string(),
+                dead_in_ms: neighbor.dead_in_ms,
+                uptime_seconds: neighbor.uptime_seconds,
+                reason: neighbor.reason,
+            })
+            .collect();
+        wire::Neighbors { neighbors }
+    }
+
+    pub(super) async fn peers(&self) -> wire::Peers {
+        let status = self.sync.status().await;
+        let show = |value: Option<String>| value.unwrap_or_default();
+        wire::Peers {
+            epoch: show(status.epoch.map(|epoch| epoch.to_string())),
+            table_digest: show(status.digest.map(|digest| digest.to_string())),
+            leader: show(status.leader.map(|leader| leader.to_string())),
+            peers: status
+                .peers
+                .into_iter()
+                .map(|peer| wire::Peer {
+                    address: peer.address.to_string(),
+                    router_id: show(peer.router_id.map(|id| id.to_string())),
+                    boot_id: show(peer.boot_id.map(|id| id.to_string())),
+                    state: peer.state.to_string(),
+                    epoch: show(peer.epoch.map(|epoch| epoch.to_string())),
+                    table_digest: show(peer.digest.map(|digest| digest.to_string())),
+                    same_tables: peer.same_tables,
+                    same_config: peer.same_config,
+                    last_heard_ms: peer.last_heard_ms.unwrap_or_default(),
+                    round_trip_ms: peer.rtt_ms.unwrap_or_default(),
+                    version: peer.version,
+                    refused: show(peer.refused),
+                    messages_in: peer.messages_in,
+                    messages_out: peer.messages_out,
+                    bytes_in: peer.bytes_in,
+                    bytes_out: peer.bytes_out,
+                    unacknowledged: peer.unacked,
+                })
+                .collect(),
+        }
+    }
+
+    pub(super) fn connections(&self, limit: u32) -> Result<wire::Connections, String> {
+        if !self.config.node.flow_accounting {
+            return Err("flows are not counted here: set flow_accounting = true in [node] and restart the director".to_owned());
+        }
+        let mut flows = self.dataplane.flows().map_err(|error| format!("flows: {error}"))?;
+        flows.sort_by_key(|flow| std::cmp::Reverse(flow.packets));
+        if limit > 0 {
+            flows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
+        let connections = flows
+            .into_iter()
+            .map(|flow| wire::Connection {
+                protocol: protocol(flow.protocol),
+                source: flow.source.to_string(),
+                destination: flow.destination.to_string(),
+                service: flow.service.unwrap_or_default(),
+                real: flow.real.map(|real| real.to_string()).unwrap_or_default(),
+                packets: flow.packets,
+                bytes: flow.bytes,
+                last_seen_ms: u64::try_from(flow.last_seen.as_millis()).unwrap_or(u64::MAX),
+            })
+            .collect();
+        Ok(wire::Connections { connections })
+    }
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn traffic(counters: &director_common::counters::TrafficCounters) -> wire::Traffic {
+    wire::Traffic {
+        packets_in: counters.packets_in,
+        bytes_in: counters.bytes_in,
+        packets_out: counters.packets_out,
+        bytes_out: counters.bytes_out,
+        connections: counters.connections,
+    }
+}
+
+/// A next hop for people: link address and interface.
+pub(super) fn way(hop: NextHop) -> String {
+    let [a, b, c, d, e, f] = hop.destination_mac;
+    let name = nix::net::if_::if_indextoname(hop.ifindex)
+        .map_or_else(|_| format!("#{}", hop.ifindex), |name| name.to_string_lossy().into_owned());
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} on {name}")
+}
