@@ -1,3 +1,4 @@
 //! The node.
 
 pub mod dataplane;
+pub mod next_hop;
