@@ -1,4 +1,5 @@
 //! The node.
 
+pub mod agent;
 pub mod dataplane;
 pub mod next_hop;

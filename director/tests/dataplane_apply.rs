@@ -4,9 +4,9 @@ mod dataplane_fixture;
 
 use std::net::IpAddr;
 
+use aya::TestRunOptions;
 use aya::maps::{Array, Map, MapData};
 use aya::programs::TestRun as _;
-use aya::TestRunOptions;
 use dataplane_fixture::cases::{self, HERE, INGRESS, KEY, Slots, services};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
 use dataplane_fixture::{isolated, open, options};
@@ -57,8 +57,7 @@ fn ready() -> Dataplane {
 fn sent_to(dataplane: &Dataplane, client: u8) -> Result<u8, u32> {
     let frame = Packet::tcp((&format!("198.51.100.{client}"), 5), (VIP, 80), ACK).bytes();
     let mut out = vec![0; frame.len()];
-    let options =
-        TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let options = TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
     let result = dataplane.program().expect("program").test_run(options).expect("run");
     if result.return_value == 3 { Ok(out[5]) } else { Err(result.return_value) }
 }
@@ -89,8 +88,9 @@ fn a_server_leaving_and_a_server_coming_switch_only_their_slots() {
         assert!(before.contains(&Ok(11)) && before.contains(&Ok(12)));
         // Position 1 leaves, position 2 takes its slots.
         let replaced: Vec<u16> = two.iter().map(|slot| if *slot == 1 { 2 } else { 0 }).collect();
-        let report =
-            dataplane.apply(&[web("web", &["10.0.2.11", "10.0.2.12", "10.0.2.13"], &replaced)]).expect("apply");
+        let report = dataplane
+            .apply(&[web("web", &["10.0.2.11", "10.0.2.12", "10.0.2.13"], &replaced)])
+            .expect("apply");
         assert_eq!((report.switched.as_slice(), report.reals_written), (["web".to_owned()].as_slice(), 1));
         for (client, before) in before.into_iter().enumerate() {
             let expected = if before == Ok(12) { Ok(13) } else { before };
@@ -111,7 +111,10 @@ fn replacing_a_server_in_force_never_sends_by_the_old_table_to_the_new_server() 
         assert_eq!(report.switched, ["web"]);
         assert_eq!(sent_to(&dataplane, 7), Ok(14));
         let counters = dataplane.counters().expect("counters");
-        assert_eq!(counters.services["web"].reals[0].counters.packets_in, 1, "the new server starts from zero");
+        assert_eq!(
+            counters.services["web"].reals[0].counters.packets_in, 1,
+            "the new server starts from zero"
+        );
         assert_eq!(counters.services["web"].total.packets_in, 2);
     });
 }
@@ -239,7 +242,9 @@ fn maps_of_another_version_are_refused_with_the_way_out() {
         config.set(0, value, 0).expect("config");
 
         match Dataplane::open(&options()) {
-            Err(error @ OpenError::Layout { .. }) => assert!(error.to_string().contains("--fresh"), "{error}"),
+            Err(error @ OpenError::Layout { .. }) => {
+                assert!(error.to_string().contains("--fresh"), "{error}")
+            }
             other => panic!("{other:?}"),
         }
         let fresh = Options { discard_pins: true, ..options() };

@@ -96,7 +96,11 @@ fn connect() -> TcpStream {
 fn service(slots: &[u16]) -> ServiceSpec<'_> {
     ServiceSpec {
         name: "web",
-        addresses: vec![ServiceAddress { address: VIP.parse().expect("vip"), protocol: Protocol::Tcp, port: 80 }],
+        addresses: vec![ServiceAddress {
+            address: VIP.parse().expect("vip"),
+            protocol: Protocol::Tcp,
+            port: 80,
+        }],
         hash: HashInput::SourcePort,
         forwarding: Forwarding::DirectReturn,
         reals: vec![RealSpec { address: REAL.parse().expect("real"), port: 80 }],
@@ -204,7 +208,13 @@ fn a_real_server_that_falls_silent_loses_its_way_and_gets_it_back() {
     isolated(|| {
         build();
         // Impatient neighbour discovery, so that the test is quick.
-        for setting in ["base_reachable_time_ms=500", "retrans_time_ms=100", "delay_first_probe_time=1", "mcast_solicit=1", "ucast_solicit=1"] {
+        for setting in [
+            "base_reachable_time_ms=500",
+            "retrans_time_ms=100",
+            "delay_first_probe_time=1",
+            "mcast_solicit=1",
+            "ucast_solicit=1",
+        ] {
             run("sysctl", &format!("-q -w net.ipv4.neigh.d1.{setting}"));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

@@ -110,8 +110,12 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
     let mut link_address = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(IpAddr::V4(*found)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => address = Some(IpAddr::V6(*found)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
+                address = Some(IpAddr::V4(*found))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
+                address = Some(IpAddr::V6(*found))
+            }
             NeighbourAttribute::LinkLayerAddress(bytes) => link_address = mac(bytes),
             _ => {}
         }

@@ -77,9 +77,9 @@ pub(super) fn resolve(address: IpAddr, ways: &Ways, before: Option<NextHop>) -> 
         Some(Neighbour::Known { mac, .. }) => Some(way(*mac)),
         Some(Neighbour::Failed) => None,
         // Not said to be gone: the same station as before, as long as it is on the same link.
-        Some(Neighbour::Resolving) | None => before
-            .filter(|before| before.ifindex == route.ifindex)
-            .map(|before| way(before.destination_mac)),
+        Some(Neighbour::Resolving) | None => {
+            before.filter(|before| before.ifindex == route.ifindex).map(|before| way(before.destination_mac))
+        }
     }
 }
 
