@@ -61,7 +61,7 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
                 port: service.port,
             }],
             hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
-            forwarding: Forwarding::Direct,
+            forwarding: Forwarding::DirectReturn,
             reals: table.reals.iter().map(|real| RealSpec { address: real.address, port: real.port }).collect(),
             slots: &table.slots,
         })

@@ -1,11 +1,13 @@
 //! What the node shows of itself: its state as messages of the control protocol.
 
+use std::time::Duration;
+
 use director_proto::control as wire;
 use director_proto::tables::ServiceTable;
 
 use super::{Node, PATIENCE};
 use crate::config::Service;
-use crate::dataplane::{Adoption, Counters, Forwarding, NextHop};
+use crate::dataplane::{Adoption, Counters, NextHop};
 use crate::slots;
 
 impl Node {
@@ -118,7 +120,7 @@ impl Node {
             port: service.port.into(),
             scheduler: service.scheduler.name().to_owned(),
             hash: if service.hash_port { "source-port" } else { "source" }.to_owned(),
-            forwarding: format!("{:?}", Forwarding::Direct).to_lowercase(),
+            forwarding: "dr".to_owned(),
             table_digest: table.map(|table| table.digest().to_string()).unwrap_or_default(),
             announced: self.announced.contains_key(&super::plan::host(service.vip)),
             traffic: counted.map(|counted| traffic(&counted.total)),
@@ -219,6 +221,7 @@ impl Node {
         if limit > 0 {
             flows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         }
+        let now = monotonic();
         let connections = flows
             .into_iter()
             .map(|flow| wire::Connection {
@@ -229,11 +232,16 @@ impl Node {
                 real: flow.real.map(|real| real.to_string()).unwrap_or_default(),
                 packets: flow.packets,
                 bytes: flow.bytes,
-                last_seen_ms: u64::try_from(flow.last_seen.as_millis()).unwrap_or(u64::MAX),
+                last_seen_ms: u64::try_from(now.saturating_sub(flow.last_seen).as_millis()).unwrap_or(u64::MAX),
             })
             .collect();
         Ok(wire::Connections { connections })
     }
+}
+
+/// The clock that packets are stamped with.
+fn monotonic() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 fn protocol(number: u8) -> String {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use director::dataplane::{HashInput, NextHop, ServiceSpec};
+use director_common::decide::rewrite;
 use director_common::packet::Buffer;
 use director_common::siphash::HashKey;
 use director_common::tables::{
@@ -77,7 +78,7 @@ impl Memory {
         let mut buffer = Buffer(frame);
         let decision = decide(&buffer, ifindex, self);
         if decision.verdict.is_forward() {
-            director_common::decide::rewrite(&mut buffer, &decision.forward).expect("same frame");
+            rewrite(&mut buffer, &decision.forward).expect("same frame");
         }
         decision
     }

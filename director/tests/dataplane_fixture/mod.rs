@@ -52,12 +52,3 @@ pub fn options() -> Options {
 pub fn open(options: &Options) -> Dataplane {
     Dataplane::open(options).expect("opening the data plane").0
 }
-
-/// Waits until `condition` holds, or fails with `what`.
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "never happened: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-}
