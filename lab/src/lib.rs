@@ -4,6 +4,8 @@
 //! - [`topology`] reads the file; pure.
 //! - [`deploy`] makes it real and removes it again.
 
+pub mod deploy;
+pub mod graph;
 pub mod topology;
 
 pub use topology::{Topology, TopologyError};
