@@ -6,6 +6,7 @@
 
 pub mod deploy;
 pub mod graph;
+pub mod load;
 pub mod topology;
 
 pub use topology::{Topology, TopologyError};
