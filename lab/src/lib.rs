@@ -4,9 +4,11 @@
 //! - [`topology`] reads the file; pure.
 //! - [`deploy`] makes it real and removes it again.
 
+pub mod demo;
 pub mod deploy;
 pub mod graph;
 pub mod load;
+pub mod routes;
 pub mod topology;
 
 pub use topology::{Topology, TopologyError};

@@ -5,6 +5,7 @@
 //! buffer hides up to about a second of an outage, the price of a download that can be slow at all.
 
 pub mod content;
+pub mod control;
 mod download;
 mod http;
 mod report;

@@ -1,13 +1,15 @@
 //! The `lab` command.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lab::deploy::{self, Lab, Options};
-use lab::{Topology, graph};
+use lab::load::{Plan, control};
+use lab::{Topology, demo, graph};
 
 /// Network labs on one machine: containerlab topologies on plain namespaces.
 #[derive(Parser)]
@@ -51,6 +53,18 @@ enum Action {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Hold slow downloads through a service and check every byte; add short requests at a steady rate.
+    Load(LoadArguments),
+    /// Write a content file as the load expects it from the servers.
+    Content {
+        /// File to write.
+        file: PathBuf,
+        /// Its length.
+        #[arg(long)]
+        bytes: u64,
+    },
+    /// Run the demo: a cluster under load loses directors and clients notice nothing.
+    Demo(DemoArguments),
     /// Draw a topology.
     Graph {
         /// Topology file.
@@ -59,6 +73,53 @@ enum Action {
         #[arg(long)]
         dot: bool,
     },
+}
+
+#[derive(clap::Args)]
+struct LoadArguments {
+    /// Address and port of the service.
+    #[arg(long)]
+    target: SocketAddr,
+    /// Downloads held open.
+    #[arg(long, default_value_t = 2000)]
+    connections: usize,
+    /// Short requests a second.
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+    /// Seconds to run; until interrupted when left out.
+    #[arg(long)]
+    duration: Option<u64>,
+    /// File that holds a fresh sample, five times a second.
+    #[arg(long)]
+    status: Option<PathBuf>,
+    /// Take commands from standard input (sample, mark, connections, stop), answer in lines of JSON.
+    #[arg(long)]
+    control: bool,
+}
+
+#[derive(clap::Args)]
+struct DemoArguments {
+    /// Topology file.
+    #[arg(long, default_value = "lab/ecmp.clab.yml")]
+    topology: PathBuf,
+    /// The `director` binary.
+    #[arg(long, default_value = "target/release/director")]
+    director: PathBuf,
+    /// Where lab/ecmp/prepare.sh put its files.
+    #[arg(long, default_value = "lab/ecmp/generated")]
+    data: PathBuf,
+    /// Slow downloads.
+    #[arg(long, default_value_t = 2000)]
+    connections: usize,
+    /// Short requests a second.
+    #[arg(long, default_value_t = 200)]
+    rate: u32,
+    /// Leave the lab up.
+    #[arg(long)]
+    keep: bool,
+    /// Write the results to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +146,9 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Inspect { lab: None, json: true } => println!("{}", serde_json::to_string_pretty(&deploy::running())?),
         Action::Inspect { lab: Some(lab), json } => inspect(&Lab::attach(&lab_name(&lab)?)?, json)?,
         Action::Exec { lab, node, command } => return exec(lab, &node, &command),
+        Action::Load(arguments) => return run_load(arguments),
+        Action::Content { file, bytes } => lab::load::content::write(&file, bytes)?,
+        Action::Demo(arguments) => return run_demo(arguments),
         Action::Graph { topology, dot } => {
             let topology = Topology::load(topology)?;
             print!("{}", if dot { graph::dot(&topology) } else { graph::text(&topology) });
@@ -150,4 +214,43 @@ fn exec(lab: Option<String>, node: &str, command: &[String]) -> Result<ExitCode>
     let status = lab.command(node, &argv)?.status().with_context(|| format!("running {} in {node}", command[0]))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(ExitCode::from(code))
+}
+
+fn run_load(arguments: LoadArguments) -> Result<ExitCode> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let plan = Plan::new(arguments.target, arguments.connections, arguments.rate);
+    let options = control::Options {
+        status: arguments.status,
+        duration: arguments.duration.map(Duration::from_secs),
+        commands: arguments.control,
+    };
+    let report = tokio::runtime::Runtime::new()?.block_on(control::serve(plan, options))?;
+    println!("{}", serde_json::to_string(&report)?);
+    let total = report.total;
+    let clean = total.failures.total() + total.requests.failures.total() + total.wrong_bytes == 0;
+    // The runtime's thread that reads standard input cannot be interrupted.
+    std::process::exit(i32::from(!clean));
+}
+
+fn run_demo(arguments: DemoArguments) -> Result<ExitCode> {
+    let existing = |path: &PathBuf, remedy: &str| {
+        path.canonicalize().with_context(|| format!("{}: {remedy}", path.display()))
+    };
+    let plan = demo::Plan {
+        director: existing(&arguments.director, "build it: cargo build --release -p director")?,
+        data: existing(&arguments.data, "make it: lab/ecmp/prepare.sh")?,
+        topology: arguments.topology,
+        connections: arguments.connections,
+        rate: arguments.rate,
+        keep: arguments.keep,
+    };
+    let begin = Instant::now();
+    let outcome = demo::run(&plan, &mut |line| println!("[{:6.1} s] {line}", begin.elapsed().as_secs_f64()))?;
+    println!("\n{}", outcome.table());
+    if let Some(file) = arguments.json {
+        std::fs::write(&file, serde_json::to_vec_pretty(&outcome)?).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
