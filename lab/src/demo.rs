@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::deploy::{Lab, Options};
 use crate::load::control::Remote;
-use crate::load::{Sample, Stage};
+use crate::load::{Failures, Sample, Stage};
 use crate::routes::{NextHops, RouteWatch};
 use crate::topology::Topology;
-use flows::Carriers;
+use flows::{Carriers, Ledger};
 pub use table::{Outcome, StepResult};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -47,6 +47,10 @@ pub struct Plan {
     pub rate: u32,
     /// Leave the lab up afterwards.
     pub keep: bool,
+    /// Replace a running lab of the same name.
+    pub reconfigure: bool,
+    /// Name of the lab, instead of the file's.
+    pub name: Option<String>,
 }
 
 /// Runs the demo; `say` gets a line for each thing that happened.
@@ -55,16 +59,24 @@ pub struct Plan {
 /// When the lab cannot be put up or something besides the promise fails; a broken promise is in the outcome.
 pub fn run(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
     let begin = Instant::now();
-    let topology = Topology::load_with(&plan.topology, &|name| match name {
+    let mut topology = Topology::load_with(&plan.topology, &|name| match name {
         "DIRECTOR" => Some(plan.director.display().to_string()),
         "ECMP_DATA" => Some(plan.data.display().to_string()),
         other => std::env::var(other).ok(),
     })?;
-    let mut lab = Lab::up(&topology, &Options { reconfigure: true, ..Options::default() })?;
+    if let Some(name) = &plan.name {
+        topology = topology.renamed(name)?;
+    }
+    let mut lab = Lab::up(&topology, &Options { reconfigure: plan.reconfigure, ..Options::default() })?;
     if plan.keep {
         lab.keep();
     }
-    say(&format!("lab {} is up: {} nodes, {:.1} s", topology.name, topology.nodes.len(), begin.elapsed().as_secs_f64()));
+    say(&format!(
+        "lab {} is up: {} nodes, {:.1} s",
+        topology.name,
+        topology.nodes.len(),
+        begin.elapsed().as_secs_f64()
+    ));
     let result = Demo::start(&lab, plan, begin, say).and_then(|demo| demo.play(say));
     if !result.as_ref().is_ok_and(Outcome::passed) {
         say_logs(&lab, say);
@@ -92,8 +104,9 @@ struct Demo<'a> {
     lab: &'a Lab,
     watches: Vec<RouteWatch>,
     load: Remote,
+    ledger: Ledger,
+    /// Who carried which flow when the last step was over.
     carriers: Carriers,
-    alive: BTreeSet<usize>,
     last: Sample,
     steps: Vec<StepResult>,
 }
@@ -117,15 +130,19 @@ impl<'a> Demo<'a> {
         })?;
         let complaint = up.is_none().then(|| "not all downloads came up in time".to_owned());
         let indices: Vec<_> = DIRECTORS.iter().copied().enumerate().collect();
-        let earlier = flows::carriers(lab, &indices, WATCH)?;
-        let carriers = flows::carriers(lab, &indices, WATCH)?;
-        let last = load.mark()?;
-        let mut demo = Self { lab, watches, load, carriers, alive: all, last, steps: Vec::new() };
-        demo.last = Sample { failures: Default::default(), wrong_bytes: 0, ..demo.last };
-        demo.last.requests.failures = Default::default();
+        let mut ledger = Ledger::new(DIRECTORS.len());
+        ledger.carriers(lab, &indices)?;
+        let earlier = watch_flows(&mut ledger, lab, &indices)?;
+        let carriers = watch_flows(&mut ledger, lab, &indices)?;
+        // The first step counts from nothing.
+        let mut last = load.mark()?;
+        last.failures = Failures::default();
+        last.requests.failures = Failures::default();
+        last.wrong_bytes = 0;
+        let mut demo = Self { lab, watches, load, ledger, carriers, last, steps: Vec::new() };
         let now = demo.load.sample()?;
         let sources = demo.sources()?;
-        let (seen, changed) = flows::compare(&sources, &earlier, &demo.carriers);
+        let (seen, changed) = flows::compare(&sources, &earlier, &demo.carriers, &demo.carriers);
         let name = "three next hops on both switches, load is up";
         demo.conclude(name, &now, (seen, changed), switches_ms, complaint, say);
         Ok(demo)
@@ -133,7 +150,10 @@ impl<'a> Demo<'a> {
 
     fn play(mut self, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
         self.step("director1 lost: kill -9, links down", &[1, 2], say, |lab| {
-            lab.sh(DIRECTORS[0], "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done")
+            lab.sh(
+                DIRECTORS[0],
+                "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done",
+            )
         })?;
         self.step("director1 comes back and rejoins", &[0, 1, 2], say, |lab| {
             lab.sh(DIRECTORS[0], "for i in 1 2 3; do ip link set eth$i up; done")?;
@@ -144,7 +164,12 @@ impl<'a> Demo<'a> {
             start_director(lab, DIRECTORS[1])
         })?;
         let report = self.load.stop()?;
-        Ok(Outcome { steps: self.steps, requests: report.total.requests.succeeded, bytes: report.total.bytes, seconds: 0.0 })
+        Ok(Outcome {
+            steps: self.steps,
+            requests: report.total.requests.succeeded,
+            bytes: report.total.bytes,
+            seconds: 0.0,
+        })
     }
 
     /// Does something to the cluster, waits until it has come to rest with the `expected` directors, and takes stock.
@@ -162,12 +187,12 @@ impl<'a> Demo<'a> {
         act(self.lab)?;
         let complaint = self.rest(&expected)?;
         let switches_ms = self.last_change(begin);
-        self.alive = expected;
-        let indices: Vec<_> = self.alive.iter().map(|&index| (index, DIRECTORS[index])).collect();
-        let after = flows::carriers(self.lab, &indices, WATCH)?;
+        let indices: Vec<_> = expected.iter().map(|&index| (index, DIRECTORS[index])).collect();
+        let during = self.ledger.carriers(self.lab, &indices)?;
+        let end = watch_flows(&mut self.ledger, self.lab, &indices)?;
         let now = self.load.sample()?;
-        let (seen, changed) = flows::compare(&self.sources()?, &self.carriers, &after);
-        self.carriers = after;
+        let (seen, changed) = flows::compare(&self.sources()?, &self.carriers, &during, &end);
+        self.carriers = end;
         self.conclude(name, &now, (seen, changed), switches_ms, complaint, say);
         Ok(())
     }
@@ -179,7 +204,11 @@ impl<'a> Demo<'a> {
             Ok((all_have(watches, expected)? && all_answer(lab, expected)?).then_some(()))
         })?;
         if ready.is_none() {
-            return Ok(Some(format!("after {} s the next hops are: {}", CONVERGE_LIMIT.as_secs(), describe(watches)?)));
+            return Ok(Some(format!(
+                "after {} s the next hops are: {}",
+                CONVERGE_LIMIT.as_secs(),
+                describe(watches)?
+            )));
         }
         let mut quiet_since = Instant::now();
         let settled = wait(QUIET + SETTLE_LIMIT, || {
@@ -188,12 +217,18 @@ impl<'a> Demo<'a> {
             }
             Ok((quiet_since.elapsed() >= QUIET).then_some(()))
         })?;
-        Ok(settled.is_none().then(|| format!("no quiet within {} s; next hops: {}", SETTLE_LIMIT.as_secs(), describe_or(watches))))
+        Ok(settled.is_none().then(|| {
+            format!("no quiet within {} s; next hops: {}", SETTLE_LIMIT.as_secs(), describe_or(watches))
+        }))
     }
 
     /// Milliseconds from `begin` until the later switch made its last change.
     fn last_change(&self, begin: Instant) -> Option<u64> {
-        let last = self.watches.iter().filter_map(|watch| watch.changes_since(begin).last().map(|(at, _)| *at)).max()?;
+        let last = self
+            .watches
+            .iter()
+            .filter_map(|watch| watch.changes_since(begin).last().map(|(at, _)| *at))
+            .max()?;
         Some(millis(last.duration_since(begin)))
     }
 
@@ -217,7 +252,8 @@ impl<'a> Demo<'a> {
         let resets = reset(now) - reset(&self.last);
         let unseen = now.alive.saturating_sub(seen);
         // A zero in "changed" must mean something: nearly every download has to be on some director's list.
-        let blind = (unseen * 50 > now.alive).then(|| format!("{unseen} downloads are on no director's list"));
+        let blind =
+            (unseen * 50 > now.alive).then(|| format!("{unseen} downloads are on no director's list"));
         let result = StepResult {
             step: name.to_owned(),
             alive: now.alive,
@@ -236,10 +272,27 @@ impl<'a> Demo<'a> {
     }
 }
 
+/// Who carries which flow now.
+fn watch_flows(ledger: &mut Ledger, lab: &Lab, directors: &[(usize, &str)]) -> Result<Carriers> {
+    std::thread::sleep(WATCH);
+    ledger.carriers(lab, directors)
+}
+
 fn start_load(lab: &Lab, plan: &Plan) -> Result<Remote> {
-    let (connections, rate, target) = (plan.connections.to_string(), plan.rate.to_string(), format!("{VIP}:80"));
+    let (connections, rate, target) =
+        (plan.connections.to_string(), plan.rate.to_string(), format!("{VIP}:80"));
     // This very program: /proc is the same in every node, wherever the binary lies.
-    let argv = ["/proc/self/exe", "load", "--control", "--connections", &connections, "--rate", &rate, "--target", &target];
+    let argv = [
+        "/proc/self/exe",
+        "load",
+        "--control",
+        "--connections",
+        &connections,
+        "--rate",
+        &rate,
+        "--target",
+        &target,
+    ];
     Remote::start(lab.command("client", &argv)?)
 }
 

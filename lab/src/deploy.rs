@@ -72,15 +72,17 @@ impl Lab {
             bail!("namespaces need root: run it with sudo");
         }
         let name = &topology.name;
-        let _lock = state::Lock::take(name)?;
+        let lock = state::Lock::take(name)?;
         if state::exists(name) {
             if !options.reconfigure {
-                bail!("lab {name} is there already: `lab down {name}` removes it, `lab up --reconfigure` replaces it");
+                bail!(
+                    "lab {name} is there already: `lab down {name}` removes it, `lab up --reconfigure` replaces it"
+                );
             }
             take_down(name)?;
         }
         let lab = Self { topology: topology.clone(), owned: true };
-        match lab.deploy(options) {
+        match lab.deploy(options, &lock) {
             Ok(()) => Ok(lab),
             Err(error) => {
                 take_down(name).with_context(|| format!("cleaning up after: {error:#}"))?;
@@ -90,12 +92,12 @@ impl Lab {
         }
     }
 
-    fn deploy(&self, options: &Options) -> Result<()> {
+    fn deploy(&self, options: &Options, lock: &state::Lock) -> Result<()> {
         state::create(&self.topology)?;
         self.on_every_node(|lab, node| {
-            lab.namespaces(node).create(node).with_context(|| format!("node {}", node.name))
+            lab.namespaces(node).create(node, lock).with_context(|| format!("node {}", node.name))
         })?;
-        links::create(&self.topology)?;
+        links::create(&self.topology, lock)?;
         self.on_every_node(|lab, node| exec::run_lines(node, &lab.namespaces(node), options.exec_limit))
     }
 
@@ -106,7 +108,9 @@ impl Lab {
                 self.topology.nodes.iter().map(|node| scope.spawn(|| work(self, node))).collect();
             let results: Vec<_> = threads
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a deploying thread panicked"))))
+                .map(|thread| {
+                    thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a deploying thread panicked")))
+                })
                 .collect();
             results.into_iter().collect()
         })
@@ -118,7 +122,11 @@ impl Lab {
     /// When no lab of that name is there.
     pub fn attach(name: &str) -> Result<Self> {
         let running = running();
-        let known = if running.is_empty() { "no lab is".to_owned() } else { format!("there: {}", running.join(", ")) };
+        let known = if running.is_empty() {
+            "no lab is".to_owned()
+        } else {
+            format!("there: {}", running.join(", "))
+        };
         let topology = if running.iter().any(|lab| lab == name) { state::read(name)? } else { None };
         let topology = topology.with_context(|| format!("lab {name} is not running ({known})"))?;
         Ok(Self { topology, owned: false })
@@ -146,7 +154,8 @@ impl Lab {
     pub fn exec(&self, node: &str, argv: &[&str]) -> Result<Output> {
         let definition = self.node(node)?;
         let command = exec::command(definition, &self.namespaces(definition), argv, true)?;
-        exec::run(command, Options::default().exec_limit).with_context(|| format!("node {node}: `{}`", argv.join(" ")))
+        exec::run(command, Options::default().exec_limit)
+            .with_context(|| format!("node {node}: `{}`", argv.join(" ")))
     }
 
     /// Runs a command in `node` and returns what it printed.
@@ -186,7 +195,10 @@ impl Lab {
             name: node.name.clone(),
             namespace: namespaces.name,
             node: node.clone(),
-            processes: process::members(&inodes).into_iter().map(|pid| (pid, process::command_line(pid))).collect(),
+            processes: process::members(&inodes)
+                .into_iter()
+                .map(|pid| (pid, process::command_line(pid)))
+                .collect(),
             interfaces: serde_json::from_slice(&addresses).context("reading what ip printed")?,
         })
     }
@@ -247,7 +259,8 @@ pub fn down(name: &str) -> Result<()> {
 
 fn take_down(name: &str) -> Result<()> {
     if let Some(topology) = state::read(name)? {
-        let nodes: Vec<_> = topology.nodes.iter().map(|node| state::namespaces(&topology, &node.name)).collect();
+        let nodes: Vec<_> =
+            topology.nodes.iter().map(|node| state::namespaces(&topology, &node.name)).collect();
         let inodes: BTreeSet<u64> = nodes.iter().flat_map(namespace::Namespaces::inodes).collect();
         process::kill_members(&inodes, KILL_DEADLINE)?;
         for node in &nodes {

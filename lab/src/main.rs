@@ -28,6 +28,9 @@ enum Action {
         /// Replace a running lab of the same name.
         #[arg(long)]
         reconfigure: bool,
+        /// Name of the lab, instead of the file's.
+        #[arg(long)]
+        name: Option<String>,
     },
     /// Take a lab down, also one whose deployment was interrupted.
     Down {
@@ -117,6 +120,12 @@ struct DemoArguments {
     /// Leave the lab up.
     #[arg(long)]
     keep: bool,
+    /// Replace a running lab of the same name.
+    #[arg(long)]
+    reconfigure: bool,
+    /// Name of the lab, instead of the file's.
+    #[arg(long)]
+    name: Option<String>,
     /// Write the results to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -135,15 +144,19 @@ fn main() -> ExitCode {
 
 fn run(action: Action) -> Result<ExitCode> {
     match action {
-        Action::Up { topology, reconfigure } => up(&topology, reconfigure)?,
+        Action::Up { topology, reconfigure, name } => up(&topology, reconfigure, name)?,
         Action::Down { lab } => {
             let start = Instant::now();
             let name = lab_name(&lab)?;
             deploy::down(&name)?;
             eprintln!("lab {name} is gone ({:.1} s)", start.elapsed().as_secs_f64());
         }
-        Action::Inspect { lab: None, json: false } => deploy::running().iter().for_each(|name| println!("{name}")),
-        Action::Inspect { lab: None, json: true } => println!("{}", serde_json::to_string_pretty(&deploy::running())?),
+        Action::Inspect { lab: None, json: false } => {
+            deploy::running().iter().for_each(|name| println!("{name}"))
+        }
+        Action::Inspect { lab: None, json: true } => {
+            println!("{}", serde_json::to_string_pretty(&deploy::running())?)
+        }
         Action::Inspect { lab: Some(lab), json } => inspect(&Lab::attach(&lab_name(&lab)?)?, json)?,
         Action::Exec { lab, node, command } => return exec(lab, &node, &command),
         Action::Load(arguments) => return run_load(arguments),
@@ -157,9 +170,12 @@ fn run(action: Action) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(file: &PathBuf, reconfigure: bool) -> Result<()> {
+fn up(file: &PathBuf, reconfigure: bool, name: Option<String>) -> Result<()> {
     let start = Instant::now();
-    let topology = Topology::load(file)?;
+    let mut topology = Topology::load(file)?;
+    if let Some(name) = name {
+        topology = topology.renamed(&name)?;
+    }
     let mut images: Vec<_> = topology.nodes.iter().filter_map(|node| node.image.as_deref()).collect();
     images.sort_unstable();
     images.dedup();
@@ -168,7 +184,12 @@ fn up(file: &PathBuf, reconfigure: bool) -> Result<()> {
     }
     let mut lab = Lab::up(&topology, &Options { reconfigure, ..Options::default() })?;
     lab.keep();
-    eprintln!("lab {} is up: {} nodes ({:.1} s)", topology.name, topology.nodes.len(), start.elapsed().as_secs_f64());
+    eprintln!(
+        "lab {} is up: {} nodes ({:.1} s)",
+        topology.name,
+        topology.nodes.len(),
+        start.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -190,9 +211,10 @@ fn inspect(lab: &Lab, json: bool) -> Result<()> {
         let addresses = node.interfaces.as_array().into_iter().flatten().flat_map(|interface| {
             let name = interface["ifname"].as_str().unwrap_or("?").to_owned();
             let local = interface["addr_info"].as_array().cloned().unwrap_or_default();
-            local.into_iter().filter(|a| a["family"] == "inet").map(move |a| {
-                format!("{name} {}/{}", a["local"].as_str().unwrap_or("?"), a["prefixlen"])
-            })
+            local
+                .into_iter()
+                .filter(|a| a["family"] == "inet")
+                .map(move |a| format!("{name} {}/{}", a["local"].as_str().unwrap_or("?"), a["prefixlen"]))
         });
         println!("{:12} {:24} {}", node.name, node.namespace, addresses.collect::<Vec<_>>().join(", "));
         for (pid, command) in node.processes {
@@ -211,7 +233,8 @@ fn exec(lab: Option<String>, node: &str, command: &[String]) -> Result<ExitCode>
     };
     let argv: Vec<&str> = command.iter().map(String::as_str).collect();
     let lab = Lab::attach(&name)?;
-    let status = lab.command(node, &argv)?.status().with_context(|| format!("running {} in {node}", command[0]))?;
+    let status =
+        lab.command(node, &argv)?.status().with_context(|| format!("running {} in {node}", command[0]))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(ExitCode::from(code))
 }
@@ -245,12 +268,15 @@ fn run_demo(arguments: DemoArguments) -> Result<ExitCode> {
         connections: arguments.connections,
         rate: arguments.rate,
         keep: arguments.keep,
+        reconfigure: arguments.reconfigure,
+        name: arguments.name,
     };
     let begin = Instant::now();
     let outcome = demo::run(&plan, &mut |line| println!("[{:6.1} s] {line}", begin.elapsed().as_secs_f64()))?;
     println!("\n{}", outcome.table());
     if let Some(file) = arguments.json {
-        std::fs::write(&file, serde_json::to_vec_pretty(&outcome)?).with_context(|| format!("writing {}", file.display()))?;
+        std::fs::write(&file, serde_json::to_vec_pretty(&outcome)?)
+            .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -114,7 +114,8 @@ fn watch(namespace: &File, address: Ipv4Addr, shared: &Shared) -> Result<()> {
 
 /// The live gateways of a route, if it is the host route to `address`.
 fn next_hops(route: &RouteMessage, address: Ipv4Addr) -> NextHops {
-    let to = |a: &RouteAttribute| matches!(a, RouteAttribute::Destination(RouteAddress::Inet(d)) if *d == address);
+    let to =
+        |a: &RouteAttribute| matches!(a, RouteAttribute::Destination(RouteAddress::Inet(d)) if *d == address);
     if route.header.destination_prefix_length != 32 || !route.attributes.iter().any(to) {
         return NextHops::new();
     }

@@ -49,25 +49,46 @@ impl Topology {
     ///
     /// # Errors
     /// As [`Topology::load`].
-    pub fn load_with(path: impl AsRef<Path>, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, TopologyError> {
+    pub fn load_with(
+        path: impl AsRef<Path>,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, TopologyError> {
         let read = |source| TopologyError::Read { file: path.as_ref().to_owned(), source };
         let file = path.as_ref().canonicalize().map_err(read)?;
         let text = std::fs::read_to_string(&file).map_err(read)?;
-        Self::parse(&text, &file, lookup)
-            .map_err(|source| TopologyError::InFile { file: path.as_ref().to_owned(), source: Box::new(source) })
+        Self::parse(&text, &file, lookup).map_err(|source| TopologyError::InFile {
+            file: path.as_ref().to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// Parses the text of a topology file that stands (or could stand) at the absolute path `file`.
     ///
     /// # Errors
     /// As [`Topology::load`], without the file's name.
-    pub fn parse(text: &str, file: &Path, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, TopologyError> {
-        if let Some(line) = text.lines().position(|line| !line.trim_start().starts_with('#') && line.contains("{{")) {
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, TopologyError> {
+        if let Some(line) =
+            text.lines().position(|line| !line.trim_start().starts_with('#') && line.contains("{{"))
+        {
             let place = Place { path: "document".to_owned(), line: line.saturating_add(1), column: 1 };
             return Err(TopologyError::NotHonoured(place, "Go templates; render the file first"));
         }
         let document = document::parse(&substitute::expand(text, lookup))?;
         build(&document, file)
+    }
+
+    /// The same topology as a lab of another name, so that two can run side by side.
+    ///
+    /// # Errors
+    /// When it is no name for a lab.
+    pub fn renamed(mut self, name: &str) -> Result<Self, TopologyError> {
+        let place = Place { path: "name".to_owned(), line: 1, column: 1 };
+        self.name = checked_name(&Value { place, data: document::Data::Null }, name)?;
+        Ok(self)
     }
 
     /// The node called `name`.
@@ -97,10 +118,16 @@ fn build(document: &Value, file: &Path) -> Result<Topology, TopologyError> {
             "prefix" => prefix = item.text().map_or_else(|_| String::new(), str::to_owned),
             "topology" => topology = Some(item),
             "mgmt" => {
-                return Err(TopologyError::NotHonoured(item.place.clone(), "there is no management network; remove it"));
+                return Err(TopologyError::NotHonoured(
+                    item.place.clone(),
+                    "there is no management network; remove it",
+                ));
             }
             "settings" | "debug" => {
-                return Err(TopologyError::NotHonoured(item.place.clone(), "it is for containerlab itself; remove it"));
+                return Err(TopologyError::NotHonoured(
+                    item.place.clone(),
+                    "it is for containerlab itself; remove it",
+                ));
             }
             _ => return Err(TopologyError::Unknown(item.place.clone(), "name, prefix, topology".to_owned())),
         }
@@ -120,7 +147,9 @@ fn checked_name(value: &Value, name: &str) -> Result<String, TopologyError> {
     let rest_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let sound = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(rest_fine);
     if !sound || name.len() > 64 {
-        return Err(value.invalid(format!("{name}: a name is 1 to 64 letters, digits, - _ . and begins with a letter or digit")));
+        return Err(value.invalid(format!(
+            "{name}: a name is 1 to 64 letters, digits, - _ . and begins with a letter or digit"
+        )));
     }
     Ok(name.to_owned())
 }
@@ -138,7 +167,10 @@ fn build_nodes(topology: &Value, folder: &Path) -> Result<Vec<Node>, TopologyErr
             "nodes" => written = item.map()?.iter().collect(),
             "links" => {}
             _ => {
-                return Err(TopologyError::Unknown(item.place.clone(), "defaults, kinds, groups, nodes, links".to_owned()));
+                return Err(TopologyError::Unknown(
+                    item.place.clone(),
+                    "defaults, kinds, groups, nodes, links".to_owned(),
+                ));
             }
         }
     }
@@ -174,10 +206,13 @@ fn build_links(lab: &str, topology: &Value, nodes: &[Node]) -> Result<Vec<Link>,
         let link = link::parse(lab, item)?;
         for end in &link.ends {
             if !nodes.iter().any(|node| node.name == end.node) {
-                return Err(item.invalid(format!("{}:{}: no such node in this file", end.node, end.interface)));
+                return Err(
+                    item.invalid(format!("{}:{}: no such node in this file", end.node, end.interface))
+                );
             }
             if !seen.insert((end.node.clone(), end.interface.clone())) {
-                return Err(item.invalid(format!("{}:{}: this interface already has a link", end.node, end.interface)));
+                return Err(item
+                    .invalid(format!("{}:{}: this interface already has a link", end.node, end.interface)));
             }
         }
         links.push(link);

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -40,19 +39,30 @@ fn parse(text: &[u8]) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Watches the directors that are alive for `interval` and tells which flow each carried.
-pub(super) fn carriers(lab: &Lab, directors: &[(usize, &str)], interval: Duration) -> Result<Carriers> {
-    let snapshot = || directors.iter().map(|(_, name)| counts(lab, name)).collect::<Result<Vec<_>>>();
-    let before = snapshot()?;
-    std::thread::sleep(interval);
-    let after = snapshot()?;
-    let mut carriers = Carriers::new();
-    for ((index, _), (before, after)) in directors.iter().zip(before.iter().zip(&after)) {
-        for source in grown(before, after) {
-            carriers.entry(source).or_default().insert(*index);
-        }
+/// The counters as last seen on each director, kept while one is away.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    known: Vec<Counts>,
+}
+
+impl Ledger {
+    /// A ledger of `directors` nodes that knows nothing yet.
+    pub(super) fn new(directors: usize) -> Self {
+        Self { known: vec![Counts::new(); directors] }
     }
-    Ok(carriers)
+
+    /// Which flows each of these directors carried since it was last asked.
+    pub(super) fn carriers(&mut self, lab: &Lab, directors: &[(usize, &str)]) -> Result<Carriers> {
+        let mut carriers = Carriers::new();
+        for (index, name) in directors {
+            let now = counts(lab, name)?;
+            for source in grown(&self.known[*index], &now) {
+                carriers.entry(source).or_default().insert(*index);
+            }
+            self.known[*index] = now;
+        }
+        Ok(carriers)
+    }
 }
 
 /// Flows whose count grew. A count below the one before has begun anew; what it has now is growth.
@@ -64,10 +74,23 @@ fn grown(before: &Counts, after: &Counts) -> Vec<SocketAddr> {
     after.iter().filter_map(grew).collect()
 }
 
-/// Of the given flows: how many were seen both times, and how many of these by other directors than before.
-pub(super) fn compare(sources: &[SocketAddr], before: &Carriers, after: &Carriers) -> (u64, u64) {
-    let both = sources.iter().filter_map(|source| before.get(source).zip(after.get(source)));
-    both.fold((0, 0), |(seen, changed), (before, after)| (seen + 1, changed + u64::from(before != after)))
+/// Of the given flows: how many were carried both before and at the end of a step, and how many of these by a director
+/// during the step, if only for a packet, that had not carried them before.
+pub(super) fn compare(
+    sources: &[SocketAddr],
+    before: &Carriers,
+    during: &Carriers,
+    end: &Carriers,
+) -> (u64, u64) {
+    let none = BTreeSet::new();
+    let mut result = (0, 0);
+    for source in sources {
+        let (Some(before), Some(end)) = (before.get(source), end.get(source)) else { continue };
+        let during = during.get(source).unwrap_or(&none);
+        result.0 += 1;
+        result.1 += u64::from(during.union(end).any(|director| !before.contains(director)));
+    }
+    result
 }
 
 #[cfg(test)]
@@ -85,8 +108,11 @@ mod tests {
         after.insert(moving, 4);
         assert_eq!(grown(&before, &after), [moving]);
         let seen = Carriers::from([(still, [0].into()), (moving, [1].into())]);
-        let later = Carriers::from([(still, [0].into()), (moving, [2].into())]);
-        assert_eq!(compare(&[still, moving], &seen, &later), (2, 1));
-        assert_eq!(compare(&[still, moving], &seen, &Carriers::new()), (0, 0));
+        let moved = Carriers::from([(still, [0].into()), (moving, [2].into())]);
+        let both = [still, moving];
+        assert_eq!(compare(&both, &seen, &seen, &seen), (2, 0));
+        assert_eq!(compare(&both, &seen, &seen, &moved), (2, 1));
+        assert_eq!(compare(&both, &seen, &moved, &seen), (2, 1), "there and back is a change");
+        assert_eq!(compare(&both, &seen, &seen, &Carriers::new()), (0, 0));
     }
 }

@@ -141,6 +141,9 @@ mod tests {
             assert!(outcome(bad.clone()).table().contains("FAILED"), "{bad:?}");
             assert!(!outcome(bad).passed());
         }
-        assert!(!Outcome { steps: Vec::new(), requests: 0, bytes: 0, seconds: 0.0 }.passed(), "nothing done is no success");
+        assert!(
+            !Outcome { steps: Vec::new(), requests: 0, bytes: 0, seconds: 0.0 }.passed(),
+            "nothing done is no success"
+        );
     }
 }

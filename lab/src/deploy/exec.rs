@@ -38,7 +38,13 @@ pub(super) fn run_lines(node: &Node, inside: &Namespaces, limit: Duration) -> Re
         if !output.status.success() {
             let said = [output.stdout, output.stderr].concat();
             let said = String::from_utf8_lossy(&said);
-            bail!("node {}: exec `{}` failed ({}): {}", node.name, argv.join(" "), output.status, said.trim());
+            bail!(
+                "node {}: exec `{}` failed ({}): {}",
+                node.name,
+                argv.join(" "),
+                output.status,
+                said.trim()
+            );
         }
     }
     Ok(())

@@ -24,18 +24,21 @@ pub(super) fn prepare(stage: &Path, node: &Node) -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
     fs::create_dir_all(stage).with_context(|| format!("creating {}", stage.display()))?;
-    mount(Some("tmpfs"), stage, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mounting the node's tmpfs")?;
+    mount(Some("tmpfs"), stage, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        .context("mounting the node's tmpfs")?;
     let root = overlay(stage)?;
     own_mounts(&root)?;
     for point in &host_mounts {
         let target = root.join(point.strip_prefix("/").unwrap_or(point));
-        mount(Some(point), &target, none, MsFlags::MS_BIND, none).with_context(|| format!("carrying {} over", point.display()))?;
+        mount(Some(point), &target, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("carrying {} over", point.display()))?;
     }
     fs::create_dir(root.join(OLD_ROOT)).context("creating the place of the old root")?;
     pivot_root(&root, &root.join(OLD_ROOT)).context("pivot_root")?;
     std::env::set_current_dir("/").context("entering the new root")?;
     for bind in &binds {
-        apply(bind).with_context(|| format!("bind {} -> {}", bind.source.display(), bind.target.display()))?;
+        apply(bind)
+            .with_context(|| format!("bind {} -> {}", bind.source.display(), bind.target.display()))?;
     }
     let old = Path::new("/").join(OLD_ROOT);
     umount2(&old, MntFlags::MNT_DETACH).context("detaching the host's root")?;
@@ -49,8 +52,9 @@ fn overlay(stage: &Path) -> Result<PathBuf> {
         fs::create_dir(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
     let options = format!("lowerdir=/,upperdir={},workdir={}", upper.display(), work.display());
-    mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .context("mounting an overlay over the root (needs overlayfs: CONFIG_OVERLAY_FS or `modprobe overlay`)")?;
+    mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str())).context(
+        "mounting an overlay over the root (needs overlayfs: CONFIG_OVERLAY_FS or `modprobe overlay`)",
+    )?;
     Ok(root)
 }
 
@@ -61,9 +65,13 @@ fn own_mounts(root: &Path) -> Result<()> {
         mount(Some(&source), &root.join(shared), none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
             .with_context(|| format!("binding /{shared}"))?;
     }
-    for (target, kind, options) in
-        [("sys", "sysfs", None), ("sys/fs/bpf", "bpf", Some("mode=700")), ("dev/shm", "tmpfs", Some("mode=1777")), ("run", "tmpfs", Some("mode=755")), ("tmp", "tmpfs", Some("mode=1777"))]
-    {
+    for (target, kind, options) in [
+        ("sys", "sysfs", None),
+        ("sys/fs/bpf", "bpf", Some("mode=700")),
+        ("dev/shm", "tmpfs", Some("mode=1777")),
+        ("run", "tmpfs", Some("mode=755")),
+        ("tmp", "tmpfs", Some("mode=1777")),
+    ] {
         mount(Some(kind), &root.join(target), Some(kind), MsFlags::empty(), options)
             .with_context(|| format!("mounting {kind} on /{target}"))?;
     }
@@ -88,7 +96,10 @@ fn other_host_mounts() -> Result<Vec<PathBuf>> {
 
 /// Undoes the octal escapes of mountinfo (space, tab, line feed, backslash).
 fn unescape(text: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"].iter().zip([" ", "\t", "\n", "\\"]).fold(text.to_owned(), |t, (from, to)| t.replace(from, to))
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |t, (from, to)| t.replace(from, to))
 }
 
 /// Follows links in the sources while the host's view is still there.

@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::state::Lock;
 use crate::topology::{Kind, Topology};
 
 /// Makes all links, brings them up and enslaves those of bridges.
-pub(super) fn create(topology: &Topology) -> Result<()> {
+pub(super) fn create(topology: &Topology, lock: &Lock) -> Result<()> {
     let mut batch = String::new();
     for link in &topology.links {
         let [a, b] = &link.ends;
@@ -25,9 +26,10 @@ pub(super) fn create(topology: &Topology) -> Result<()> {
             b.mac,
         )?;
     }
-    ip_batch(None, &batch).context("creating the links")?;
+    ip_batch(None, &batch, lock).context("creating the links")?;
     for node in &topology.nodes {
-        let interfaces = topology.links.iter().flat_map(|link| &link.ends).filter(|end| end.node == node.name);
+        let interfaces =
+            topology.links.iter().flat_map(|link| &link.ends).filter(|end| end.node == node.name);
         let mut batch = "link set dev lo up\n".to_owned();
         if node.kind == Kind::Bridge {
             writeln!(batch, "link add name {0} type bridge\nlink set dev {0} up", node.name)?;
@@ -38,13 +40,14 @@ pub(super) fn create(topology: &Topology) -> Result<()> {
             }
             writeln!(batch, "link set dev {} up", end.interface)?;
         }
-        ip_batch(Some(&topology.long_name(&node.name)), &batch).with_context(|| format!("links of {}", node.name))?;
+        ip_batch(Some(&topology.long_name(&node.name)), &batch, lock)
+            .with_context(|| format!("links of {}", node.name))?;
     }
     Ok(())
 }
 
 /// Runs `ip -batch` in a namespace or on the host.
-fn ip_batch(namespace: Option<&str>, lines: &str) -> Result<()> {
+fn ip_batch(namespace: Option<&str>, lines: &str, lock: &Lock) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
@@ -53,6 +56,7 @@ fn ip_batch(namespace: Option<&str>, lines: &str) -> Result<()> {
         command.args(["-n", name]);
     }
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    lock.share(&mut command);
     let mut child = command.spawn().context("starting ip (package iproute2)")?;
     child.stdin.take().context("ip has no stdin")?.write_all(lines.as_bytes()).context("writing to ip")?;
     let output = child.wait_with_output().context("waiting for ip")?;

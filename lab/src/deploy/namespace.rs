@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::filesystem;
+use super::state::Lock;
 use crate::topology::Node;
 
 /// Where `ip netns` keeps its names.
@@ -46,12 +47,18 @@ impl Namespaces {
     }
 
     /// Creates the namespaces and everything in them but links.
-    pub(super) fn create(&self, node: &Node) -> Result<()> {
+    pub(super) fn create(&self, node: &Node, lock: &Lock) -> Result<()> {
         if self.net().exists() {
-            bail!("a network namespace {} exists already; if it is a leftover: ip netns del {}", self.name, self.name);
+            bail!(
+                "a network namespace {} exists already; if it is a leftover: ip netns del {}",
+                self.name,
+                self.name
+            );
         }
         fs::create_dir_all(&self.folder).with_context(|| format!("creating {}", self.folder.display()))?;
-        super::run(Command::new("ip").args(["netns", "add", &self.name]))?;
+        let mut add = Command::new("ip");
+        lock.share(add.args(["netns", "add", &self.name]));
+        super::run(&mut add)?;
         for file in [self.mounts(), self.uts()] {
             File::create(&file).with_context(|| format!("creating {}", file.display()))?;
         }
@@ -71,7 +78,9 @@ impl Namespaces {
                 }
             }
             drop(release);
-            inside.join().map_err(|_| anyhow::anyhow!("the thread making namespace {} panicked", self.name))?
+            inside
+                .join()
+                .map_err(|_| anyhow::anyhow!("the thread making namespace {} panicked", self.name))?
         })
     }
 
@@ -116,7 +125,11 @@ impl Namespaces {
     pub(super) fn inodes(&self) -> Vec<u64> {
         let Ok(own) = fs::metadata("/proc/self/ns/net") else { return Vec::new() };
         let is_namespace = |path: PathBuf| fs::metadata(path).ok().filter(|found| found.dev() == own.dev());
-        [self.net(), self.mounts(), self.uts()].into_iter().filter_map(is_namespace).map(|found| found.ino()).collect()
+        [self.net(), self.mounts(), self.uts()]
+            .into_iter()
+            .filter_map(is_namespace)
+            .map(|found| found.ino())
+            .collect()
     }
 
     /// Gives the network namespace's name back; what is not there is no error.

@@ -16,7 +16,12 @@ pub(super) fn members(inodes: &BTreeSet<u64>) -> Vec<i32> {
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|&pid| pid != own && ["net", "mnt", "uts"].iter().any(|kind| inode(pid, kind).is_some_and(|i| inodes.contains(&i))))
+        .filter(|&pid| {
+            pid != own
+                && ["net", "mnt", "uts"]
+                    .iter()
+                    .any(|kind| inode(pid, kind).is_some_and(|i| inodes.contains(&i)))
+        })
         .collect()
 }
 

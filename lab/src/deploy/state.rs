@@ -2,11 +2,15 @@
 //! `/run/clab/LAB`, a private tmpfs with the topology and the nodes' namespace files.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::namespace::Namespaces;
@@ -14,17 +18,51 @@ use crate::topology::Topology;
 
 const BASE: &str = "/run/clab";
 
-/// Held while a lab is put up or taken down. An abstract socket: it needs no file and dies with its process.
+/// How long to wait for a lock: helpers take milliseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
+
+/// Held while a lab is put up or taken down. An abstract socket: it needs no file and dies with its last holder.
+///
+/// Holders are the runner, its forks until they have entered a node and call exec, and the helpers it starts on the
+/// host ([`Lock::share`]). So after `kill -9` of a runner, whoever gets the lock knows that nothing is still being made.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _socket: UnixListener,
+    socket: UnixListener,
 }
 
 impl Lock {
+    /// Takes the lock, waiting a little for helpers of a killed runner.
     pub(super) fn take(lab: &str) -> Result<Self> {
         let address = SocketAddr::from_abstract_name(format!("clab-lock-{lab}"))?;
-        let busy = || format!("another lab command is putting {lab} up or down; wait for it to end");
-        Ok(Self { _socket: UnixListener::bind_addr(&address).with_context(busy)? })
+        let start = Instant::now();
+        loop {
+            match UnixListener::bind_addr(&address) {
+                Ok(socket) => return Ok(Self { socket }),
+                Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
+                    return Err(error).with_context(|| format!("locking lab {lab}"));
+                }
+                Err(_) if start.elapsed() > LOCK_LIMIT => {
+                    bail!("another lab command is putting {lab} up or down; wait for it to end");
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Lets `command`, a helper on the host, hold the lock until it ends.
+    pub(super) fn share(&self, command: &mut Command) {
+        let socket = self.socket.as_raw_fd();
+        // SAFETY: the closure makes one system call and allocates nothing. The descriptor is open in the child, a copy
+        // of this process that holds `self` borrowed while it spawns.
+        unsafe {
+            command.pre_exec(move || {
+                if libc::fcntl(socket, libc::F_SETFD, 0) < 0 {
+                    Err(std::io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
+            });
+        }
     }
 }
 
@@ -43,7 +81,8 @@ pub(super) fn create(topology: &Topology) -> Result<()> {
     let folder = folder(&topology.name);
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let none = None::<&str>;
-    mount(Some("clab"), &folder, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mounting the lab's tmpfs")?;
+    mount(Some("clab"), &folder, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        .context("mounting the lab's tmpfs")?;
     // Files of mount namespaces can be bound only where mounts do not propagate.
     mount(none, &folder, none, MsFlags::MS_PRIVATE, none).context("making the lab's tmpfs private")?;
     let text = serde_json::to_vec_pretty(topology)?;
@@ -56,7 +95,9 @@ pub(super) fn create(topology: &Topology) -> Result<()> {
 pub(super) fn read(name: &str) -> Result<Option<Topology>> {
     let path = folder(name).join("lab.json");
     match fs::read(&path) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?)),
+        Ok(text) => {
+            Ok(Some(serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
@@ -83,7 +124,8 @@ pub(super) fn remove(name: &str) -> Result<()> {
 /// Names of the labs that are there.
 pub(super) fn list() -> Vec<String> {
     let Ok(entries) = fs::read_dir(BASE) else { return Vec::new() };
-    let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> =
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     names
 }

@@ -86,7 +86,8 @@ impl Remote {
     /// # Errors
     /// When it does not start.
     pub fn start(mut command: Command) -> Result<Self> {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the load")?;
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the load")?;
         let stdin = child.stdin.take().context("the load has no input")?;
         let stdout = BufReader::new(child.stdout.take().context("the load has no output")?);
         let (sender, answers) = channel();
@@ -102,7 +103,10 @@ impl Remote {
 
     fn ask<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
         writeln!(self.stdin, "{command}").context("the load process is gone")?;
-        let line = self.answers.recv_timeout(ANSWER_LIMIT).with_context(|| format!("no answer of the load to `{command}`"))?;
+        let line = self
+            .answers
+            .recv_timeout(ANSWER_LIMIT)
+            .with_context(|| format!("no answer of the load to `{command}`"))?;
         serde_json::from_str(&line).with_context(|| format!("the load's answer to `{command}`"))
     }
 

@@ -121,7 +121,13 @@ async fn hold(plan: &Plan, index: usize, record: &Record) -> Result<(), Failure>
     }
 }
 
-async fn read_slowly(plan: &Plan, stream: &mut TcpStream, mut at: u64, mut left: u64, record: &Record) -> Result<(), Failure> {
+async fn read_slowly(
+    plan: &Plan,
+    stream: &mut TcpStream,
+    mut at: u64,
+    mut left: u64,
+    record: &Record,
+) -> Result<(), Failure> {
     let mut pace = tokio::time::interval(plan.read_every);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut buffer = vec![0_u8; plan.read_bytes];
@@ -156,6 +162,9 @@ pub(super) async fn connect(target: SocketAddr, receive_buffer: Option<u32>) -> 
     socket.connect(target).await.map_err(|error| Failure::of(&error))
 }
 
-pub(super) async fn limited<T>(plan: &Plan, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) async fn limited<T>(
+    plan: &Plan,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     timeout(plan.time_limit, work).await.unwrap_or(Err(Failure::TimedOut))
 }

@@ -19,7 +19,12 @@ pub(super) struct Head {
 }
 
 /// Sends a request; `from` asks for the content from that offset on.
-pub(super) async fn send(stream: &mut TcpStream, path: &str, from: Option<u64>, close: bool) -> Result<(), Failure> {
+pub(super) async fn send(
+    stream: &mut TcpStream,
+    path: &str,
+    from: Option<u64>,
+    close: bool,
+) -> Result<(), Failure> {
     let range = from.map(|offset| format!("Range: bytes={offset}-\r\n")).unwrap_or_default();
     let connection = if close { "close" } else { "keep-alive" };
     let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\n{range}Connection: {connection}\r\n\r\n");
@@ -66,7 +71,13 @@ mod tests {
         let head = |text: &str| parse_head(text.as_bytes(), Vec::new());
         let good = head("HTTP/1.1 206 Partial Content\r\ncontent-LENGTH: 12\r\n\r\n").unwrap();
         assert_eq!((good.status, good.length), (206, 12));
-        for bad in ["", "HTTP/1.1", "HTTP/1.1 2\r\n", "HTTP/1.1 200 OK\r\n\r\n", "ICY 200 OK\r\nContent-Length: 1\r\n"] {
+        for bad in [
+            "",
+            "HTTP/1.1",
+            "HTTP/1.1 2\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "ICY 200 OK\r\nContent-Length: 1\r\n",
+        ] {
             assert_eq!(head(bad), None, "{bad}");
         }
     }

@@ -26,7 +26,9 @@ impl Failure {
     pub fn of(error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Kind;
         match error.kind() {
-            Kind::ConnectionReset | Kind::ConnectionAborted | Kind::ConnectionRefused | Kind::BrokenPipe => Self::Reset,
+            Kind::ConnectionReset | Kind::ConnectionAborted | Kind::ConnectionRefused | Kind::BrokenPipe => {
+                Self::Reset
+            }
             Kind::TimedOut => Self::TimedOut,
             Kind::UnexpectedEof => Self::Closed,
             Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => Self::Unreachable,

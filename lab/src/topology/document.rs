@@ -1,7 +1,5 @@
 //! A YAML document as a tree in which every value knows its path and place, so that every error can name them.
 
-use std::borrow::Cow;
-
 use saphyr::{MarkedYaml, Scalar, YamlData, YamlLoader};
 use saphyr_parser::{Parser, ScalarStyle};
 
@@ -37,22 +35,30 @@ pub(super) fn parse(text: &str) -> Result<Value, TopologyError> {
     match documents.as_slice() {
         [] => Err(TopologyError::Document(top(1), "the file is empty".to_owned())),
         [one] => convert(one, ""),
-        [_, second, ..] => {
-            Err(TopologyError::Document(top(second.span.start.line()), "a second document; keep one per file".to_owned()))
-        }
+        [_, second, ..] => Err(TopologyError::Document(
+            top(second.span.start.line()),
+            "a second document; keep one per file".to_owned(),
+        )),
     }
 }
 
 fn convert(node: &MarkedYaml<'_>, path: &str) -> Result<Value, TopologyError> {
-    let place =
-        Place { path: path.to_owned(), line: node.span.start.line(), column: node.span.start.col().saturating_add(1) };
+    let place = Place {
+        path: path.to_owned(),
+        line: node.span.start.line(),
+        column: node.span.start.col().saturating_add(1),
+    };
     let data = match &node.data {
         YamlData::Representation(text, ScalarStyle::Plain, None) => plain(text),
         YamlData::Representation(text, _, None) => Data::Text(text.to_string()),
         YamlData::Value(Scalar::Null) => Data::Null,
         YamlData::Value(Scalar::String(text)) => Data::Text(text.to_string()),
         YamlData::Sequence(items) => Data::List(
-            items.iter().enumerate().map(|(i, item)| convert(item, &format!("{path}[{i}]"))).collect::<Result<_, _>>()?,
+            items
+                .iter()
+                .enumerate()
+                .map(|(i, item)| convert(item, &format!("{path}[{i}]")))
+                .collect::<Result<_, _>>()?,
         ),
         YamlData::Mapping(_) => Data::Map(convert_map(node, path)?),
         YamlData::Representation(_, _, Some(_)) | YamlData::Tagged(..) => {
@@ -65,8 +71,8 @@ fn convert(node: &MarkedYaml<'_>, path: &str) -> Result<Value, TopologyError> {
     Ok(Value { place, data })
 }
 
-fn plain(text: &Cow<'_, str>) -> Data {
-    match text.as_ref() {
+fn plain(text: &str) -> Data {
+    match text {
         "" | "~" | "null" | "Null" | "NULL" => Data::Null,
         other => Data::Text(other.to_owned()),
     }

@@ -40,19 +40,25 @@ pub(super) fn parse(lab: &str, value: &Value) -> Result<Link, TopologyError> {
                 let reason = "only links of type veth between two nodes are";
                 return Err(TopologyError::NotHonoured(item.place.clone(), reason));
             }
-            "endpoints" => ends = item.list()?.iter().map(|end| endpoint(lab, end)).collect::<Result<_, _>>()?,
+            "endpoints" => {
+                ends = item.list()?.iter().map(|end| endpoint(lab, end)).collect::<Result<_, _>>()?
+            }
             "mtu" => mtu = parse_mtu(item)?,
             "ipv4" | "ipv6" => {
                 let reason = "give the addresses by exec (ip address add …), which both worlds run";
                 return Err(TopologyError::NotHonoured(item.place.clone(), reason));
             }
             "vars" | "labels" => {
-                return Err(TopologyError::NotHonoured(item.place.clone(), "nothing reads it here; remove it"));
+                return Err(TopologyError::NotHonoured(
+                    item.place.clone(),
+                    "nothing reads it here; remove it",
+                ));
             }
             _ => return Err(TopologyError::Unknown(item.place.clone(), "type, endpoints, mtu".to_owned())),
         }
     }
-    let ends: [Endpoint; 2] = ends.try_into().map_err(|_| value.invalid("a link has exactly two endpoints"))?;
+    let ends: [Endpoint; 2] =
+        ends.try_into().map_err(|_| value.invalid("a link has exactly two endpoints"))?;
     Ok(Link { ends, mtu })
 }
 
@@ -64,14 +70,17 @@ fn parse_mtu(item: &Value) -> Result<u32, TopologyError> {
 fn endpoint(lab: &str, value: &Value) -> Result<Endpoint, TopologyError> {
     let (node, interface, mac) = match &value.data {
         Data::Text(text) => {
-            let (node, interface) = text.split_once(':').ok_or_else(|| value.invalid("must be node:interface"))?;
+            let (node, interface) =
+                text.split_once(':').ok_or_else(|| value.invalid("must be node:interface"))?;
             (node.to_owned(), interface.to_owned(), None)
         }
         _ => long_endpoint(value)?,
     };
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if interface.is_empty() || interface.len() > MAX_INTERFACE || !interface.chars().all(allowed) {
-        return Err(value.invalid(format!("{interface}: not an interface name (1 to 15 letters, digits, - _ .)")));
+        return Err(
+            value.invalid(format!("{interface}: not an interface name (1 to 15 letters, digits, - _ .)"))
+        );
     }
     let mac = mac.unwrap_or_else(|| derived_mac(lab, &node, &interface));
     Ok(Endpoint { node, interface, mac })

@@ -71,11 +71,45 @@ const HONOURED: &str = "kind, image, group, hostname, exec, binds, env, sysctls,
 
 /// Fields of containerlab that need a container engine, a vendor's image or a management network.
 const ENGINE_ONLY: &[&str] = &[
-    "image-pull-policy", "restart-policy", "license", "type", "startup-config", "startup-delay",
-    "enforce-startup-config", "suppress-startup-config", "auto-remove", "volumes", "ports", "credentials",
-    "env-files", "user", "entrypoint", "cmd", "runtime", "mgmt-ipv4", "mgmt-ipv6", "link-apply-mode", "cpu", "memory",
-    "cpu-set", "extras", "config", "stages", "dns", "certificate", "healthcheck", "components", "aliases", "shm-size",
-    "cap-add", "cgroupns-mode", "cgroup-parent", "pid-mode", "tmpfs", "security-opts", "devices",
+    "image-pull-policy",
+    "restart-policy",
+    "license",
+    "type",
+    "startup-config",
+    "startup-delay",
+    "enforce-startup-config",
+    "suppress-startup-config",
+    "auto-remove",
+    "volumes",
+    "ports",
+    "credentials",
+    "env-files",
+    "user",
+    "entrypoint",
+    "cmd",
+    "runtime",
+    "mgmt-ipv4",
+    "mgmt-ipv6",
+    "link-apply-mode",
+    "cpu",
+    "memory",
+    "cpu-set",
+    "extras",
+    "config",
+    "stages",
+    "dns",
+    "certificate",
+    "healthcheck",
+    "components",
+    "aliases",
+    "shm-size",
+    "cap-add",
+    "cgroupns-mode",
+    "cgroup-parent",
+    "pid-mode",
+    "tmpfs",
+    "security-opts",
+    "devices",
 ];
 
 impl Definition {
@@ -102,8 +136,12 @@ impl Definition {
             "env" => self.env = strings(item)?,
             "sysctls" => {
                 self.sysctls = strings(item)?;
-                if let Some(key) = self.sysctls.keys().find(|key| !key.starts_with("net.") || key.contains("..")) {
-                    return Err(item.invalid(format!("{key}: only net.* belongs to a node; the rest is the host's")));
+                if let Some(key) =
+                    self.sysctls.keys().find(|key| !key.starts_with("net.") || key.contains(".."))
+                {
+                    return Err(
+                        item.invalid(format!("{key}: only net.* belongs to a node; the rest is the host's"))
+                    );
                 }
             }
             "labels" => self.labels = strings(item)?,
@@ -128,7 +166,12 @@ impl Definition {
 }
 
 /// Makes the node `name` from what it inherits, weakest first: defaults, its kind, its group, itself.
-pub(super) fn resolve(name: &str, place: &Value, chain: &[&Definition], folder: &Path) -> Result<Node, TopologyError> {
+pub(super) fn resolve(
+    name: &str,
+    place: &Value,
+    chain: &[&Definition],
+    folder: &Path,
+) -> Result<Node, TopologyError> {
     let mut node = Node {
         name: name.to_owned(),
         kind: Kind::Linux,
@@ -160,7 +203,9 @@ pub(super) fn resolve(name: &str, place: &Value, chain: &[&Definition], folder: 
     node.kind = match kind.as_deref() {
         Some("linux") => Kind::Linux,
         Some("bridge") => Kind::Bridge,
-        Some(other) => return Err(place.invalid(format!("kind {other} needs its vendor's image; here: linux, bridge"))),
+        Some(other) => {
+            return Err(place.invalid(format!("kind {other} needs its vendor's image; here: linux, bridge")));
+        }
         None => return Err(place.invalid("has no kind; here: linux, bridge")),
     };
     if node.kind == Kind::Bridge && !(node.exec.is_empty() && node.binds.is_empty()) {
@@ -173,10 +218,14 @@ pub(super) fn resolve(name: &str, place: &Value, chain: &[&Definition], folder: 
 fn parse_bind(value: &Value, text: &str, name: &str, folder: &Path) -> Result<Bind, TopologyError> {
     let text = text.replace("__clabNodeName__", name);
     if text.contains("__clab") {
-        return Err(value.invalid(format!("{text}: of the magic variables only __clabNodeName__ is known here")));
+        return Err(
+            value.invalid(format!("{text}: of the magic variables only __clabNodeName__ is known here"))
+        );
     }
     if let Some(at) = text.find('$') {
-        return Err(value.invalid(format!("{}: variable is not set; set it or give it a default", &text[at..])));
+        return Err(
+            value.invalid(format!("{}: variable is not set; set it or give it a default", &text[at..]))
+        );
     }
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
@@ -187,10 +236,14 @@ fn parse_bind(value: &Value, text: &str, name: &str, folder: &Path) -> Result<Bi
     let read_only = match mode {
         "ro" => true,
         "rw" => false,
-        other => return Err(value.invalid(format!("{text}: bind option {other} is not honoured; here: ro, rw"))),
+        other => {
+            return Err(value.invalid(format!("{text}: bind option {other} is not honoured; here: ro, rw")));
+        }
     };
     let target = PathBuf::from(target);
-    if !target.is_absolute() || target.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
+    if !target.is_absolute()
+        || target.components().any(|part| matches!(part, std::path::Component::ParentDir))
+    {
         return Err(value.invalid(format!("{text}: the path in the node must be absolute, without `..`")));
     }
     Ok(Bind { source: folder.join(source), target, read_only })

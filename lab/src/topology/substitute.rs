@@ -36,7 +36,11 @@ fn reference(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> (usize, Str
     (written.len(), lookup(&after[..length]).unwrap_or_else(|| written.to_owned()))
 }
 
-fn operate(value: Option<String>, operation: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+fn operate(
+    value: Option<String>,
+    operation: &str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Option<String> {
     let filled = value.clone().filter(|v| !v.is_empty());
     let word = |text: &str| expand(text, lookup);
     if operation.is_empty() {

@@ -3,7 +3,9 @@ use std::path::Path;
 use super::{Kind, Topology, TopologyError};
 
 fn parse(text: &str) -> Result<Topology, TopologyError> {
-    Topology::parse(text, Path::new("/labs/one/x.clab.yml"), &|name| (name == "IMAGE").then(|| "debian:12".to_owned()))
+    Topology::parse(text, Path::new("/labs/one/x.clab.yml"), &|name| {
+        (name == "IMAGE").then(|| "debian:12".to_owned())
+    })
 }
 
 const INHERITANCE: &str = r#"
@@ -52,7 +54,10 @@ fn nodes_inherit_as_in_containerlab() {
     assert_eq!(a.image.as_deref(), Some("debian:12"));
     let env: Vec<_> = a.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(env, ["A=defaults", "B=kind", "C=group", "N=0644"]);
-    assert_eq!(a.exec, [vec!["echo", "defaults"], vec!["echo", "the kind"], vec!["sh", "-c", "echo a | cat"]]);
+    assert_eq!(
+        a.exec,
+        [vec!["echo", "defaults"], vec!["echo", "the kind"], vec!["sh", "-c", "echo a | cat"]]
+    );
     assert_eq!(a.sysctls["net.ipv4.ip_forward"], "1");
     let binds: Vec<_> = a.binds.iter().map(|b| (b.source.to_str().unwrap(), b.read_only)).collect();
     assert_eq!(binds, [("/labs/one/conf/all", false), ("/labs/one/conf/a.conf", false)]);
@@ -91,7 +96,9 @@ fn what_is_not_honoured_is_refused_by_name_and_line() {
         ("image: {{ .image }}", "Go templates"),
     ];
     for (field, message) in in_node {
-        let error = parse(&format!("name: x\ntopology:\n  nodes:\n    a:\n      kind: linux\n      {field}\n")).unwrap_err();
+        let error =
+            parse(&format!("name: x\ntopology:\n  nodes:\n    a:\n      kind: linux\n      {field}\n"))
+                .unwrap_err();
         let error = error.to_string();
         assert!(error.contains(message) && (error.starts_with("6:") || error.starts_with("4:")), "{error}");
     }
@@ -111,7 +118,9 @@ fn impossible_links_are_refused() {
         ("endpoints: [{node: a, interface: e, mac: 'ff:00:00:00:00:00'}, 'b:e']", "unicast MAC"),
     ];
     for (link, message) in rows {
-        let text = format!("name: x\ntopology:\n  nodes: {{a: {{kind: linux}}, b: {{kind: linux}}}}\n  links:\n    - {link}\n");
+        let text = format!(
+            "name: x\ntopology:\n  nodes: {{a: {{kind: linux}}, b: {{kind: linux}}}}\n  links:\n    - {link}\n"
+        );
         let error = parse(&text).unwrap_err().to_string();
         assert!(error.contains(message) && error.starts_with("5:"), "{link}: {error}");
     }
@@ -127,7 +136,10 @@ fn anchors_and_merge_keys_expand() {
 #[test]
 fn names_cannot_leave_their_folder() {
     for name in ["../x", "a/b", "", ".x"] {
-        assert!(parse(&format!("name: '{name}'\ntopology:\n  nodes: {{a: {{kind: linux}}}}\n")).is_err(), "{name}");
+        assert!(
+            parse(&format!("name: '{name}'\ntopology:\n  nodes: {{a: {{kind: linux}}}}\n")).is_err(),
+            "{name}"
+        );
     }
 }
 
