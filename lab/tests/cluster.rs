@@ -62,7 +62,7 @@ fn directors_that_disagree_fail_the_demo() {
     let folder = tempfile::tempdir().unwrap();
     let director = folder.path().join("director");
     let script = format!(
-        "#!/bin/sh\nexport STANDIN_SEED=$(hostname | tr -dc 0-9)\nexec {HERE}/standin/director \"$@\"\n"
+        "#!/bin/sh\nexport STANDIN_ONLY=10.0.2.1$(hostname | tr -dc 0-9)\nexec {HERE}/standin/director \"$@\"\n"
     );
     std::fs::write(&director, script).unwrap();
     std::fs::set_permissions(&director, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
