@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The cluster end to end: three directors behind two ECMP switches carry 2,000 slow downloads and 200 short requests a
+# second while one of them is lost, comes back, and another one's daemon is killed. Installs what is missing first.
+#
+#   lab/demo.sh [--keep] [--reconfigure] [--name LAB] [--connections N] [--rate N] [--json FILE] [--director BINARY]
+#
+# --keep leaves the lab up and prints the commands to look around; --reconfigure replaces one that is up. Exit code 0: no connection was reset, none was lost,
+# no byte was wrong.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+keep=no
+name=ecmp
+director=
+arguments=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --keep) keep=yes; arguments+=("$1") ;;
+    --reconfigure) arguments+=("$1") ;;
+    --name) name=${2:?--name needs a name}; arguments+=("$1" "$2"); shift ;;
+    --director) director=${2:?--director needs a file}; shift ;;
+    --connections | --rate | --json) arguments+=("$1" "${2:?$1 needs a value}"); shift ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "demo: unknown argument '$1' (see --help)" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+lab/setup.sh
+packages=(-p lab)
+[ -n "$director" ] || packages+=(-p director)
+cargo build --release --quiet "${packages[@]}"
+lab=target/release/lab
+[ -n "$director" ] || director=target/release/director
+LAB=$PWD/$lab lab/ecmp/prepare.sh
+
+# A lab that somebody else left up is not ours to remove when the demo refuses to start.
+there=$("$lab" inspect | grep -cx "$name" || true)
+case "$there ${arguments[*]-}" in
+  '1 '*--reconfigure* | '0 '*) ;;
+  *) echo "demo: lab $name is up already: $lab down $name, or lab/demo.sh --reconfigure" >&2; exit 2 ;;
+esac
+# Interrupted or failed: nothing stays, unless asked for.
+if [ $keep = no ]; then
+  trap '! "$lab" inspect | grep -qx "$name" || "$lab" down "$name"' EXIT
+fi
+code=0
+"$lab" demo --director "$director" ${arguments[@]+"${arguments[@]}"} || code=$?
+
+if [ $keep = yes ]; then
+  cat <<TEXT
+The lab is still up. To look around:
+  $lab inspect $name                                        nodes, processes, addresses
+  ip netns exec clab-$name-switch1 ip route show 203.0.113.10   next hops of a switch
+  $lab exec --lab $name director1 -- director status                   the same for services, neighbors, peers, connections
+  $lab exec --lab $name director1 -- tail -f /var/log/director.log
+  $lab exec --lab $name client -- curl -s -o /dev/null -w '%{http_code}\n' http://203.0.113.10/tiny
+  $lab down $name                                           to end it
+TEXT
+fi
+exit $code
