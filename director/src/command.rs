@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use director_proto::control as wire;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent;
 use crate::config::Config;
@@ -56,7 +57,14 @@ enum Command {
     /// Make the running director read its configuration file again.
     Reload(Ask),
     /// Prepare a real server for direct routing, until interrupted.
-    Agent(agent::Arguments),
+    ///
+    /// The VIP goes onto the loopback interface, and ARP keeps quiet about it. Every change is printed, and
+    /// undone when the agent ends. What is right already is left alone.
+    Agent {
+        /// A VIP of which this machine is a real server; may be given several times.
+        #[arg(long = "vip", value_name = "ADDRESS", required = true)]
+        vips: Vec<std::net::IpAddr>,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -110,9 +118,17 @@ impl Cli {
             Command::Peers(ask) => ask.peers().await,
             Command::Connections { limit, ask } => ask.connections(limit).await,
             Command::Reload(ask) => ask.reload().await,
-            Command::Agent(arguments) => {
+            Command::Agent { vips } => {
                 init_logging(LogFormat::Human);
-                Ok(agent::run(arguments).await?)
+                let (mut terminate, mut interrupt) =
+                    (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+                let stop = async {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                };
+                Ok(agent::run(&vips, |line| println!("{line}"), stop).await?)
             }
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "director", &mut std::io::stdout());

@@ -186,28 +186,52 @@ impl Node {
     }
 
     async fn handle_sync(&mut self, event: syncd::Event) {
+        tracing::info!("{event}");
         match event {
-            syncd::Event::NeedTables { previous } => {
-                let dealt = plan::deal(&self.config, previous.as_deref());
-                let mut key = [0; 16];
-                if let Err(error) = cluster::random(&mut key) {
-                    tracing::error!(%error, "no random hash key: no tables are dealt");
-                    return;
-                }
-                self.propose(dealt, key).await;
-            }
+            syncd::Event::NeedTables { .. } => self.deal().await,
+            syncd::Event::Leader(Some(leader)) if leader == self.config.node.router_id => self.lead().await,
             syncd::Event::TablesInForce(tables) => self.handle_tables(tables),
             syncd::Event::Standing(standing) => {
-                tracing::info!(?standing, "standing in the cluster");
                 self.standing = standing;
                 self.announce();
             }
-            event => tracing::info!(?event, "cluster"),
+            // Already logged, and shown by `director peers`.
+            syncd::Event::Leader(_)
+            | syncd::Event::PeerUp { .. }
+            | syncd::Event::PeerDown { .. }
+            | syncd::Event::Configuration { .. }
+            | syncd::Event::TablesDiffer { .. }
+            | syncd::Event::TablesAgree { .. }
+            | syncd::Event::TransferFailed { .. } => {}
         }
     }
 
-    async fn propose(&mut self, services: BTreeMap<String, director_proto::tables::ServiceTable>, key: [u8; 16]) {
-        match self.sync.propose(services, key).await {
+    /// Leadership has come to this director. What its configuration asks for is carried out, unless another
+    /// director has a different one: then a change must not happen as a side effect of somebody's death.
+    async fn lead(&mut self) {
+        let Ok(status) = self.sync.status().await else { return };
+        match status.peers.iter().find(|peer| peer.state == syncd::PeerState::Up && !peer.same_config) {
+            None => self.deal().await,
+            Some(peer) => tracing::warn!(
+                peer = peer.router_id.map(tracing::field::display),
+                "leading with services that another director has configured differently: tables stay as they are; \
+                 make the files equal and reload"
+            ),
+        }
+    }
+
+    /// Deals tables for the configuration, starting from those in force, and proposes what differs.
+    async fn deal(&mut self) {
+        let dealt = plan::deal(&self.config, self.tables.as_deref());
+        if self.tables.as_ref().is_some_and(|tables| tables.services == dealt) {
+            return;
+        }
+        let mut key = [0; 16];
+        if let Err(error) = cluster::random(&mut key) {
+            tracing::error!(%error, "no random hash key: no tables are dealt");
+            return;
+        }
+        match self.sync.propose(dealt, key).await {
             Ok(epoch) => tracing::info!(%epoch, "tables dealt"),
             Err(error) => tracing::warn!(%error, "tables not dealt"),
         }
@@ -291,10 +315,9 @@ impl Node {
         }
         self.config = config;
         self.sync.set_config_digest(self.config.services_digest()).await;
-        if self.sync.status().await.leader == Some(self.config.node.router_id) {
-            let dealt = plan::deal(&self.config, self.tables.as_deref());
-            let key = self.tables.as_ref().map_or([0; 16], |tables| tables.hash_key);
-            self.propose(dealt, key).await;
+        let status = self.sync.status().await.map_err(|error| error.to_string())?;
+        if status.leader == Some(self.config.node.router_id) {
+            self.deal().await;
         }
         self.feed();
         Ok(changes)
