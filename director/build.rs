@@ -20,7 +20,6 @@ fn main() {
     {
         println!("cargo::rerun-if-changed={}", manifest.join(path).display());
     }
-    println!("cargo::rerun-if-env-changed=PATH");
     let out = PathBuf::from(var("OUT_DIR"));
     let compiler = Compiler::find().unwrap_or_else(|| {
         fail(
@@ -51,7 +50,8 @@ fn main() {
 /// Flags separated as cargo wants them, so that a path may hold spaces.
 fn rust_flags(linker: &Path) -> String {
     let linker = format!("linker={}", linker.display());
-    ["-C", "link-arg=--btf", "-C", &linker].join("\u{1f}")
+    // v3: 32-bit registers and jumps, in every kernel since 5.1.
+    ["-C", "link-arg=--btf", "-C", "target-cpu=v3", "-C", &linker].join("\u{1f}")
 }
 
 /// A cargo and the compiler it uses.

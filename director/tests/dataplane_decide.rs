@@ -55,7 +55,7 @@ fn source_hash_keeps_all_connections_of_a_client_together() {
                 ("203.0.113.10", port),
                 0x10,
             );
-            memory.run(INGRESS, &mut packet.bytes()).forward.destination_mac
+            memory.run(INGRESS, &mut packet.bytes()).forward.real
         };
         (1..500_u16).map(run).collect::<std::collections::BTreeSet<_>>().len()
     };

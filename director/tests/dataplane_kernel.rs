@@ -4,10 +4,10 @@ mod dataplane_fixture;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use dataplane_fixture::cases::{self, INGRESS, cases, fill, memory};
-use dataplane_fixture::packets::{ACK, Packet};
+use dataplane_fixture::cases::{HERE, INGRESS, cases, fill, memory};
+use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
 use dataplane_fixture::{isolated, open, options};
-use director::dataplane::{Dataplane, Options};
+use director::dataplane::{Dataplane, NextHop, Options};
 use director_common::verdict::Outcome;
 use director_common::{Action, Verdict};
 use proptest::prelude::*;
@@ -131,29 +131,34 @@ fn traffic_is_counted_per_service_real_server_and_flow() {
     });
 }
 
-/// Prints what a packet costs; a bound generous enough for a busy machine guards against an accident.
+/// Prints what a packet costs. Nanoseconds depend on the machine (and an emulated one takes microseconds), so
+/// what is asserted is the ratio to the cheapest packet there is.
 #[test]
-fn a_packet_costs_less_than_a_microsecond() {
+fn forwarding_costs_a_small_multiple_of_passing() {
     isolated(|| {
         let mut dataplane = open(&options());
         fill(&mut dataplane);
+        // A run finds the packet as the last one left it: still ours, but for the time to live.
+        let to_ourselves = NextHop { destination_mac: OUR_MAC, ..HERE };
+        dataplane.set_next_hop("10.0.2.11".parse().expect("address"), Some(to_ourselves)).expect("next hop");
         let measure = |what: &str, frame: &[u8]| {
-            let options = TestRunOptions { data_in: Some(frame), repeat: 100_000, ..TestRunOptions::new() };
-            let result = dataplane.program().expect("program").test_run(options).expect("test run");
-            println!("{what}: {} ns", result.duration.as_nanos());
-            assert!(result.duration.as_nanos() < 1_000, "{what}");
+            let once = || {
+                let options = TestRunOptions { data_in: Some(frame), repeat: 250, ..TestRunOptions::new() };
+                dataplane.program().expect("program").test_run(options).expect("test run").duration
+            };
+            // The quickest of many: the others met an interrupt.
+            let best = (0..200).map(|_| once()).min().expect("some").as_nanos();
+            println!("{what}: {best} ns");
+            best
         };
-        let not_ours = Packet::tcp(("198.51.100.7", 1), ("10.9.9.9", 80), ACK).bytes();
-        measure("not for a VIP", &not_ours);
-        measure(
-            "not IPv4",
-            &Packet::tcp(("1.2.3.4", 1), ("10.9.9.9", 80), ACK).with(|p| p.ethertype = 0x86dd).bytes(),
-        );
-        // Repeated runs see the packet as the last one left it, so it must not be rewritten: dropped at the end.
-        measure(
-            "for a VIP, no next hop",
-            &Packet::tcp(("198.51.100.7", 1), ("203.0.113.10", 85), ACK).bytes(),
-        );
-        let _ = cases::HERE;
+        let client = ("198.51.100.7", 1);
+        let packet = |destination, ttl| Packet::tcp(client, destination, ACK).with(|p| p.ttl = ttl);
+        let not_ip = packet(("10.9.9.9", 80), 64).with(|p| p.ethertype = 0x86dd);
+        let passed = measure("not IPv4", &not_ip.bytes());
+        let not_ours = measure("not for a VIP", &packet(("10.9.9.9", 80), 64).bytes());
+        let forwarded = measure("forwarded", &packet(("203.0.113.10", 80), 255).bytes());
+        assert!(not_ours < 10 * passed && forwarded < 20 * passed);
+        let counters = dataplane.counters().expect("counters");
+        assert_eq!(counters.services["here"].reals[0].counters.packets_in, 200 * 250, "all were forwarded");
     });
 }

@@ -15,7 +15,7 @@ use crate::verdict::{DropReason, Forward, PassReason, Verdict};
 /// A verdict, and what it is accounted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub struct Decision {
+pub struct Decision<'a> {
     /// What becomes of the packet.
     pub verdict: Verdict,
     /// Index of the service that owns the packet, or [`Self::NO_SERVICE`].
@@ -24,9 +24,12 @@ pub struct Decision {
     pub bytes: u32,
     /// Where it goes, if it is forwarded.
     pub forward: Forward,
+    /// The way there, if it is forwarded: a reference into the tables, since link addresses copied byte by byte
+    /// would fill the small stack of the program in the kernel.
+    pub way: Option<&'a RealEntry>,
 }
 
-impl Decision {
+impl Decision<'_> {
     /// [`Self::service`] of a packet that no service owns.
     pub const NO_SERVICE: u32 = u32::MAX;
 }
@@ -34,12 +37,13 @@ impl Decision {
 /// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes nothing:
 /// [`rewrite`] does, if the verdict is to forward.
 #[inline(always)]
-pub fn decide(frame: &impl Frame, ifindex: u32, tables: &impl Tables) -> Decision {
+pub fn decide<'a>(frame: &impl Frame, ifindex: u32, tables: &'a impl Tables) -> Decision<'a> {
     let mut decision = Decision {
         verdict: Verdict::Pass(PassReason::NoService),
         service: Decision::NO_SERVICE,
         bytes: 0,
         forward: Forward::default(),
+        way: None,
     };
     decision.verdict = match judge(frame, ifindex, tables, &mut decision) {
         Ok(()) if decision.forward.ifindex == ifindex => Verdict::Transmit,
@@ -49,27 +53,29 @@ pub fn decide(frame: &impl Frame, ifindex: u32, tables: &impl Tables) -> Decisio
     decision
 }
 
-/// Applies `forward` to the frame it was decided for: link addresses, time to live, checksum.
+/// Applies a decision to forward to the frame it was made for: link addresses, time to live, checksum.
 ///
 /// The time to live is decremented, as a router does and as LVS does on its way to a real server: should two
 /// directors ever send a packet to each other, it dies instead of circling for ever.
 ///
 /// # Errors
-/// [`DropReason::RewriteFailed`] if the frame is shorter than the one decided on.
+/// [`DropReason::RewriteFailed`] if the decision is not to forward, or the frame is shorter than the one decided
+/// on.
 #[inline(always)]
-pub fn rewrite(frame: &mut impl Frame, forward: &Forward) -> Result<(), DropReason> {
-    Ethernet::emit_addresses(frame, forward.destination_mac, forward.source_mac)
-        .and_then(|()| Ipv4::emit_decremented_ttl(frame, forward.ttl, forward.checksum))
+pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
+    let way = decision.way.ok_or(DropReason::RewriteFailed)?;
+    Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac)
+        .and_then(|()| Ipv4::emit_decremented_ttl(frame, decision.forward.ttl, decision.forward.checksum))
         .ok_or(DropReason::RewriteFailed)
 }
 
 /// Fills in `decision`; an error is the verdict of a packet that is not forwarded.
 #[inline(always)]
-fn judge(
+fn judge<'a>(
     frame: &impl Frame,
     ifindex: u32,
-    tables: &impl Tables,
-    decision: &mut Decision,
+    tables: &'a impl Tables,
+    decision: &mut Decision<'a>,
 ) -> Result<(), Verdict> {
     let ethernet = Ethernet::parse(frame).ok_or(Verdict::Pass(PassReason::ShortFrame))?;
     if ethernet.ethertype != ETHERTYPE_IPV4 {
@@ -91,7 +97,10 @@ fn judge(
     decision.service = service.service;
     decision.bytes = u32::from(ipv4.total_len);
     check(frame, &ipv4, service, &mut decision.forward).map_err(Verdict::Drop)?;
-    choose(tables, config, service, interface, &ipv4, &mut decision.forward).map_err(Verdict::Drop)
+    let way =
+        choose(tables, config, service, interface, &ipv4, &mut decision.forward).map_err(Verdict::Drop)?;
+    decision.way = Some(way);
+    Ok(())
 }
 
 /// The service for the packet's destination. Notes the flow on the way; a later fragment has no ports, so all
@@ -180,14 +189,14 @@ fn check(
 
 /// Chooses the real server that owns the flow's slot, and notes the way to it.
 #[inline(always)]
-fn choose(
-    tables: &impl Tables,
+fn choose<'a>(
+    tables: &'a impl Tables,
     config: &Config,
     service: &ServiceEntry,
     interface: &Interface,
     ipv4: &Ipv4,
     forward: &mut Forward,
-) -> Result<(), DropReason> {
+) -> Result<&'a RealEntry, DropReason> {
     let (index, real) = pick_real(tables, config, service, forward)?;
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
@@ -197,9 +206,7 @@ fn choose(
     }
     forward.real = index;
     forward.ifindex = real.ifindex;
-    forward.destination_mac = real.destination_mac;
-    forward.source_mac = real.source_mac;
-    Ok(())
+    Ok(real)
 }
 
 /// The real server that owns the flow's slot, and its index.

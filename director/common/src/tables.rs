@@ -32,8 +32,10 @@ pub const MAX_SERVICE_NAME: usize = 56;
 pub unsafe trait Plain: Copy + 'static {}
 
 /// An IP address as 16 bytes: IPv6, or IPv4 mapped into it (RFC 4291, section 2.5.5.2).
+///
+/// Aligned, so that in the kernel it moves as words: byte by byte it would fill the program's stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
+#[repr(C, align(4))]
 pub struct Address(pub [u8; 16]);
 
 impl Address {

@@ -40,10 +40,6 @@ pub struct Forward {
     pub real: u32,
     /// Interface to leave by.
     pub ifindex: u32,
-    /// Link address to send to.
-    pub destination_mac: [u8; 6],
-    /// Link address to send from.
-    pub source_mac: [u8; 6],
     /// Header checksum on arrival.
     pub checksum: u16,
     /// Time to live on arrival; it leaves with one less.

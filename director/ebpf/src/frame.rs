@@ -33,8 +33,26 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // SAFETY: the N bytes are within the frame; a byte array has no alignment.
-        self.at(offset).map(|bytes| unsafe { *bytes })
+        let bytes = self.at::<N>(offset)?;
+        let mut out = [0_u8; N];
+        // Word by word: the compiler would load each byte of an unaligned array by itself, and keep each in a
+        // register or on the small stack.
+        let mut at = 0;
+        while at + 4 <= N {
+            // SAFETY: within the N bytes, and the target has them all. Headers lie 2 bytes off a word's boundary;
+            // the kernel refuses the program where a machine cannot load that (it cannot on none we run on).
+            unsafe {
+                *out.as_mut_ptr().add(at).cast::<[u8; 4]>() =
+                    bytes.cast::<u8>().add(at).cast::<u32>().read().to_ne_bytes()
+            };
+            at += 4;
+        }
+        while at < N {
+            // SAFETY: as above, one byte.
+            unsafe { *out.as_mut_ptr().add(at) = bytes.cast::<u8>().add(at).read() };
+            at += 1;
+        }
+        Some(out)
     }
 
     #[inline(always)]

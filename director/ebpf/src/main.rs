@@ -25,7 +25,7 @@ pub fn director(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&context);
     let mut decision = decide(&frame, ifindex, &KernelTables);
     if decision.verdict.is_forward()
-        && let Err(reason) = rewrite(&mut frame, &decision.forward)
+        && let Err(reason) = rewrite(&mut frame, &decision)
     {
         decision.verdict = Verdict::Drop(reason);
     }
@@ -45,7 +45,7 @@ pub fn director(context: XdpContext) -> u32 {
 
 /// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
 #[inline(always)]
-fn account(decision: &Decision) {
+fn account(decision: &Decision<'_>) {
     if decision.service == Decision::NO_SERVICE {
         return;
     }

@@ -194,7 +194,8 @@ impl Maps {
             Some(empty) => empty,
             None => {
                 let mut empty = TableMap::create(1, 0)?;
-                empty.set(0, &*empty_table(), 0)?;
+                let slots = empty_table();
+                empty.set(0, slots.as_ref(), 0)?;
                 empty
             }
         };

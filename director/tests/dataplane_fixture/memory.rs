@@ -74,11 +74,11 @@ impl Memory {
     }
 
     /// Decides and rewrites as the program does.
-    pub fn run(&self, ifindex: u32, frame: &mut [u8]) -> Decision {
+    pub fn run(&self, ifindex: u32, frame: &mut [u8]) -> Decision<'_> {
         let mut buffer = Buffer(frame);
         let decision = decide(&buffer, ifindex, self);
         if decision.verdict.is_forward() {
-            rewrite(&mut buffer, &decision.forward).expect("same frame");
+            rewrite(&mut buffer, &decision).expect("same frame");
         }
         decision
     }
