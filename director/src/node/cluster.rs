@@ -78,3 +78,26 @@ pub(super) fn real_addresses(config: &Config, tables: &TableSet) -> BTreeSet<IpA
 pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
     std::fs::File::open("/dev/urandom")?.read_exact(bytes)
 }
+
+/// OSPF, if it is configured. Learned routes exclude what we announce by themselves; `import` narrows them.
+pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
+    let ospf = config.ospf.as_ref()?;
+    let interface = |interface: &crate::config::OspfInterface| routing::InterfaceConfig {
+        area: ospf.area,
+        cost: interface.cost,
+        hello_interval: ospf.hello_interval,
+        dead_interval: ospf.dead_interval,
+        priority: interface.priority,
+        passive: interface.passive,
+        ..routing::InterfaceConfig::new(
+            &interface.name,
+            if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },
+        )
+    };
+    let mut routing =
+        routing::Config::new(config.node.router_id, ospf.interfaces.iter().map(interface).collect());
+    if let Some(import) = &ospf.import {
+        routing.import = import.clone();
+    }
+    Some(routing)
+}

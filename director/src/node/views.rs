@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use director_common::verdict::Outcome;
 use director_proto::control as wire;
 use director_proto::tables::ServiceTable;
 
@@ -12,11 +13,10 @@ use crate::slots;
 
 impl Node {
     pub(super) async fn status(&self) -> wire::Status {
-        let sync = self.sync.status().await;
+        let sync = self.sync.status().await.ok();
         let routing = self.routing_status().await;
         let (state, reason) = self.state(routing.as_ref());
         let counters = self.counters();
-        let count = |(name, packets): (&str, u64)| wire::Count { name: name.to_owned(), packets };
         wire::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             router_id: self.config.node.router_id.to_string(),
@@ -25,7 +25,7 @@ impl Node {
             reason,
             epoch: self.tables.as_ref().map(|tables| tables.epoch.to_string()).unwrap_or_default(),
             table_digest: self.tables.as_ref().map(|tables| tables.digest().to_string()).unwrap_or_default(),
-            leader: sync.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            leader: sync.and_then(|sync| sync.leader).map(|leader| leader.to_string()).unwrap_or_default(),
             uptime_seconds: self.started.elapsed().as_secs(),
             data_plane: match self.adoption {
                 Adoption::Fresh => "fresh".to_owned(),
@@ -53,10 +53,13 @@ impl Node {
             verdicts: counters
                 .outcomes
                 .iter()
-                .map(|(outcome, packets)| count((outcome.name(), *packets)))
+                .map(|(outcome, packets)| wire::Count { name: outcome_name(*outcome), packets: *packets })
                 .collect(),
             ospf_refused: routing
-                .map(|status| status.counters.iter().map(|(name, packets)| count((name, *packets))).collect())
+                .map(|status| {
+                    let counters = status.counters.into_iter();
+                    counters.map(|(name, packets)| wire::Count { name: name.to_string(), packets }).collect()
+                })
                 .unwrap_or_default(),
         }
     }
@@ -75,7 +78,8 @@ impl Node {
                 _ => ("serving", String::new()),
             },
             syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
-            ref other => ("diverged", format!("{other:?}")),
+            syncd::Standing::Behind => ("waiting", "another director holds newer tables".to_owned()),
+            syncd::Standing::Diverged => ("diverged", "another director holds other tables under the same epoch".to_owned()),
         }
     }
 
@@ -180,7 +184,7 @@ impl Node {
     }
 
     pub(super) async fn peers(&self) -> wire::Peers {
-        let status = self.sync.status().await;
+        let Ok(status) = self.sync.status().await else { return wire::Peers::default() };
         let show = |value: Option<String>| value.unwrap_or_default();
         wire::Peers {
             epoch: show(status.epoch.map(|epoch| epoch.to_string())),
@@ -190,18 +194,18 @@ impl Node {
                 .peers
                 .into_iter()
                 .map(|peer| wire::Peer {
-                    address: peer.address.to_string(),
+                    address: show(peer.address.map(|address| address.to_string())),
                     router_id: show(peer.router_id.map(|id| id.to_string())),
                     boot_id: show(peer.boot_id.map(|id| id.to_string())),
-                    state: peer.state.to_string(),
+                    state: peer_state(peer.state).to_owned(),
                     epoch: show(peer.epoch.map(|epoch| epoch.to_string())),
                     table_digest: show(peer.digest.map(|digest| digest.to_string())),
                     same_tables: peer.same_tables,
                     same_config: peer.same_config,
                     last_heard_ms: peer.last_heard_ms.unwrap_or_default(),
                     round_trip_ms: peer.rtt_ms.unwrap_or_default(),
-                    version: peer.version,
-                    refused: show(peer.refused),
+                    version: show(peer.version),
+                    refused: show(peer.refused.or(peer.error)),
                     messages_in: peer.messages_in,
                     messages_out: peer.messages_out,
                     bytes_in: peer.bytes_in,
@@ -236,6 +240,24 @@ impl Node {
             })
             .collect();
         Ok(wire::Connections { connections })
+    }
+}
+
+fn outcome_name(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Transmitted => "transmitted".to_owned(),
+        Outcome::Redirected => "redirected".to_owned(),
+        Outcome::Passed(reason) => format!("passed: {reason}"),
+        Outcome::Dropped(reason) => format!("dropped: {reason}"),
+    }
+}
+
+fn peer_state(state: syncd::PeerState) -> &'static str {
+    match state {
+        syncd::PeerState::Connecting => "connecting",
+        syncd::PeerState::Refused => "refused",
+        syncd::PeerState::Up => "up",
+        syncd::PeerState::Down => "down",
     }
 }
 
