@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -97,7 +98,7 @@ pub enum Message {
     /// A piece of a snapshot.
     Chunk(Chunk),
     /// A change of the tables.
-    Delta(Delta),
+    Delta(Arc<Delta>),
     /// These tables are in force here.
     Acknowledge(Version),
 }

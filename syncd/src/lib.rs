@@ -1,1 +1,2 @@
 //! Replication.
+pub mod replica;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use prost::Message as _;
@@ -39,7 +40,7 @@ impl TryFrom<wire::Frame> for Frame {
             Body::Echo(sent_at_us) => Self::Echo(sent_at_us),
             Body::Request(request) => Self::Message(Message::Request(request.try_into()?)),
             Body::Chunk(chunk) => Self::Message(Message::Chunk(chunk.try_into()?)),
-            Body::Delta(delta) => Self::Message(Message::Delta(delta.try_into()?)),
+            Body::Delta(delta) => Self::Message(Message::Delta(Arc::new(delta.try_into()?))),
             Body::Acknowledge(version) => Self::Message(Message::Acknowledge(version.try_into()?)),
         })
     }

@@ -34,7 +34,7 @@ impl From<&Frame> for wire::Frame {
             Frame::Echo(sent_at_us) => Body::Echo(*sent_at_us),
             Frame::Message(Message::Request(request)) => Body::Request((*request).into()),
             Frame::Message(Message::Chunk(chunk)) => Body::Chunk(chunk.into()),
-            Frame::Message(Message::Delta(delta)) => Body::Delta(delta.into()),
+            Frame::Message(Message::Delta(delta)) => Body::Delta((&**delta).into()),
             Frame::Message(Message::Acknowledge(version)) => Body::Acknowledge((*version).into()),
         };
         Self { body: Some(body) }

@@ -66,7 +66,7 @@ fn frames() -> Vec<Frame> {
         Frame::Echo(77),
         Frame::Message(Message::Request(Request { version: Some(version(2)), offset: 1 })),
         Frame::Message(Message::Chunk(chunk)),
-        Frame::Message(Message::Delta(delta)),
+        Frame::Message(Message::Delta(Arc::new(delta))),
         Frame::Message(Message::Acknowledge(version(5))),
     ]
 }
