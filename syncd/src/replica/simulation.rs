@@ -1,6 +1,7 @@
 //! A cluster of replicas on a virtual clock, over a network that loses, delays, reorders, corrupts and parts.
 //!
-//! Everything follows from one seed. `SYNCD_SEED=… cargo test -p syncd histories` replays a history that failed.
+//! Everything follows from one seed. `SYNCD_SEED=… cargo test -p syncd histories` replays a history that failed,
+//! `SYNCD_HISTORIES=5000` tries more of them than usual.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -75,6 +76,8 @@ pub(super) struct Cluster {
     pub(super) weather: Weather,
     /// Pairs that cannot reach each other.
     pub(super) cut: BTreeSet<(usize, usize)>,
+    /// Pairs between which only heartbeats pass.
+    pub(super) stalled: BTreeSet<(usize, usize)>,
     random: Random,
     in_flight: BTreeMap<(Instant, u64), Parcel>,
     sequence: u64,
@@ -116,6 +119,7 @@ impl Cluster {
             nodes: (0..size).map(|_| node()).collect(),
             weather: Weather { longest_delay_ms: 5, ..Weather::default() },
             cut: BTreeSet::new(),
+            stalled: BTreeSet::new(),
             random: Random::new(seed),
             in_flight: BTreeMap::new(),
             sequence: 0,
@@ -219,11 +223,12 @@ impl Cluster {
     }
 
     fn post(&mut self, from: usize, hello: &Hello, to: usize, mut payload: Payload) {
-        if self.random.chance(self.weather.loss) {
+        let stalled = matches!(payload, Payload::Message(_)) && self.stalled.contains(&(from, to));
+        if stalled || self.random.chance(self.weather.loss) {
             return;
         }
         if self.random.chance(self.weather.corruption) {
-            corrupt(&mut payload);
+            corrupt(&mut payload, &mut self.random);
         }
         let delay = Duration::from_millis(1 + self.random.below(self.weather.longest_delay_ms.max(1)));
         self.sequence += 1;
@@ -338,10 +343,14 @@ impl Cluster {
                 let side: Vec<usize> = (0..self.nodes.len()).filter(|node| bits >> node & 1 == 1).collect();
                 self.part(&side);
             }
-            4 => self.cut.clear(),
+            4 => {
+                self.cut.clear();
+                self.stalled.clear();
+            }
             5 => {
                 let other = usize::try_from(self.random.below(size)).expect("small");
-                self.cut.insert((index, other));
+                let pairs = if self.random.chance(50) { &mut self.cut } else { &mut self.stalled };
+                pairs.insert((index, other));
             }
             _ if running => {
                 let salt = self.random.next();
@@ -352,7 +361,8 @@ impl Cluster {
     }
 }
 
-fn corrupt(payload: &mut Payload) {
+/// Flips a bit that a decoder mostly does not notice: most of the bytes are slots.
+fn corrupt(payload: &mut Payload, random: &mut Random) {
     match payload {
         Payload::Message(Message::Delta(delta)) => {
             for patch in Arc::make_mut(delta).patched.values_mut() {
@@ -361,7 +371,8 @@ fn corrupt(payload: &mut Payload) {
         }
         Payload::Message(Message::Chunk(chunk)) => {
             let mut data = chunk.data.to_vec();
-            data[0] ^= 1;
+            let at = usize::try_from(random.below(data.len() as u64)).expect("an index");
+            data[at] ^= 1;
             chunk.data = data.into();
         }
         _ => {}
@@ -388,6 +399,7 @@ fn history(seed: u64) {
         cluster.disturb();
     }
     cluster.cut.clear();
+    cluster.stalled.clear();
     cluster.weather = Weather { longest_delay_ms: 5, ..Weather::default() };
     for index in 0..size {
         if cluster.nodes[index].replica.is_none() {
@@ -406,7 +418,8 @@ fn histories_of_crashes_partitions_and_loss_end_in_agreement() {
     if let Ok(seed) = std::env::var("SYNCD_SEED") {
         return history(seed.parse().expect("SYNCD_SEED is a number"));
     }
-    for seed in 0..200 {
+    let count = std::env::var("SYNCD_HISTORIES").map_or(200, |count| count.parse().expect("a number"));
+    for seed in 0..count {
         let result = std::panic::catch_unwind(|| history(seed));
         assert!(result.is_ok(), "replay with SYNCD_SEED={seed}");
     }

@@ -41,7 +41,12 @@ fn directors_that_all_meet_do_not_wait_for_the_grace_time() {
     cluster.start_all();
     cluster.run_until(SECOND, "agreement", Cluster::agrees);
     assert_eq!(cluster.replica(2).leader(), Some(id(0)), "the lowest router id leads");
-    assert_eq!(cluster.replica(2).version().map(|version| version.epoch.number), Some(1));
+    let epoch = Epoch { number: 1, leader: id(0) };
+    assert_eq!(cluster.replica(2).version().map(|version| version.epoch), Some(epoch));
+    let asked: Vec<usize> = (0..3)
+        .map(|node| events(&cluster, node, |event| matches!(event, Event::NeedTables { .. })))
+        .collect();
+    assert_eq!(asked, [1, 0, 0], "one director seeds");
 }
 
 #[test]
@@ -108,6 +113,51 @@ fn a_lost_delta_is_repeated() {
     cluster.weather.loss = 0;
     assert_eq!(cluster.replica(0).members().map(|(_, member)| member.unacknowledged()).sum::<usize>(), 1);
     cluster.run_until(SECOND, "repaired", Cluster::agrees);
+}
+
+#[test]
+fn a_delta_that_comes_twice_is_acknowledged_twice() {
+    let mut cluster = agreed(20, 2);
+    propose(&mut cluster, 0, 9).expect("leader");
+    let delta = cluster.nodes[0].sent.last().expect("a delta").1.clone();
+    let hello = cluster.replica(0).hello();
+    let version = cluster.replica(0).version().expect("in force");
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.nodes[1].sent.clear();
+    for _ in 0..2 {
+        let message = delta.clone();
+        cluster.with(1, |replica, now| replica.handle(now, Input::Message { from, boot_id, message }));
+    }
+    let acknowledgement = (id(0), Message::Acknowledge(version));
+    assert_eq!(cluster.nodes[1].sent, [acknowledgement.clone(), acknowledgement]);
+    assert_eq!(events(&cluster, 1, |event| matches!(event, Event::TransferFailed { .. })), 0);
+}
+
+#[test]
+fn a_heartbeat_that_was_overtaken_changes_nothing() {
+    let mut cluster = agreed(21, 2);
+    let hello = cluster.replica(1).hello();
+    let report = cluster.with(1, |replica, _| replica.report());
+    propose(&mut cluster, 0, 10).expect("leader");
+    cluster.run_for(Duration::from_millis(50));
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Report { from, boot_id, report }));
+    let known = cluster.replica(0).members().next().and_then(|(_, member)| member.tables());
+    assert_eq!(known, cluster.replica(0).version());
+}
+
+#[test]
+fn a_change_decided_by_another_than_its_sender_is_not_taken() {
+    let mut cluster = agreed(22, 3);
+    cluster.weather.loss = 100;
+    propose(&mut cluster, 0, 9).expect("leader");
+    let message = cluster.nodes[0].sent.last().expect("a delta").1.clone();
+    let hello = cluster.replica(1).hello();
+    let before = cluster.replica(2).version();
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.with(2, |replica, now| replica.handle(now, Input::Message { from, boot_id, message }));
+    assert_eq!(cluster.replica(2).version(), before);
+    assert_eq!(events(&cluster, 2, |event| matches!(event, Event::TransferFailed { .. })), 1);
 }
 
 #[test]
@@ -186,7 +236,7 @@ fn two_contents_under_one_epoch_are_seen_and_settled() {
     cluster
         .run_until(SECOND, "divergence seen", |cluster| cluster.replica(1).standing() == Standing::Diverged);
     cluster.run_until(2 * SECOND, "settled", Cluster::agrees);
-    assert!(epoch(&cluster, 1) > Some(Epoch { number: 1, leader: id(0) }));
+    assert_eq!(epoch(&cluster, 1), Some(Epoch { number: 2, leader: id(0) }), "one of the two speaks");
 }
 
 #[test]
@@ -233,13 +283,29 @@ fn a_source_that_dies_during_a_snapshot_is_left_for_another() {
     cluster.start(1);
     cluster.run_until(5 * SECOND, "seeded", Cluster::agrees);
     cluster.weather = Weather { longest_delay_ms: 1, ..Weather::default() };
-    // Heartbeats of the best source arrive, its answers to the joiner get lost with it.
     cluster.start(2);
     cluster.run_until(SECOND, "the joiner asks", |cluster| !cluster.nodes[2].sent.is_empty());
     assert_eq!(cluster.nodes[2].sent[0].0, id(0));
     cluster.crash(0);
     cluster.run_until(5 * SECOND, "joined", Cluster::agrees);
     assert_eq!(cluster.replica(2).leader(), Some(id(1)));
+}
+
+#[test]
+fn a_source_that_never_answers_is_left_for_another() {
+    let mut cluster = Cluster::new(23, 3);
+    cluster.start(0);
+    cluster.start(1);
+    cluster.run_until(5 * SECOND, "seeded", Cluster::agrees);
+    cluster.stalled.insert((0, 2));
+    cluster.cut.insert((1, 2));
+    cluster.start(2);
+    cluster.run_until(SECOND, "the joiner asks the only one it hears", |cluster| {
+        !cluster.nodes[2].sent.is_empty()
+    });
+    cluster.cut.clear();
+    cluster.run_until(5 * SECOND, "joined", Cluster::agrees);
+    assert_eq!(events(&cluster, 2, |event| matches!(event, Event::TransferFailed { .. })), 1);
 }
 
 #[test]
