@@ -18,7 +18,7 @@ mod plan;
 mod views;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,6 +90,7 @@ struct Node {
     sync: syncd::Handle,
     sync_events: mpsc::Receiver<syncd::Event>,
     standing: syncd::Standing,
+    leader: Option<Ipv4Addr>,
     tables: Option<Arc<TableSet>>,
     routing: Option<routing::Handle>,
     /// Whether OSPF has been let loose.
@@ -110,7 +111,8 @@ impl Node {
             }
         }
         let (resolver, ways) = Resolver::start(dataplane.next_hops()).context("next hops")?;
-        let (sync, sync_events) = syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
+        let (sync, sync_events) =
+            syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
         let routing = match cluster::routing_config(&config) {
             Some(routing) => Some(routing::Routing::spawn(routing).await.context("OSPF")?),
             None => None,
@@ -127,6 +129,7 @@ impl Node {
             sync,
             sync_events,
             standing: syncd::Standing::Joining,
+            leader: None,
             tables: None,
             routing,
             routing_enabled: false,
@@ -189,15 +192,21 @@ impl Node {
         tracing::info!("{event}");
         match event {
             syncd::Event::NeedTables { .. } => self.deal().await,
-            syncd::Event::Leader(Some(leader)) if leader == self.config.node.router_id => self.lead().await,
-            syncd::Event::TablesInForce(tables) => self.handle_tables(tables),
+            syncd::Event::Leader(leader) => {
+                self.leader = leader;
+                self.lead().await;
+            }
+            syncd::Event::TablesInForce(tables) => {
+                self.handle_tables(tables);
+                // A wish that was overtaken by these tables is still a wish.
+                self.lead().await;
+            }
             syncd::Event::Standing(standing) => {
                 self.standing = standing;
                 self.announce();
             }
             // Already logged, and shown by `director peers`.
-            syncd::Event::Leader(_)
-            | syncd::Event::PeerUp { .. }
+            syncd::Event::PeerUp { .. }
             | syncd::Event::PeerDown { .. }
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
@@ -206,9 +215,12 @@ impl Node {
         }
     }
 
-    /// Leadership has come to this director. What its configuration asks for is carried out, unless another
-    /// director has a different one: then a change must not happen as a side effect of somebody's death.
+    /// If this director leads, what its configuration asks for is carried out, unless another director has a
+    /// different one: then a change must not happen as a side effect of somebody's death.
     async fn lead(&mut self) {
+        if self.leader != Some(self.config.node.router_id) {
+            return;
+        }
         let Ok(status) = self.sync.status().await else { return };
         match status.peers.iter().find(|peer| peer.state == syncd::PeerState::Up && !peer.same_config) {
             None => self.deal().await,
@@ -223,7 +235,7 @@ impl Node {
     /// Deals tables for the configuration, starting from those in force, and proposes what differs.
     async fn deal(&mut self) {
         let dealt = plan::deal(&self.config, self.tables.as_deref());
-        if self.tables.as_ref().is_some_and(|tables| tables.services == dealt) {
+        if self.tables.as_ref().is_some_and(|tables| plan::same_effect(&tables.services, &dealt)) {
             return;
         }
         let mut key = [0; 16];
@@ -292,7 +304,9 @@ impl Node {
             for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
                 tracing::info!(%prefix, "withdrawn");
             }
-            routing.announce(wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect());
+            routing.announce(
+                wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect(),
+            );
             self.announced = wanted;
         }
         if serving && !self.routing_enabled {
@@ -314,9 +328,12 @@ impl Node {
             return Ok(changes);
         }
         self.config = config;
-        self.sync.set_config_digest(self.config.services_digest()).await;
-        let status = self.sync.status().await.map_err(|error| error.to_string())?;
-        if status.leader == Some(self.config.node.router_id) {
+        self.sync
+            .set_config_digest(self.config.services_digest())
+            .await
+            .map_err(|error| error.to_string())?;
+        // Said by the operator to the leader itself: carried out whatever the others' files say.
+        if self.leader == Some(self.config.node.router_id) {
             self.deal().await;
         }
         self.feed();

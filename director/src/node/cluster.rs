@@ -48,7 +48,10 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
 
 /// What the kernel shall hold: every configured service that the cluster has a table for.
 pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<ServiceSpec<'a>> {
-    let with_table = config.services.iter().filter_map(|(name, service)| Some((name, service, tables.services.get(name)?)));
+    let with_table = config
+        .services
+        .iter()
+        .filter_map(|(name, service)| Some((name, service, tables.services.get(name)?)));
     with_table
         .map(|(name, service, table)| ServiceSpec {
             name,
@@ -62,7 +65,11 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
             }],
             hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
             forwarding: Forwarding::DirectReturn,
-            reals: table.reals.iter().map(|real| RealSpec { address: real.address, port: real.port }).collect(),
+            reals: table
+                .reals
+                .iter()
+                .map(|real| RealSpec { address: real.address, port: real.port })
+                .collect(),
             slots: &table.slots,
         })
         .collect()

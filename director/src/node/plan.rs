@@ -21,6 +21,22 @@ pub(super) fn deal(config: &Config, in_force: Option<&TableSet>) -> BTreeMap<Str
         .collect()
 }
 
+/// Whether two sets of tables forward alike and were dealt by the same weights. Positions that a server left
+/// behind do not count: they are no reason for an epoch.
+pub(super) fn same_effect(
+    ours: &BTreeMap<String, ServiceTable>,
+    theirs: &BTreeMap<String, ServiceTable>,
+) -> bool {
+    let live = |table: &ServiceTable| {
+        let reals = table.reals.iter().enumerate().filter(|(_, real)| real.weight > 0);
+        reals.map(|(position, real)| (position, real.clone())).collect::<Vec<_>>()
+    };
+    ours.keys().eq(theirs.keys())
+        && ours.values().zip(theirs.values()).all(|(ours, theirs)| {
+            ours.scheduler == theirs.scheduler && ours.slots == theirs.slots && live(ours) == live(theirs)
+        })
+}
+
 /// A prefix to announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Announcement {
@@ -89,7 +105,9 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
         ("[metrics]", old.metrics == new.metrics),
     ] {
         if !same {
-            return Err(format!("{section} has changed: that needs a restart of this director (forwarding goes on meanwhile)"));
+            return Err(format!(
+                "{section} has changed: that needs a restart of this director (forwarding goes on meanwhile)"
+            ));
         }
     }
     let mut changes = Vec::new();
@@ -114,9 +132,12 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
     let mut lines = Vec::new();
     for ((address, port), weight) in &after {
         match before.get(&(*address, *port)) {
-            None => lines.push(format!("service {name:?}: real server {address}:{port} added, weight {weight}")),
+            None => {
+                lines.push(format!("service {name:?}: real server {address}:{port} added, weight {weight}"))
+            }
             Some(old) if old != weight => {
-                lines.push(format!("service {name:?}: real server {address}:{port} weight {old} -> {weight}"));
+                lines
+                    .push(format!("service {name:?}: real server {address}:{port} weight {old} -> {weight}"));
             }
             Some(_) => {}
         }
@@ -205,7 +226,12 @@ address = "10.0.2.12"
                 "service \"b\": real server 10.0.2.12:443 removed".to_owned(),
             ])
         );
-        assert_eq!(lines(&TEXT.replace("metric = 5", "metric = 6")), Ok(vec!["service \"b\": settings changed".to_owned()]));
-        assert!(lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]"));
+        assert_eq!(
+            lines(&TEXT.replace("metric = 5", "metric = 6")),
+            Ok(vec!["service \"b\": settings changed".to_owned()])
+        );
+        assert!(
+            lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]")
+        );
     }
 }

@@ -70,7 +70,9 @@ impl Node {
             return ("waiting", trouble.clone());
         }
         match self.standing {
-            syncd::Standing::Current if !self.attached => ("waiting", "programs are not attached yet".to_owned()),
+            syncd::Standing::Current if !self.attached => {
+                ("waiting", "programs are not attached yet".to_owned())
+            }
             syncd::Standing::Current => match routing {
                 Some(routing) if routing.neighbors.iter().all(|neighbor| !neighbor.is_full()) => {
                     ("waiting", "no OSPF neighbour is Full".to_owned())
@@ -79,7 +81,9 @@ impl Node {
             },
             syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
             syncd::Standing::Behind => ("waiting", "another director holds newer tables".to_owned()),
-            syncd::Standing::Diverged => ("diverged", "another director holds other tables under the same epoch".to_owned()),
+            syncd::Standing::Diverged => {
+                ("diverged", "another director holds other tables under the same epoch".to_owned())
+            }
         }
     }
 
@@ -157,7 +161,9 @@ impl Node {
                 },
                 next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
                 traffic: counted
-                    .and_then(|counted| counted.reals.iter().find(|real| usize::from(real.position) == position))
+                    .and_then(|counted| {
+                        counted.reals.iter().find(|real| usize::from(real.position) == position)
+                    })
                     .map(|real| traffic(&real.counters)),
             })
             .collect()
@@ -218,7 +224,10 @@ impl Node {
 
     pub(super) fn connections(&self, limit: u32) -> Result<wire::Connections, String> {
         if !self.config.node.flow_accounting {
-            return Err("flows are not counted here: set flow_accounting = true in [node] and restart the director".to_owned());
+            return Err(
+                "flows are not counted here: set flow_accounting = true in [node] and restart the director"
+                    .to_owned(),
+            );
         }
         let mut flows = self.dataplane.flows().map_err(|error| format!("flows: {error}"))?;
         flows.sort_by_key(|flow| std::cmp::Reverse(flow.packets));
@@ -236,7 +245,8 @@ impl Node {
                 real: flow.real.map(|real| real.to_string()).unwrap_or_default(),
                 packets: flow.packets,
                 bytes: flow.bytes,
-                last_seen_ms: u64::try_from(now.saturating_sub(flow.last_seen).as_millis()).unwrap_or(u64::MAX),
+                last_seen_ms: u64::try_from(now.saturating_sub(flow.last_seen).as_millis())
+                    .unwrap_or(u64::MAX),
             })
             .collect();
         Ok(wire::Connections { connections })
