@@ -180,7 +180,10 @@ impl Node {
         let next_hop::Change { address, next_hop } = change;
         match &next_hop {
             Some(hop) => tracing::info!(real = %address, way = views::way(*hop), "real server reachable"),
-            None => tracing::warn!(real = %address, "real server unreachable: no route, or no answer to ARP"),
+            None if self.dataplane.next_hop(address).is_some() => {
+                tracing::warn!(real = %address, "real server unreachable: no route, or no answer to ARP");
+            }
+            None => tracing::info!(real = %address, "looking for the real server"),
         }
         if let Err(error) = self.dataplane.set_next_hop(address, next_hop) {
             tracing::error!(real = %address, %error, "next hop");
@@ -189,7 +192,7 @@ impl Node {
     }
 
     async fn handle_sync(&mut self, event: syncd::Event) {
-        tracing::info!("{event}");
+        // Each event is in the log already.
         match event {
             syncd::Event::NeedTables { .. } => self.deal().await,
             syncd::Event::Leader(leader) => {
@@ -205,7 +208,7 @@ impl Node {
                 self.standing = standing;
                 self.announce();
             }
-            // Already logged, and shown by `director peers`.
+            // Shown by `director peers`.
             syncd::Event::PeerUp { .. }
             | syncd::Event::PeerDown { .. }
             | syncd::Event::Configuration { .. }

@@ -253,7 +253,7 @@ impl Engine {
             NetEvent::Refused { origin, reason } => self.links.refused(now, origin, reason),
             NetEvent::Unreachable { peer, reason } => self.links.unreachable(peer, reason),
         }
-        self.replica.handle(now, Input::Tick);
+        self.replica.handle(now, Input::Refused(self.links.is_refused()));
     }
 
     fn handle_frame(&mut self, now: Instant, link: u64, frame: Frame, size: usize) {

@@ -61,6 +61,8 @@ impl Held {
 pub struct Replica {
     settings: Settings,
     config_digest: Digest,
+    /// Whether a configured peer that can be reached does not talk with us.
+    refused: bool,
     started: Instant,
     /// When the machine last did what was due.
     handled: Instant,
@@ -94,6 +96,7 @@ impl Replica {
         Self {
             settings,
             config_digest,
+            refused: false,
             started: now,
             handled: now,
             floor,
@@ -123,6 +126,7 @@ impl Replica {
                 self.next_beat = now;
                 self.compare_configurations();
             }
+            Input::Refused(refused) => self.refused = refused,
         }
         self.handle_time(now);
     }

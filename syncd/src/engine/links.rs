@@ -133,6 +133,11 @@ impl Links {
         }
     }
 
+    /// Whether a configured peer can be reached and does not talk with us.
+    pub(super) fn is_refused(&self) -> bool {
+        self.dialled.iter().any(|peer| peer.refused.is_some())
+    }
+
     fn refused_caller(&mut self, now: Instant, remote: Option<SocketAddr>, reason: String) {
         let same = |refused: &Refused| {
             refused.reason == reason && refused.remote.map(|from| from.ip()) == remote.map(|from| from.ip())

@@ -55,6 +55,8 @@ pub enum Input {
     },
     /// The node's services have changed.
     ConfigDigest(Digest),
+    /// Whether a configured peer that can be reached does not talk with this director.
+    Refused(bool),
 }
 
 /// Why tables were not put in force.

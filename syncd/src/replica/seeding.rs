@@ -31,6 +31,11 @@ impl Replica {
         if self.held.is_some() || self.highest().is_some() || !self.has_waited(now) {
             return false;
         }
+        // Refused by those it can reach and heard by nobody: whatever is wrong with this director, its own tables
+        // would not be the cluster's.
+        if self.refused && self.live().next().is_none() {
+            return false;
+        }
         let claim = |candidate: Option<Epoch>, id: Ipv4Addr| (candidate, Reverse(id));
         let ours = claim(self.candidate.as_ref().map(|held| held.version.epoch), self.settings.router_id);
         self.live().all(|(id, member)| claim(member.candidate().map(|version| version.epoch), id) < ours)

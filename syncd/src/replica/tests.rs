@@ -36,6 +36,27 @@ fn a_director_alone_seeds_after_the_grace_time_and_not_before() {
 }
 
 #[test]
+fn a_director_that_is_refused_and_heard_by_nobody_does_not_seed() {
+    let mut cluster = Cluster::new(1, 2);
+    cluster.start(0);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Refused(true)));
+    cluster.run_for(Duration::from_secs(10));
+    assert_eq!(cluster.replica(0).standing(), Standing::Joining);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Refused(false)));
+    cluster.run_for(Duration::from_millis(20));
+    assert_eq!(cluster.replica(0).standing(), Standing::Current);
+}
+
+#[test]
+fn a_director_that_is_refused_by_one_seeds_with_another() {
+    let mut cluster = Cluster::new(2, 3);
+    cluster.start(0);
+    cluster.start(1);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Refused(true)));
+    cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+}
+
+#[test]
 fn directors_that_all_meet_do_not_wait_for_the_grace_time() {
     let mut cluster = Cluster::new(2, 3);
     cluster.start_all();
