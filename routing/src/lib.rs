@@ -1,1 +1,2 @@
 //! OSPF speaker.
+pub mod packet;
