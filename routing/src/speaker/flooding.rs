@@ -91,7 +91,7 @@ impl Speaker {
         Ok(scope)
     }
 
-    fn someone_is_exchanging(&self) -> bool {
+    pub(super) fn someone_is_exchanging(&self) -> bool {
         let exchanging =
             |state: NeighborState| matches!(state, NeighborState::Exchange | NeighborState::Loading);
         self.interfaces.values().flat_map(|i| i.neighbors.values()).any(|n| exchanging(n.state))
@@ -182,7 +182,8 @@ impl Speaker {
     ) -> bool {
         let (header, now) = (lsa.header, self.now);
         for (id, key) in self.neighbor_ids() {
-            if let Some(neighbor) = self.neighbor_mut(id, key).filter(|_| self_scope(scope, id)) {
+            let here = self.floods_over(id, scope);
+            if let Some(neighbor) = self.neighbor_mut(id, key).filter(|_| here) {
                 neighbor.unacknowledged.remove(&header.key);
             }
         }
@@ -197,7 +198,7 @@ impl Speaker {
     }
 
     /// Section 13.3 for one interface; true if the LSA is sent out of it.
-    fn queue_flood(
+    pub(super) fn queue_flood(
         &mut self,
         id: InterfaceId,
         header: &LsaHeader,
@@ -212,8 +213,7 @@ impl Speaker {
             }
         }
         let Some(interface) = self.interfaces.get_mut(&id).filter(|_| anyone) else { return false };
-        if let Some((came_by, sender)) = from.filter(|(came_by, _)| *came_by == id) {
-            debug_assert_eq!(came_by, id);
+        if let Some((_, sender)) = from.filter(|(came_by, _)| *came_by == id) {
             let sender = interface.neighbors.get(&sender).map(|neighbor| neighbor.address);
             let by_designated = sender.is_some_and(|at| at == interface.dr || at == interface.bdr);
             if by_designated || interface.state == InterfaceState::Backup {
@@ -357,9 +357,4 @@ impl Speaker {
             }
         }
     }
-}
-
-/// Whether retransmission lists of an interface may hold LSAs of `scope`.
-fn self_scope(scope: Scope, id: InterfaceId) -> bool {
-    !matches!(scope, Scope::Link(link) if link != id)
 }

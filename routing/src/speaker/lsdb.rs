@@ -42,6 +42,8 @@ impl Entry {
 pub(super) struct Lsdb {
     entries: BTreeMap<LsaKey, Entry>,
     expiry: BTreeSet<(Time, LsaKey)>,
+    /// LSAs of MaxAge, waiting to be acknowledged by all and then forgotten.
+    dying: BTreeSet<LsaKey>,
 }
 
 impl Lsdb {
@@ -64,6 +66,8 @@ impl Lsdb {
         let entry = Entry { lsa, installed: now, flooded, sent_back: None };
         if entry.lsa.header.age_seconds() < MAX_AGE {
             self.expiry.insert((entry.expires(), key));
+        } else {
+            self.dying.insert(key);
         }
         self.entries.insert(key, entry);
     }
@@ -71,7 +75,13 @@ impl Lsdb {
     pub(super) fn remove(&mut self, key: &LsaKey) {
         if let Some(entry) = self.entries.remove(key) {
             self.expiry.remove(&(entry.expires(), *key));
+            self.dying.remove(key);
         }
+    }
+
+    /// LSAs of MaxAge.
+    pub(super) fn dying(&self) -> impl Iterator<Item = &LsaKey> {
+        self.dying.iter()
     }
 
     /// When the next LSA reaches MaxAge.
@@ -89,6 +99,7 @@ impl Lsdb {
         let entry = self.entries.get_mut(&key)?;
         entry.lsa = entry.lsa.with_age(MAX_AGE);
         entry.installed = now;
+        self.dying.insert(key);
         Some(key)
     }
 }
