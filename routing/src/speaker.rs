@@ -25,6 +25,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv4Addr,

@@ -13,7 +13,7 @@ pub const LSA_HEADER_LEN: usize = 20;
 /// Seconds after which an LSA is flushed (appendix B, MaxAge).
 pub const MAX_AGE: u16 = 3600;
 /// Ages that differ by no more than this many seconds count as equal (appendix B, MaxAgeDiff).
-pub const MAX_AGE_DIFF: u16 = 900;
+const MAX_AGE_DIFF: u16 = 900;
 /// The first sequence number of an LSA (section 12.1.6).
 pub const INITIAL_SEQUENCE: i32 = i32::MIN + 1;
 /// The last sequence number of an LSA (section 12.1.6).

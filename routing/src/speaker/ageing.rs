@@ -9,7 +9,8 @@ impl Speaker {
     pub(super) fn expire_lsas(&mut self) {
         let scopes: Vec<_> = self.databases.keys().copied().collect();
         for scope in scopes {
-            while let Some(key) = self.database_mut(scope).pop_expired(self.now) {
+            let now = self.now;
+            while let Some(key) = self.database_mut(scope).pop_expired(now) {
                 self.spf.request(self.now);
                 let entry = self.database(scope).and_then(|db| db.get(&key));
                 let Some(header) = entry.map(|entry| entry.lsa.header) else { continue };

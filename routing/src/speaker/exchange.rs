@@ -29,13 +29,19 @@ impl Speaker {
         self.send_description(id, key, DD_INIT | DD_MORE | DD_MASTER, Vec::new());
     }
 
-    /// The MTU changed: those who still negotiate hear the new one.
+    /// The MTU changed: those who have not finished the exchange hear the new one.
     pub(super) fn restart_negotiations(&mut self, id: InterfaceId) {
-        let Some(interface) = self.interfaces.get(&id) else { return };
-        let negotiating = |(_, n): &(&Ipv4Addr, &Neighbor)| n.state == NeighborState::ExStart;
-        let keys: Vec<_> = interface.neighbors.iter().filter(negotiating).map(|(key, _)| *key).collect();
-        for key in keys {
-            self.start_negotiation(id, key);
+        for (on, key) in self.neighbor_ids().into_iter().filter(|(on, _)| *on == id) {
+            match self.neighbor(on, key).map(|neighbor| neighbor.state) {
+                Some(NeighborState::ExStart) => self.start_negotiation(id, key),
+                Some(NeighborState::Exchange | NeighborState::Loading) => {
+                    self.neighbor_event(id, key, NeighborEvent::SeqNumberMismatch);
+                }
+                Some(
+                    NeighborState::Down | NeighborState::Init | NeighborState::TwoWay | NeighborState::Full,
+                )
+                | None => {}
+            }
         }
     }
 
@@ -86,7 +92,9 @@ impl Speaker {
         }
         for lsa in flushing {
             self.await_ack(id, key, lsa);
-            self.interfaces.get_mut(&id).into_iter().for_each(|i| drop(i.flood.insert(lsa)));
+            if let Some(interface) = self.interfaces.get_mut(&id) {
+                interface.flood.insert(lsa);
+            }
         }
     }
 
