@@ -169,7 +169,7 @@ impl Config {
             import: vec![Ipv4Net::default()],
             table: 254,
             protocol: DEFAULT_PROTOCOL,
-            kernel_metric: 20,
+            kernel_metric: 110,
             max_paths: 16,
         }
     }

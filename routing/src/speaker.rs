@@ -258,9 +258,10 @@ impl Speaker {
             Input::Timer => {}
             Input::Enable => self.enable(),
             Input::Link { interface, link } => self.handle_link(interface, link),
-            Input::Packet { interface, source, destination, payload } => {
+            Input::Packet { interface, source, destination, payload } if self.enabled => {
                 self.handle_packet(interface, source, destination, payload.into());
             }
+            Input::Packet { .. } => {} // not listening yet
             Input::Announce(prefixes) => {
                 self.announced = prefixes.into_iter().map(|(net, metric)| (net.trunc(), metric)).collect();
                 self.spf.request(self.now);
