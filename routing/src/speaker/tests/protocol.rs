@@ -1,0 +1,1 @@
+//! Single steps: a packet in, and what must come of it.
