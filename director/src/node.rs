@@ -114,7 +114,11 @@ impl Node {
         let (sync, sync_events) =
             syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
         let routing = match cluster::routing_config(&config) {
-            Some(routing) => Some(routing::Routing::spawn(routing).await.context("OSPF")?),
+            Some(wanted) => {
+                let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
+                routing.protect(plan::vips(&config));
+                Some(routing)
+            }
             None => None,
         };
         Ok(Self {
@@ -331,6 +335,9 @@ impl Node {
             return Ok(changes);
         }
         self.config = config;
+        if let Some(routing) = &self.routing {
+            routing.protect(plan::vips(&self.config));
+        }
         self.sync
             .set_config_digest(self.config.services_digest())
             .await

@@ -140,12 +140,12 @@ pub(super) fn neighbors(neighbors: &Neighbors) -> String {
                 neighbor.state.clone(),
                 dash(&neighbor.role),
                 format!("{:.1} s", neighbor.dead_in_ms as f64 / 1000.0),
-                format!("{} s", neighbor.uptime_seconds),
+                format!("{} s", neighbor.in_state_ms / 1000),
                 neighbor.reason.clone(),
             ]
         })
         .collect();
-    render(["router id", "address", "interface", "state", "role", ">dead in", ">up", ""], &rows)
+    render(["router id", "address", "interface", "state", "role", ">dead in", ">since", ""], &rows)
 }
 
 pub(super) fn peers(peers: &Peers) -> String {

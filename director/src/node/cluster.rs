@@ -108,3 +108,12 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
     }
     Some(routing)
 }
+
+/// A number that differs between runs.
+pub(super) fn seed() -> u32 {
+    let mut bytes = [0; 4];
+    match random(&mut bytes) {
+        Ok(()) => u32::from_ne_bytes(bytes),
+        Err(_) => std::process::id(),
+    }
+}

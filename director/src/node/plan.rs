@@ -1,6 +1,6 @@
 //! What the node wants, computed from what it knows: pure functions of configuration, tables and next hops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use director_proto::tables::{ServiceTable, TableSet};
@@ -79,6 +79,11 @@ pub(super) fn announcements(
 /// The VIP as a host route.
 pub(super) fn host(vip: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::from(vip)
+}
+
+/// Every VIP of the configuration: routes to them are never learned from others.
+pub(super) fn vips(config: &Config) -> BTreeSet<Ipv4Net> {
+    config.services.values().map(|service| host(service.vip)).collect()
 }
 
 /// Whether any real server that takes new flows can be reached.

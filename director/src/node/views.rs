@@ -5,6 +5,7 @@ use std::time::Duration;
 use director_common::verdict::Outcome;
 use director_proto::control as wire;
 use director_proto::tables::ServiceTable;
+use routing::speaker::NeighborStatus;
 
 use super::{Node, PATIENCE};
 use crate::config::Service;
@@ -74,7 +75,7 @@ impl Node {
                 ("waiting", "programs are not attached yet".to_owned())
             }
             syncd::Standing::Current => match routing {
-                Some(routing) if routing.neighbors.iter().all(|neighbor| !neighbor.is_full()) => {
+                Some(routing) if routing.neighbors.iter().all(|neighbor| neighbor.state != routing::NeighborState::Full) => {
                     ("waiting", "no OSPF neighbour is Full".to_owned())
                 }
                 _ => ("serving", String::new()),
@@ -96,7 +97,7 @@ impl Node {
 
     async fn routing_status(&self) -> Option<routing::Status> {
         let status = self.routing.as_ref()?.status();
-        tokio::time::timeout(PATIENCE, status).await.ok()
+        tokio::time::timeout(PATIENCE, status).await.ok().flatten()
     }
 
     pub(super) fn services(&self) -> wire::Services {
@@ -173,17 +174,17 @@ impl Node {
         let Some(status) = self.routing_status().await else { return wire::Neighbors::default() };
         let neighbors = status
             .neighbors
-            .into_iter()
+            .iter()
             .map(|neighbor| wire::Neighbor {
-                state: neighbor.state.to_string(),
                 router_id: neighbor.router_id.to_string(),
                 address: neighbor.address.to_string(),
-                interface: neighbor.interface,
+                interface: neighbor.interface.clone(),
+                state: neighbor.state.to_string(),
                 priority: neighbor.priority.into(),
-                role: neighbor.role.to_string(),
+                role: role(&status, neighbor).to_owned(),
                 dead_in_ms: neighbor.dead_in_ms,
-                uptime_seconds: neighbor.uptime_seconds,
-                reason: neighbor.reason,
+                in_state_ms: neighbor.in_state_ms,
+                reason: neighbor.reason.clone().unwrap_or_default(),
             })
             .collect();
         wire::Neighbors { neighbors }
@@ -259,6 +260,17 @@ fn outcome_name(outcome: Outcome) -> String {
         Outcome::Redirected => "redirected".to_owned(),
         Outcome::Passed(reason) => format!("passed: {reason}"),
         Outcome::Dropped(reason) => format!("dropped: {reason}"),
+    }
+}
+
+/// What the neighbour is on its link: designated router, backup, other, or nothing of the kind.
+fn role(status: &routing::Status, neighbor: &NeighborStatus) -> &'static str {
+    let interface = status.interfaces.iter().find(|interface| interface.name == neighbor.interface);
+    match interface {
+        Some(interface) if interface.network == routing::Network::PointToPoint => "",
+        Some(interface) if interface.dr == neighbor.address => "DR",
+        Some(interface) if interface.bdr == neighbor.address => "BDR",
+        _ => "other",
     }
 }
 
