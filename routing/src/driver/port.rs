@@ -2,14 +2,14 @@
 //! A.1).
 
 use std::{
-    io::{self, Read},
+    io,
     net::{Ipv4Addr, SocketAddrV4},
     num::NonZeroU32,
     sync::Arc,
 };
 
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
-use tokio::{io::unix::AsyncFd, sync::mpsc, task::JoinHandle};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket, Type};
+use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 
 use crate::speaker::{ALL_D_ROUTERS, ALL_SPF_ROUTERS, Input, InterfaceId};
 
@@ -25,7 +25,8 @@ const RECEIVE_BUFFER: usize = 2 << 20;
 /// An open socket and the task that reads it.
 #[derive(Debug)]
 pub(super) struct Port {
-    socket: Arc<AsyncFd<Socket>>,
+    /// A raw socket. tokio has no type for those; the calls that we use are the same for both.
+    socket: Arc<UdpSocket>,
     index: u32,
     reader: JoinHandle<()>,
 }
@@ -51,7 +52,7 @@ impl Port {
         socket.set_tos_v4(TOS)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         socket.join_multicast_v4_n(&ALL_SPF_ROUTERS, &InterfaceIndexOrAddress::Index(index))?;
-        let socket = Arc::new(AsyncFd::register(socket)?);
+        let socket = Arc::new(UdpSocket::from_std(socket.into())?);
         let reader = tokio::spawn(read(Arc::clone(&socket), interface, packets));
         Ok(Self { socket, index, reader })
     }
@@ -59,12 +60,12 @@ impl Port {
     /// Sends a packet. A full send buffer counts as loss: OSPF repeats what matters.
     pub(super) fn send(&self, destination: Ipv4Addr, payload: &[u8]) -> io::Result<()> {
         let to = SocketAddrV4::new(destination, 0).into();
-        self.socket.get_ref().send_to(payload, &to).map(drop)
+        SockRef::from(&*self.socket).send_to(payload, &to).map(drop)
     }
 
     /// Joins or leaves the group of the designated routers.
     pub(super) fn designated_group(&self, join: bool) -> io::Result<()> {
-        let (socket, on) = (self.socket.get_ref(), InterfaceIndexOrAddress::Index(self.index));
+        let (socket, on) = (SockRef::from(&*self.socket), InterfaceIndexOrAddress::Index(self.index));
         if join {
             socket.join_multicast_v4_n(&ALL_D_ROUTERS, &on)
         } else {
@@ -86,15 +87,11 @@ pub(super) fn raw_socket() -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn read(socket: Arc<AsyncFd<Socket>>, interface: InterfaceId, packets: mpsc::Sender<Input>) {
+async fn read(socket: Arc<UdpSocket>, interface: InterfaceId, packets: mpsc::Sender<Input>) {
     let mut buffer = vec![0; DATAGRAM];
     loop {
-        let Ok(mut ready) = socket.readable().await else { return };
-        let length = match ready.try_io(|fd| fd.get_ref().read(&mut buffer)) {
-            Ok(Ok(length)) => length,
-            // Errors of the link (ENETDOWN) come once and are followed by a link event.
-            Ok(Err(_)) | Err(_) => continue,
-        };
+        // Errors are those of the link (ENETDOWN): each comes once, and a link event follows.
+        let Ok(length) = socket.recv(&mut buffer).await else { continue };
         if let Some(input) = datagram(interface, &buffer[..length])
             && packets.send(input).await.is_err()
         {
