@@ -311,10 +311,12 @@ impl Node {
             for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
                 tracing::info!(%prefix, "withdrawn");
             }
-            routing.announce(
-                wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect(),
-            );
-            self.announced = wanted;
+            let prefixes =
+                wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
+            match routing.announce(prefixes) {
+                Ok(()) => self.announced = wanted,
+                Err(error) => tracing::error!(%error, "announcements unchanged"),
+            }
         }
         if serving && !self.routing_enabled {
             routing.enable();

@@ -59,7 +59,9 @@ impl Node {
             ospf_refused: routing
                 .map(|status| {
                     let counters = status.counters.into_iter();
-                    counters.map(|(name, packets)| wire::Count { name: name.to_string(), packets }).collect()
+                    counters
+                        .map(|(reason, packets)| wire::Count { name: format!("{reason:?}"), packets })
+                        .collect()
                 })
                 .unwrap_or_default(),
         }
@@ -75,7 +77,12 @@ impl Node {
                 ("waiting", "programs are not attached yet".to_owned())
             }
             syncd::Standing::Current => match routing {
-                Some(routing) if routing.neighbors.iter().all(|neighbor| neighbor.state != routing::NeighborState::Full) => {
+                Some(routing)
+                    if routing
+                        .neighbors
+                        .iter()
+                        .all(|neighbor| neighbor.state != routing::NeighborState::Full) =>
+                {
                     ("waiting", "no OSPF neighbour is Full".to_owned())
                 }
                 _ => ("serving", String::new()),
@@ -179,7 +186,7 @@ impl Node {
                 router_id: neighbor.router_id.to_string(),
                 address: neighbor.address.to_string(),
                 interface: neighbor.interface.clone(),
-                state: neighbor.state.to_string(),
+                state: format!("{:?}", neighbor.state),
                 priority: neighbor.priority.into(),
                 role: role(&status, neighbor).to_owned(),
                 dead_in_ms: neighbor.dead_in_ms,
