@@ -149,7 +149,10 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     port::raw_socket().map_err(StartError::RawSocket)?;
     let (inputs_in, inputs) = mpsc::channel(INPUT_QUEUE);
     let names = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-    let netlink = links::watch(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    links::watch(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    // A socket of its own: the kernel runs one dump per socket at a time.
+    let (connection, netlink, _) = rtnetlink::new_connection().map_err(StartError::Netlink)?;
+    tokio::spawn(connection);
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (events, _) = broadcast::channel(EVENT_QUEUE);
     let (wanted, watched) = watch::channel(Wanted::default());
