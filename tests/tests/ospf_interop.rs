@@ -163,9 +163,11 @@ impl Lab {
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
         std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
         let folder = self.folder.to_str().context("utf-8")?.to_owned();
+        let chown = Command::new("chown").args(["-R", "frr:frr", &folder]).status()?;
+        ensure!(chown.success(), "chown frr:frr: is FRR installed?");
         for daemon in ["zebra", "ospfd"] {
             let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
-            command.args(["-u", "root", "-g", "root", "-f", &format!("{folder}/{daemon}.conf")]);
+            command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
             command.args(["--vty_socket", &folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
             command.args(["-z", &format!("{folder}/zserv.api")]);
             self.daemons.push(Process::quiet(command)?);
