@@ -34,7 +34,7 @@ const INPUT_QUEUE: usize = 1024;
 /// Events that a slow listener may be behind before it misses some.
 const EVENT_QUEUE: usize = 1024;
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
-const ADOPTION: Duration = Duration::from_secs(5);
+const ADOPTION: Duration = Duration::from_secs(15);
 
 /// Why the speaker cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,8 @@ mod body;
 pub mod checksum;
 mod lsa;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 
 

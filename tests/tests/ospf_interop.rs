@@ -362,7 +362,7 @@ fn suspended_speaker_leaves_routes_and_its_successor_adopts_them() -> Result<()>
         ensure!(lab.learned(0)?.contains(BEHIND), "the route must not flap");
         Ok(successor.full()? == 1)
     })?;
-    until("stale route goes", Duration::from_secs(15), || Ok(!lab.learned(0)?.contains("198.18.99.0")))?;
+    until("stale route goes", Duration::from_secs(25), || Ok(!lab.learned(0)?.contains("198.18.99.0")))?;
     ensure!(lab.learned(0)?.contains(BEHIND), "the live one stays");
     Ok(())
 }

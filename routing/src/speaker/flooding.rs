@@ -120,7 +120,12 @@ impl Speaker {
                 || e.lsa.header.options != header.options
                 || (e.age(self.now) == MAX_AGE) != (header.age_seconds() == MAX_AGE)
         });
+        // What was asked for is no flooding: the neighbour may well flood a newer instance right behind it.
+        let asked_for = self.neighbor(id, key).is_some_and(|n| n.requests.contains_key(&header.key));
         let flooded_back = self.install_and_flood(scope, lsa, Some((id, key)));
+        if let Some(entry) = self.database_mut(scope).get_mut(&header.key) {
+            entry.flooded = !asked_for;
+        }
         self.request_satisfied(id, key, &header.key);
         if changed {
             self.spf.request(self.now);
