@@ -24,9 +24,7 @@ use self::{
 use crate::{
     Time,
     config::{Config, ConfigError, Metric},
-    speaker::{
-        Event, Input, InterfaceId, Link, MAX_ANNOUNCED, Output, Route, Speaker, Status, Stop,
-    },
+    speaker::{Event, Input, InterfaceId, Link, MAX_ANNOUNCED, Output, Route, Speaker, Status, Stop},
 };
 
 /// Inputs that may wait; readers of sockets pause when it is full.
@@ -54,7 +52,9 @@ pub enum StartError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnnounceError {
     /// More than one Router-LSA can hold.
-    #[error("{count} prefixes are more than the {MAX_ANNOUNCED} that fit a Router-LSA; announce a covering prefix")]
+    #[error(
+        "{count} prefixes are more than the {MAX_ANNOUNCED} that fit a Router-LSA; announce a covering prefix"
+    )]
     TooMany {
         /// How many.
         count: usize,
@@ -307,7 +307,8 @@ impl Driver {
     }
 
     fn publish_routes(&mut self) {
-        let device = |id: InterfaceId| self.links.get(id.0).map(|link| link.index).filter(|index| *index != 0);
+        let device =
+            |id: InterfaceId| self.links.get(id.0).map(|link| link.index).filter(|index| *index != 0);
         let hops = |route: &Route| {
             let hop = |hop: &crate::speaker::NextHop| Some((device(hop.interface)?, hop.gateway?));
             (route.prefix, route.next_hops.iter().filter_map(hop).collect::<BTreeSet<_>>())

@@ -60,9 +60,7 @@ impl Namespace {
     /// `ip` fails.
     pub fn veth(&self, device: &str, address: &str, peer: &Self, peer_device: &str, at: &str) -> Result<()> {
         let (here, there) = (&self.name, &peer.name);
-        let add = format!(
-            "link add {device} netns {here} type veth peer name {peer_device} netns {there}"
-        );
+        let add = format!("link add {device} netns {here} type veth peer name {peer_device} netns {there}");
         ip(add.split_whitespace())?;
         for (namespace, device, address) in [(self, device, address), (peer, peer_device, at)] {
             if !address.is_empty() {
@@ -145,9 +143,8 @@ pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool
 /// Whether the test may make namespaces; says aloud that it skips if not.
 #[must_use]
 pub fn is_root(test: &str) -> bool {
-    let root = std::fs::metadata("/proc/self").is_ok_and(|self_| {
-        std::os::unix::fs::MetadataExt::uid(&self_) == 0
-    });
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|self_| std::os::unix::fs::MetadataExt::uid(&self_) == 0);
     if !root {
         eprintln!("SKIPPED {test}: it needs root to make network namespaces");
     }

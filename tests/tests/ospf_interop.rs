@@ -179,8 +179,9 @@ impl Lab {
 
     fn start_bird(&mut self) -> Result<()> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "ptp" };
-        let interface =
-            |device: &String| format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; }};\n");
+        let interface = |device: &String| {
+            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; }};\n")
+        };
         let interfaces: String = self.devices().iter().map(interface).collect();
         let config = format!(
             "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n\
@@ -335,9 +336,7 @@ fn mismatches_are_counted_and_shown() -> Result<()> {
     slow.kill()?;
     lab.directors[0].ip("link set eth1 mtu 1400")?;
     let mut small = lab.speaker(0)?;
-    until("MTU shown", ten, || {
-        Ok(small.status()?["neighbors"][0]["reason"] == "MTU: peer 1500, ours 1400")
-    })?;
+    until("MTU shown", ten, || Ok(small.status()?["neighbors"][0]["reason"] == "MTU: peer 1500, ours 1400"))?;
     lab.directors[0].ip("link set eth1 mtu 1500")?;
     until("full once the MTU is right", Duration::from_secs(20), || Ok(small.full()? == 1))?;
     Ok(())
@@ -364,5 +363,41 @@ fn suspended_speaker_leaves_routes_and_its_successor_adopts_them() -> Result<()>
     })?;
     until("stale route goes", Duration::from_secs(25), || Ok(!lab.learned(0)?.contains("198.18.99.0")))?;
     ensure!(lab.learned(0)?.contains(BEHIND), "the live one stays");
+    Ok(())
+}
+
+#[test]
+fn two_uplinks_make_a_multipath_route_that_is_kept_right() -> Result<()> {
+    if !is_root("two_uplinks_make_a_multipath_route_that_is_kept_right") {
+        return Ok(());
+    }
+    let (director, left, right) = (Namespace::new("rt-d")?, Namespace::new("rt-l")?, Namespace::new("rt-r")?);
+    director.veth("eth1", "10.9.1.1/30", &left, "eth1", "10.9.1.2/30")?;
+    director.veth("eth2", "10.9.2.1/30", &right, "eth1", "10.9.2.2/30")?;
+    let prefix = "198.51.100.0/24";
+    let switch = |namespace, router| {
+        Speaker::start(namespace, &[router, "eth1:p2p:hello=1:dead=4", &format!("{prefix}=5")])
+    };
+    let _left = switch(&left, "10.255.1.1")?;
+    let mut right_switch = switch(&right, "10.255.1.2")?;
+    let uplinks = ["10.255.0.1", "eth1:p2p:hello=1:dead=4", "eth2:p2p:hello=1:dead=4"];
+    let mut one = Speaker::start(&director, &uplinks)?;
+    let hops = || Ok::<_, anyhow::Error>(director.ip("route show 198.51.100.0/24")?.matches("via").count());
+    let ten = Duration::from_secs(10);
+    until("two next hops", ten, || Ok(hops()? == 2))?;
+    director.ip("route del 198.51.100.0/24 proto 201")?;
+    until("a removed route comes back", Duration::from_secs(15), || Ok(hops()? == 2))?;
+    right.ip("link set eth1 down")?;
+    until("one next hop after the loss of a link", Duration::from_secs(2), || Ok(hops()? == 1))?;
+    right.ip("link set eth1 up")?;
+    until("two again", ten, || Ok(hops()? == 2))?;
+    right_switch.tell("stop")?;
+    until("one next hop after a stop", Duration::from_secs(3), || Ok(hops()? == 1))?;
+    one.kill()?;
+    ensure!(hops()? == 1, "a killed speaker leaves its routes");
+    let mut again = Speaker::start(&director, &uplinks)?;
+    until("full again", ten, || Ok(again.full()? == 1))?;
+    again.tell("stop")?;
+    until("a clean stop removes them", Duration::from_secs(3), || Ok(hops()? == 0))?;
     Ok(())
 }

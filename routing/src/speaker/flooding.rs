@@ -6,9 +6,7 @@ use super::{
     ACK_DELAY, InterfaceId, InterfaceState, NeighborEvent, NeighborState, Refusal, Scope, Speaker, earlier,
     is_due,
 };
-use crate::packet::{
-    Body, LSA_HEADER_LEN, Lsa, LsaBody, LsaHeader, LsaKey, MAX_AGE, OPTION_O, ROUTER,
-};
+use crate::packet::{Body, LSA_HEADER_LEN, Lsa, LsaBody, LsaHeader, LsaKey, MAX_AGE, OPTION_O, ROUTER};
 
 /// Instances of one LSA that come closer together are dropped (appendix B, MinLSArrival).
 pub(super) const MIN_LS_ARRIVAL: Duration = Duration::from_secs(1);

@@ -10,7 +10,9 @@ use super::{
 };
 use crate::{
     config::Network,
-    packet::{Body, Hello, INITIAL_SEQUENCE, Lsa, LsaKey, MAX_AGE, OPTION_E, Packet, ROUTER, SUMMARY_NETWORK},
+    packet::{
+        Body, Hello, INITIAL_SEQUENCE, Lsa, LsaKey, MAX_AGE, OPTION_E, Packet, ROUTER, SUMMARY_NETWORK,
+    },
     speaker::{ALL_SPF_ROUTERS, Event, Input, InterfaceId, NeighborState, Refusal},
 };
 
@@ -62,7 +64,8 @@ fn every_mismatch_of_a_hello_has_its_counter() {
     let mut sim = Simulator::new(78);
     sim.segment(&[(0, fast(Network::Broadcast, 0)), (1, fast(Network::Broadcast, 0))]);
     sim.start();
-    let rows: [(Refusal, fn(&mut Hello)); 5] = [
+    type Spoil = fn(&mut Hello);
+    let rows: [(Refusal, Spoil); 5] = [
         (Refusal::HelloMask, |hello| hello.mask = Ipv4Addr::new(255, 255, 0, 0)),
         (Refusal::HelloInterval, |hello| hello.hello_interval = 10),
         (Refusal::DeadInterval, |hello| hello.dead_interval = 40),
@@ -168,11 +171,10 @@ fn flush_of_an_unknown_lsa_is_acknowledged_and_forgotten() {
 fn forgotten_lsa_of_an_earlier_life_is_flushed() {
     let mut sim = adjacent();
     let key = LsaKey { kind: SUMMARY_NETWORK, id: Ipv4Addr::new(192, 0, 2, 0), router: id(0) };
-    let lsa = Lsa::build(key, OPTION_E, INITIAL_SEQUENCE + 7, &[255, 255, 255, 0, 0, 0, 0, 1]).expect("short");
+    let lsa =
+        Lsa::build(key, OPTION_E, INITIAL_SEQUENCE + 7, &[255, 255, 255, 0, 0, 0, 0, 1]).expect("short");
     deliver(&mut sim, Body::Update(vec![lsa]));
-    let flushed = |event: &Event| {
-        matches!(event, Event::Originated { flushed: true, sequence, .. } if *sequence == INITIAL_SEQUENCE + 7)
-    };
+    let flushed = |event: &Event| matches!(event, Event::Originated { flushed: true, sequence, .. } if *sequence == INITIAL_SEQUENCE + 7);
     assert!(sim.events(0).iter().any(flushed));
     sim.until(seconds(5), |sim| sim.lsa_count(0, SUMMARY_NETWORK) + sim.lsa_count(1, SUMMARY_NETWORK) == 0);
 }
@@ -197,7 +199,11 @@ fn one_way_hello_ends_the_adjacency_and_it_recovers() {
 
 #[test]
 fn nothing_is_sent_before_enable() {
-    use crate::{Time, config::Config, speaker::{Link, Output, Speaker}};
+    use crate::{
+        Time,
+        config::Config,
+        speaker::{Link, Output, Speaker},
+    };
     let mut speaker = Speaker::new(Config::new(id(0), vec![super::p2p()]), 1).expect("valid");
     let link = Link { up: true, index: 1, mtu: 1500, address: Some(net("10.0.0.1/24")) };
     speaker.handle(Time::ZERO, Input::Link { interface: InterfaceId(0), link });
