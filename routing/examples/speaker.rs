@@ -49,11 +49,15 @@ fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<Ipv4Net
 async fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (router, rest) = arguments.split_first().ok_or("usage: speaker ROUTER_ID INTERFACE... PREFIX=METRIC...")?;
+    let (router, rest) =
+        arguments.split_first().ok_or("usage: speaker ROUTER_ID INTERFACE... PREFIX=METRIC...")?;
     let router: Ipv4Addr = router.parse()?;
     let is_prefix = |word: &&String| word.contains('/');
-    let interfaces =
-        rest.iter().filter(|word| !is_prefix(word)).map(|word| interface(word)).collect::<Result<Vec<_>>>()?;
+    let interfaces = rest
+        .iter()
+        .filter(|word| !is_prefix(word))
+        .map(|word| interface(word))
+        .collect::<Result<Vec<_>>>()?;
     let announced = prefixes(rest.iter().filter(is_prefix).map(String::as_str))?;
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos();
     let (handle, task) = routing::spawn(Config::new(router, interfaces), seed)?;

@@ -24,9 +24,7 @@ use self::{
 use crate::{
     Time,
     config::{Config, ConfigError, Metric},
-    speaker::{
-        Event, Input, InterfaceId, Link, MAX_ANNOUNCED, Output, Route, Speaker, Status, Stop,
-    },
+    speaker::{Event, Input, InterfaceId, Link, MAX_ANNOUNCED, Output, Route, Speaker, Status, Stop},
 };
 
 /// Inputs that may wait; readers of sockets pause when it is full.
@@ -34,7 +32,7 @@ const INPUT_QUEUE: usize = 1024;
 /// Events that a slow listener may be behind before it misses some.
 const EVENT_QUEUE: usize = 1024;
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
-const ADOPTION: Duration = Duration::from_secs(5);
+const ADOPTION: Duration = Duration::from_secs(15);
 
 /// Why the speaker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +52,9 @@ pub enum StartError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnnounceError {
     /// More than one Router-LSA can hold.
-    #[error("{count} prefixes are more than the {MAX_ANNOUNCED} that fit a Router-LSA; announce a covering prefix")]
+    #[error(
+        "{count} prefixes are more than the {MAX_ANNOUNCED} that fit a Router-LSA; announce a covering prefix"
+    )]
     TooMany {
         /// How many.
         count: usize,
@@ -149,7 +149,10 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     port::raw_socket().map_err(StartError::RawSocket)?;
     let (inputs_in, inputs) = mpsc::channel(INPUT_QUEUE);
     let names = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-    let netlink = links::watch(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    links::watch(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    // A socket of its own: the kernel runs one dump per socket at a time.
+    let (connection, netlink, _) = rtnetlink::new_connection().map_err(StartError::Netlink)?;
+    tokio::spawn(connection);
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (events, _) = broadcast::channel(EVENT_QUEUE);
     let (wanted, watched) = watch::channel(Wanted::default());
@@ -304,7 +307,8 @@ impl Driver {
     }
 
     fn publish_routes(&mut self) {
-        let device = |id: InterfaceId| self.links.get(id.0).map(|link| link.index).filter(|index| *index != 0);
+        let device =
+            |id: InterfaceId| self.links.get(id.0).map(|link| link.index).filter(|index| *index != 0);
         let hops = |route: &Route| {
             let hop = |hop: &crate::speaker::NextHop| Some((device(hop.interface)?, hop.gateway?));
             (route.prefix, route.next_hops.iter().filter_map(hop).collect::<BTreeSet<_>>())

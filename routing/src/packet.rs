@@ -5,13 +5,14 @@ mod body;
 pub mod checksum;
 mod lsa;
 mod reader;
-
-
+#[cfg(test)]
+mod tests;
 
 use std::net::Ipv4Addr;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::reader::Reader;
 pub use self::{
     body::{
         ExternalBody, FLAG_BORDER, FLAG_EXTERNAL, LS_INFINITY, LinkKind, LsaBody, MAX_LINK_METRIC,
@@ -22,7 +23,6 @@ pub use self::{
         OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK,
     },
 };
-use self::reader::Reader;
 
 /// Length of the OSPF header in bytes.
 pub const HEADER_LEN: usize = 24;

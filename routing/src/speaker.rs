@@ -25,7 +25,6 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv4Addr,
@@ -36,6 +35,10 @@ use bytes::Bytes;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use self::{
+    interface::Interface, lsdb::Lsdb, neighbor::Neighbor, origination::Originator, refusal::Refusals,
+    spf::SpfTimer, stop::Stopping,
+};
 pub use self::{
     interface::InterfaceState,
     neighbor::{NeighborEvent, NeighborState},
@@ -43,10 +46,6 @@ pub use self::{
     route::{NextHop, PathKind, Route},
     status::{InterfaceStatus, LsaStatus, NeighborStatus, Status},
     stop::Stop,
-};
-use self::{
-    interface::Interface, lsdb::Lsdb, neighbor::Neighbor, origination::Originator, refusal::Refusals,
-    spf::SpfTimer, stop::Stopping,
 };
 use crate::{
     config::{AreaKind, Config, ConfigError, Metric},
@@ -378,7 +377,13 @@ impl Speaker {
     }
 
     /// Counts a refusal and, from time to time, says so.
-    fn refuse(&mut self, id: InterfaceId, source: Ipv4Addr, reason: Refusal, detail: impl FnOnce() -> String) {
+    fn refuse(
+        &mut self,
+        id: InterfaceId,
+        source: Ipv4Addr,
+        reason: Refusal,
+        detail: impl FnOnce() -> String,
+    ) {
         if self.refusals.count(self.now, id, reason) {
             let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
             let interface = name.unwrap_or_default();

@@ -22,12 +22,12 @@ const RECHECK: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The netlink socket cannot be opened.
-pub(super) fn watch(names: Vec<String>, inputs: mpsc::Sender<Input>) -> io::Result<Handle> {
+pub(super) fn watch(names: Vec<String>, inputs: mpsc::Sender<Input>) -> io::Result<()> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
     let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(connection);
-    tokio::spawn(run(names, handle.clone(), messages, inputs));
-    Ok(handle)
+    tokio::spawn(run(names, handle, messages, inputs));
+    Ok(())
 }
 
 async fn run<M>(

@@ -125,7 +125,8 @@ mod tests {
         bytes[3] = 26;
         bytes[9] = 89;
         bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 224, 0, 0, 5]);
-        let Some(Input::Packet { source, destination, payload, .. }) = datagram(InterfaceId(0), &bytes) else {
+        let Some(Input::Packet { source, destination, payload, .. }) = datagram(InterfaceId(0), &bytes)
+        else {
             panic!("not taken");
         };
         assert_eq!((source, destination, payload.len()), ([10, 0, 0, 1].into(), ALL_SPF_ROUTERS, 6));

@@ -32,9 +32,10 @@ fn sums(data: impl Iterator<Item = u8>) -> (i64, i64) {
 /// its checksum field holds does not matter. It must be at least 18 bytes long (a header).
 #[must_use]
 pub fn fletcher(without_age: &[u8]) -> u16 {
-    let zeroed = without_age.iter().enumerate().map(|(at, byte)| {
-        if at == LSA_CHECKSUM_AT || at == LSA_CHECKSUM_AT + 1 { 0 } else { *byte }
-    });
+    let zeroed = without_age
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if at == LSA_CHECKSUM_AT || at == LSA_CHECKSUM_AT + 1 { 0 } else { *byte });
     let (c0, c1) = sums(zeroed);
     let after = without_age.len() as i64 - LSA_CHECKSUM_AT as i64;
     // x and y make both sums of the whole zero: with n octets from the field to the end,

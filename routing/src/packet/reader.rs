@@ -17,8 +17,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn take<const N: usize>(&mut self) -> Result<[u8; N], ParseError> {
-        let (head, rest) =
-            self.rest.split_first_chunk::<N>().ok_or(ParseError::Short { what: self.what })?;
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(ParseError::Short { what: self.what })?;
         self.rest = rest;
         Ok(*head)
     }

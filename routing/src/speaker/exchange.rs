@@ -79,7 +79,9 @@ impl Speaker {
         let opaque = neighbor.options & OPTION_O != 0;
         let (mut summary, mut flushing) = (Vec::new(), Vec::new());
         for scope in [Scope::Link(id), Scope::Area(interface.config.area), Scope::Domain] {
-            let Some(database) = self.database(scope).filter(|_| self.floods_over(id, scope)) else { continue };
+            let Some(database) = self.database(scope).filter(|_| self.floods_over(id, scope)) else {
+                continue;
+            };
             for (lsa, entry) in database.iter().filter(|(lsa, _)| opaque || !lsa.is_opaque()) {
                 match entry.age(self.now) {
                     MAX_AGE => flushing.push(*lsa),

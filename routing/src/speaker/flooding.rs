@@ -6,9 +6,7 @@ use super::{
     ACK_DELAY, InterfaceId, InterfaceState, NeighborEvent, NeighborState, Refusal, Scope, Speaker, earlier,
     is_due,
 };
-use crate::packet::{
-    Body, LSA_HEADER_LEN, Lsa, LsaBody, LsaHeader, LsaKey, MAX_AGE, OPTION_O, ROUTER,
-};
+use crate::packet::{Body, LSA_HEADER_LEN, Lsa, LsaBody, LsaHeader, LsaKey, MAX_AGE, OPTION_O, ROUTER};
 
 /// Instances of one LSA that come closer together are dropped (appendix B, MinLSArrival).
 pub(super) const MIN_LS_ARRIVAL: Duration = Duration::from_secs(1);
@@ -120,7 +118,12 @@ impl Speaker {
                 || e.lsa.header.options != header.options
                 || (e.age(self.now) == MAX_AGE) != (header.age_seconds() == MAX_AGE)
         });
+        // What was asked for is no flooding: the neighbour may well flood a newer instance right behind it.
+        let asked_for = self.neighbor(id, key).is_some_and(|n| n.requests.contains_key(&header.key));
         let flooded_back = self.install_and_flood(scope, lsa, Some((id, key)));
+        if let Some(entry) = self.database_mut(scope).get_mut(&header.key) {
+            entry.flooded = !asked_for;
+        }
         self.request_satisfied(id, key, &header.key);
         if changed {
             self.spf.request(self.now);

@@ -51,7 +51,13 @@ impl Speaker {
         self.send(id, ALL_SPF_ROUTERS, Body::Hello(hello));
     }
 
-    pub(super) fn handle_hello(&mut self, id: InterfaceId, source: Ipv4Addr, router: Ipv4Addr, hello: &Hello) {
+    pub(super) fn handle_hello(
+        &mut self,
+        id: InterfaceId,
+        source: Ipv4Addr,
+        router: Ipv4Addr,
+        hello: &Hello,
+    ) {
         if let Some((reason, detail)) = self.hello_mismatch(id, hello) {
             return self.refuse(id, source, reason, || detail);
         }

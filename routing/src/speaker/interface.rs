@@ -116,8 +116,8 @@ impl Speaker {
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
         let before = std::mem::replace(&mut interface.link, link);
         let usable = |link: &Link| link.up && link.address.is_some();
-        let same = usable(&before) == usable(&link)
-            && (before.address, before.index) == (link.address, link.index);
+        let same =
+            usable(&before) == usable(&link) && (before.address, before.index) == (link.address, link.index);
         if !same {
             self.interface_down(id);
         } else if before.mtu != link.mtu {
@@ -153,8 +153,9 @@ impl Speaker {
     /// InterfaceDown (section 9.3): every neighbour goes, and so does what was known of the link.
     pub(super) fn interface_down(&mut self, id: InterfaceId) {
         self.set_interface_state(id, InterfaceState::Down);
-        let keys = self.interfaces.get(&id).map(|interface| interface.neighbors.keys().copied().collect());
-        for key in keys.unwrap_or_else(Vec::new) {
+        let keys =
+            self.interfaces.get(&id).map(|interface| interface.neighbors.keys().copied().collect::<Vec<_>>());
+        for key in keys.unwrap_or_default() {
             self.neighbor_event(id, key, NeighborEvent::LinkDown);
         }
         self.databases.remove(&Scope::Link(id));

@@ -36,7 +36,8 @@ impl Speaker {
         let known = interface.neighbors.get(&key).filter(|neighbor| neighbor.router == packet.router);
         let Some(state) = known.map(|neighbor| neighbor.state) else {
             let router = packet.router;
-            return self.refuse(id, source, Refusal::UnknownNeighbor, || format!("no Hello from {router} yet"));
+            return self
+                .refuse(id, source, Refusal::UnknownNeighbor, || format!("no Hello from {router} yet"));
         };
         if let Body::Description(description) = packet.body {
             return self.handle_description(id, key, description);

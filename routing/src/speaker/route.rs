@@ -73,7 +73,8 @@ impl Table {
         let internal = |(prefix, (rank, _)): &(&Ipv4Net, &(Rank, BTreeSet<NextHop>))| {
             prefix.contains(&address) && rank.0 <= PathKind::InterArea
         };
-        let (_, (rank, hops)) = self.0.iter().filter(internal).max_by_key(|(prefix, _)| prefix.prefix_len())?;
+        let (_, (rank, hops)) =
+            self.0.iter().filter(internal).max_by_key(|(prefix, _)| prefix.prefix_len())?;
         Some((rank.1, hops))
     }
 }

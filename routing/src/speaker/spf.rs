@@ -139,10 +139,10 @@ impl Graph {
         let mut queue: BTreeSet<(u32, Vertex)> = BTreeSet::new();
         let mut tree = BTreeMap::new();
         let offer = |candidates: &mut BTreeMap<Vertex, Reach>,
-                         queue: &mut BTreeSet<(u32, Vertex)>,
-                         to: Vertex,
-                         cost: u32,
-                         hops: BTreeSet<NextHop>| {
+                     queue: &mut BTreeSet<(u32, Vertex)>,
+                     to: Vertex,
+                     cost: u32,
+                     hops: BTreeSet<NextHop>| {
             let known = candidates.get(&to).map(|reach| reach.cost);
             if hops.is_empty() || known.is_some_and(|known| known < cost) {
                 return;

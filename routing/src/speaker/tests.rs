@@ -185,9 +185,7 @@ fn network_converges_over_links_that_lose_duplicate_and_reorder() {
             sim.announce(2 + usize::from(round % 4), &[(vip, 10), (prefix, 5)]);
         }
         sim.faults = Faults::default();
-        sim.until(seconds(60), |sim| {
-            sim.databases_equal() && sim.hops(0, vip) == 6 && sim.hops(1, vip) == 6
-        });
+        sim.until(seconds(60), |sim| sim.databases_equal() && sim.hops(0, vip) == 6 && sim.hops(1, vip) == 6);
     }
 }
 

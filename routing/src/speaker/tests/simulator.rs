@@ -12,9 +12,7 @@ use crate::{
     Time,
     config::{Config, InterfaceConfig, Metric},
     packet::ROUTER,
-    speaker::{
-        Event, Input, InterfaceId, Link, NeighborState, Output, Route, Speaker, Status, Stop,
-    },
+    speaker::{Event, Input, InterfaceId, Link, NeighborState, Output, Route, Speaker, Status, Stop},
 };
 
 /// Router id of a node.
@@ -155,7 +153,11 @@ impl Simulator {
 
     /// Takes a segment down or up, as all its members see.
     pub(super) fn set_link(&mut self, segment: usize, up: bool) {
-        if up { self.down.remove(&segment) } else { self.down.insert(segment) };
+        if up {
+            self.down.remove(&segment)
+        } else {
+            self.down.insert(segment)
+        };
         for (node, interface) in self.segments[segment].clone() {
             self.nodes[node].interfaces[interface.0].1.up = up;
             let link = self.nodes[node].interfaces[interface.0].1;
