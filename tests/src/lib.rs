@@ -1,1 +1,3 @@
 //! Cluster tests.
+
+pub mod requirement;
