@@ -20,8 +20,8 @@ number() { [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || die "$1 wants a whole number from 1 
 limit=300 memory=1536 check=no
 while [ $# -gt 0 ]; do
   case $1 in
-    --timeout) limit=${2-}; number "$@"; shift 2 ;;
-    --memory) memory=${2-}; number "$@"; shift 2 ;;
+    --timeout) number "$1" "${2-}"; limit=$2; shift 2 ;;
+    --memory) number "$1" "${2-}"; memory=$2; shift 2 ;;
     --check) check=yes; shift ;;
     --) shift; break ;;
     -*) die "unknown option '$1' (usage: stock-kernel.sh [--timeout SECONDS] [--memory MIB] COMMAND…)" ;;
@@ -89,13 +89,13 @@ mkdir "$work/job"
 pack "$work/job" | cat "$initrd" - >"$work/initrd"
 
 # --- the machine ----------------------------------------------------------------------------------------------
-# One virtio port each for output, errors and exit code; a pipe at this end, so that output streams.
-mkfifo "$work/stdout" "$work/stderr"
-cat "$work/stdout" & out=$!
-cat "$work/stderr" >&2 & err=$!
+# One virtio port each for output, errors and exit code. QEMU truncates what it opens: for the first two, a pipe.
+exec 3> >(exec cat); readers=$!
+exec 4> >(exec cat >&2); readers+=" $!"
 ports=(-device virtio-serial-pci)
-for name in stdout stderr status; do
-  ports+=(-chardev "file,id=$name,path=$work/$name" -device "virtserialport,chardev=$name,name=$name")
+for port in stdout:/dev/fd/3 stderr:/dev/fd/4 "status:$work/status"; do
+  name=${port%%:*}
+  ports+=(-chardev "file,id=$name,path=${port#*:}" -device "virtserialport,chardev=$name,name=$name")
 done
 timeout --kill-after=5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" \
   -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/console" \
@@ -105,16 +105,16 @@ timeout --kill-after=5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu 
 guest=$!
 rc=0; wait "$guest" || rc=$?
 guest=
-# QEMU may have failed before it opened the pipes: the readers must see an end either way.
-: 1<>"$work/stdout" 2<>"$work/stderr"
-wait "$out" "$err" || true
+exec 3>&- 4>&-
+# shellcheck disable=SC2086 # two words
+wait $readers || true
 
 if [ -s "$work/status" ]; then exit "$(cat "$work/status")"; fi
 if [ $rc = 124 ] || [ $rc = 137 ]; then
   printf 'stock-kernel: not done after %s s (--timeout); the end of the console:\n' "$limit" >&2
-  tail -n 20 "$work/console" >&2 || true
+  tail -n 20 "$work/console" >&2 2>/dev/null || true
   exit 124
 fi
 cat "$work/qemu" >&2
-tail -n 40 "$work/console" >&2 || true
+tail -n 40 "$work/console" >&2 2>/dev/null || true
 die "the machine died before the command ended (QEMU's exit code $rc; above, its console)"
