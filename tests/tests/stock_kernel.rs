@@ -10,7 +10,7 @@ use cluster_tests::requirement::{Requirement, met};
 
 const SUITES: [&str; 3] = ["dataplane_kernel", "dataplane_apply", "dataplane_forwarding"];
 
-/// Software emulation is some thirty times slower than the machine, and that may have other work.
+/// A suite takes about a minute of a free machine; this one may have other work.
 const TIMEOUT_SECONDS: &str = "900";
 
 fn repository() -> &'static Path {
