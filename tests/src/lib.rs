@@ -1,3 +1,4 @@
-//! Cluster tests.
+//! What tests of the whole share: requirements on the machine, and small networks of namespaces.
 
 pub mod netns;
+pub mod requirement;
