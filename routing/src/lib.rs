@@ -1,1 +1,3 @@
 //! OSPF speaker.
+
+pub mod bfd;

@@ -1,0 +1,6 @@
+//! BFD.
+pub mod discard;
+pub mod packet;
+pub mod parameters;
+pub mod session;
+pub mod transition;
