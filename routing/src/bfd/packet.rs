@@ -23,6 +23,7 @@ use serde::{Serialize, Serializer};
 use super::discard::Discard;
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 
 /// Octets of the mandatory section, and of every packet this speaker sends.

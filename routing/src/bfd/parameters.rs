@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// RFC 5880 section 6.8.3: "When bfd.SessionState is not Up, the system MUST set bfd.DesiredMinTxInterval to a
 /// value of not less than one second".
-pub const SLOW: Duration = Duration::from_secs(1);
+pub(super) const SLOW: Duration = Duration::from_secs(1);
 
 /// The intervals and the multiplier one end of a session asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -75,7 +75,7 @@ impl Default for Parameters {
 /// "The periodic transmission of BFD Control packets MUST be jittered on a per-packet basis by up to 25% ... If
 /// bfd.DetectMult is equal to 1, the interval between transmitted BFD Control packets MUST be no more than 90% of
 /// the negotiated transmission interval, and MUST be no less than 75% of the negotiated transmission interval."
-pub fn jittered(interval: Duration, multiplier: NonZeroU8, random: u32) -> Duration {
+pub(super) fn jittered(interval: Duration, multiplier: NonZeroU8, random: u32) -> Duration {
     let (longest, span) = if multiplier.get() == 1 { (90, 15) } else { (100, 25) };
     let longest = interval * longest / 100;
     // 0 to `span` percent of the interval, in steps of 1 / 65536 of it.
@@ -83,6 +83,7 @@ pub fn jittered(interval: Duration, multiplier: NonZeroU8, random: u32) -> Durat
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

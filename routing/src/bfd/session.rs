@@ -21,8 +21,10 @@ use super::parameters::{Parameters, SLOW, jittered};
 use super::transition::{Cause, transition};
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod two_ends;
 
 /// What is known of the path to the peer: what a client of BFD acts upon, by RFC 5882 sections 3.2 and 4.
@@ -260,7 +262,7 @@ impl Session {
         Some(self.last_received? + self.detection_time())
     }
 
-    fn transmit_deadline(&self) -> Option<Instant> {
+    pub(super) fn transmit_deadline(&self) -> Option<Instant> {
         //# A system MUST NOT periodically transmit BFD Control packets if bfd.RemoteMinRxInterval is zero.
         if self.remote.required_min_rx.is_zero() || (self.remote_demands() && self.poll != Poll::Active) {
             return None;

@@ -25,7 +25,7 @@ use super::packet::{Diagnostic, State};
 
 /// What can move a session from one state to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub(super) enum Cause {
     /// A packet came, and its sender is in this state.
     Received(State),
     /// The detection time passed without a packet.
@@ -42,7 +42,7 @@ pub enum Cause {
 ///
 /// The diagnostic is what `bfd.LocalDiag` becomes: "the reason for the most recent change in the local session
 /// state" (RFC 5880 section 6.8.1).
-pub const fn transition(state: State, cause: Cause) -> Option<(State, Diagnostic)> {
+pub(super) const fn transition(state: State, cause: Cause) -> Option<(State, Diagnostic)> {
     use Cause::{DetectionExpired, Disabled, Enabled, PathFailed, Received};
     use State::{AdminDown, Down, Init, Up};
     match (state, cause) {
@@ -72,8 +72,11 @@ mod tests {
     use super::State::{AdminDown, Down, Init, Up};
     use super::{State, transition};
 
-    /// Rows: the causes; columns: AdminDown, Down, Init, Up. `None`: the state stays. A number is the diagnostic.
-    const DIAGRAM: [(Cause, [Option<(State, u8)>; 4]); 8] = [
+    /// The state to go to, and the diagnostic.
+    type Cell = Option<(State, u8)>;
+
+    /// Rows: the causes; columns: AdminDown, Down, Init, Up. `None`: the state stays.
+    const DIAGRAM: [(Cause, [Cell; 4]); 8] = [
         (Received(AdminDown), [None, None, Some((Down, 3)), Some((Down, 3))]),
         (Received(Down), [None, Some((Init, 0)), None, Some((Down, 3))]),
         (Received(Init), [None, Some((Up, 0)), Some((Up, 0)), None]),
