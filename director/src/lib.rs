@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod control;
+pub mod health;
 pub mod metrics;
 pub mod slots;

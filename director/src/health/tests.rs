@@ -1,0 +1,1 @@
+//! Claims about health checks, against real servers on loopback.
