@@ -230,6 +230,10 @@ impl Handle {
 
 impl Checked {
     /// Takes away every target that is not wanted as it is. Returns the states of those that were checked.
+    #[allow(
+        clippy::mutable_key_type,
+        reason = "a regular expression's cache is no part of its equality and hash"
+    )]
     fn release(&mut self, wanted: &BTreeMap<TargetId, Plan>, outbox: &Outbox) -> BTreeMap<TargetId, State> {
         let mut before = BTreeMap::new();
         let plans = &self.plans;
