@@ -16,6 +16,10 @@
 //! Targets that ask the same of the same address are probed once. A probe goes to the real server's own address (with
 //! direct routing and tunnels too, where LVS users have it so), never takes longer than its timeout, and follows
 //! neither host names nor redirects. A shortage on this node (sockets, ports, memory) counts as no result.
+//!
+//! The names in backquotes at the fields of a check's settings are its keys in `[service.health]`, which are also what
+//! [`CheckError::key`] gives; times end in `_ms` there. For https and grpc, `verify`, `ca` and `server_name` make the
+//! [`Tls`].
 
 mod check;
 mod dns;
@@ -82,7 +86,8 @@ pub struct Observation {
 /// How this node probes, whatever the target.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Probes under way at once, at least 1. Each takes a file descriptor or a process.
+    /// Probes under way at once, at least 1. Each takes a file descriptor or a process. Probes beyond wait their turn,
+    /// which makes intervals longer: with n real servers that time out, a round takes n × timeout / concurrency.
     pub concurrency: usize,
     /// Differs from node to node (the router id, say), so that nodes do not probe a real server all together.
     pub jitter: u64,

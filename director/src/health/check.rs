@@ -1,6 +1,6 @@
 //! The kinds of check. Each kind is a file of its own with its settings and its probe; this is the list of them.
 //!
-//! A further kind needs a file beside [`tcp`](super::tcp), a variant of [`Check`] and the arms the compiler then
+//! A further kind needs a file beside `tcp.rs`, a variant of [`Check`] and the arms the compiler then
 //! asks for.
 
 use std::borrow::Cow;
@@ -124,14 +124,13 @@ impl Check {
     /// Refuses settings that could only ever fail, with the key to blame.
     pub fn validate(&self) -> Result<(), CheckError> {
         match self {
-            Self::None | Self::Tcp(_) | Self::Ping => Ok(()),
+            Self::None | Self::Tcp(_) | Self::Ping | Self::Grpc(_) => Ok(()),
             Self::Http(http) => http.validate(),
             Self::Https(http, tls) => http.validate().and_then(|()| http.validate_name(tls)),
             Self::Dns(dns) => dns.validate(),
             Self::Smtp(smtp) => smtp.validate(),
             Self::Udp(udp) => udp.validate(),
             Self::Exec(exec) => exec.validate(),
-            Self::Grpc(grpc) => grpc.validate(),
         }
     }
 

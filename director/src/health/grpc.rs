@@ -12,7 +12,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::probe::ProbeError;
-use super::{CheckError, Tls, tcp};
+use super::{Tls, tcp};
 
 /// Settings of the kind `grpc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,10 +24,6 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    pub(super) fn validate(&self) -> Result<(), CheckError> {
-        Ok(())
-    }
-
     pub(super) async fn probe(&self, to: SocketAddr) -> Result<Cow<'static, str>, ProbeError> {
         // Connected here and not by tonic, so that a refusal or a shortage is told as with every other kind.
         let stream = tcp::connect(to).await?;

@@ -33,7 +33,7 @@ pub struct Http {
     pub host: Option<String>,
     /// `status`: what is accepted.
     pub status: StatusSet,
-    /// `body`: what must occur in the body, whatever its encoding: none is asked for.
+    /// `body`: what must occur in the body, as it is sent: no content encoding is asked for.
     pub body: Option<Body>,
     /// `max_body`: how many bytes of the body are searched at most. Without `body` none is read.
     pub max_body: usize,

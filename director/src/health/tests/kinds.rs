@@ -9,6 +9,7 @@ use simple_dns::rdata::{A, RData};
 use simple_dns::{CLASS, Packet, PacketFlag, RCODE, ResourceRecord};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, UdpSocket};
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 use super::super::{
     Authorities, Body, Check, Dns, DnsRecord, Exec, Grpc, Http, Method, Reply, Smtp, StatusSet, Tcp, Tls,
@@ -331,7 +332,7 @@ async fn grpc_wants_serving() {
     let listener = TcpListener::bind(anywhere()).await.unwrap();
     let to = listener.local_addr().unwrap();
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
     let check = |service: &str| Check::Grpc(Grpc { service: service.to_owned(), tls: None });
     assert_eq!(probe(&check(""), to).await, Ok("SERVING".into()));
     assert_eq!(probe(&check("shop"), to).await, Err("NOT_SERVING".into()));
@@ -340,6 +341,30 @@ async fn grpc_wants_serving() {
     assert_eq!(probe(&check(""), closed()).await, Err("connection refused".into()));
     let http1 = servers::http().await;
     assert!(probe(&check(""), http1).await.is_err());
+}
+
+#[tokio::test]
+async fn grpc_speaks_tls_where_asked_for() {
+    let certified = rcgen::generate_simple_self_signed(["shop.example.org".to_owned()]).unwrap();
+    let pem = certified.cert.pem();
+    let identity = Identity::from_pem(&pem, certified.signing_key.serialize_pem());
+    let (_reporter, service) = tonic_health::server::health_reporter();
+    let listener = TcpListener::bind(anywhere()).await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let mut server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+    tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
+    let own = Verify::Against(Authorities::from_pem(pem.as_bytes()).unwrap());
+    let check = |verify: &Verify, name: Option<&str>| {
+        let tls = Tls::new(verify.clone(), name.map(str::to_owned)).unwrap();
+        Check::Grpc(Grpc { service: String::new(), tls: Some(tls) })
+    };
+    assert_eq!(probe(&check(&Verify::No, None), to).await, Ok("SERVING".into()));
+    assert_eq!(probe(&check(&own, Some("shop.example.org")), to).await, Ok("SERVING".into()));
+    let reason = probe(&check(&own, Some("example.net")), to).await.unwrap_err();
+    assert!(reason.contains("certificate"), "{reason}");
+    let plain = Check::Grpc(Grpc::default());
+    assert!(probe(&plain, to).await.is_err(), "plain text to a TLS server");
 }
 
 #[test]
