@@ -80,7 +80,7 @@ pub(super) fn status(status: &Status) -> String {
 }
 
 fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
-    let traffic = traffic.cloned().unwrap_or_default();
+    let traffic = traffic.copied().unwrap_or_default();
     [traffic.connections.to_string(), traffic.packets_in.to_string(), bytes(traffic.bytes_in)]
 }
 
