@@ -8,12 +8,12 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane_fixture::{isolated, options, run};
 use director::dataplane::{
     Adoption, AttachedMode, Dataplane, Forwarding, HashInput, Options, Protocol, RealSpec, ServiceAddress,
-    ServiceSpec, XdpMode,
+    ServiceCounters, ServiceSpec, XdpMode,
 };
 use director::next_hop::Resolver;
 use director_common::SLOTS;
@@ -127,6 +127,18 @@ fn resolve(dataplane: &mut Dataplane) {
     dataplane.set_next_hop(change.address, change.next_hop).expect("next hop");
 }
 
+/// The service's counters once nothing is on its way between one counter and the next.
+fn settled(dataplane: &Dataplane) -> ServiceCounters {
+    let begin = Instant::now();
+    loop {
+        let web = dataplane.counters().expect("counters").services["web"].clone();
+        if web.reals[0].counters == web.total || begin.elapsed() > Duration::from_secs(10) {
+            return web;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn forwards(mode: XdpMode, expected: AttachedMode) {
     isolated(move || {
         build();
@@ -145,8 +157,7 @@ fn forwards(mode: XdpMode, expected: AttachedMode) {
         for byte in 1..=20 {
             exchange(&mut stream, byte);
         }
-        let counters = first.counters().expect("counters");
-        let web = &counters.services["web"];
+        let web = &settled(&first);
         assert_eq!(web.total.connections, 1);
         assert!(web.total.packets_in > 20 && web.total.dropped == 0, "{web:?}");
         assert_eq!(web.reals[0].counters, web.total);
