@@ -172,10 +172,6 @@ fn a_wrong_specification_changes_nothing_and_names_the_culprit() {
         dataplane.apply(&[web("web", &["10.0.2.11"], &one)]).expect("apply");
         let good = web("web", &["10.0.2.12"], &one);
         let port = ServiceSpec { reals: vec![RealSpec { port: 8080, ..real("10.0.2.11") }], ..good.clone() };
-        let six = ServiceSpec {
-            addresses: vec![ServiceAddress { address: ip("2001:db8::1"), protocol: Protocol::Tcp, port: 80 }],
-            ..good.clone()
-        };
         let long = "x".repeat(57);
         let wrong: Vec<(&str, Vec<ServiceSpec<'_>>)> = vec![
             ("slot 0 names position 5", vec![web("web", &["10.0.2.11"], &stray)]),
@@ -183,7 +179,6 @@ fn a_wrong_specification_changes_nothing_and_names_the_culprit() {
             ("two services named 'web'", vec![good.clone(), good.clone()]),
             ("both want", vec![good.clone(), web("other", &["10.0.2.11"], &one)]),
             ("cannot change the port 80", vec![port]),
-            ("only IPv4", vec![six]),
             ("has no address", vec![ServiceSpec { addresses: vec![], ..good.clone() }]),
             ("1 to 56 bytes", vec![web(&long, &["10.0.2.11"], &one)]),
         ];

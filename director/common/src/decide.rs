@@ -5,11 +5,13 @@
 //! known to be a VIP a malformed packet is the kernel's to judge; after, it is dropped under its own name.
 
 use crate::packet::{
-    self, ETHERTYPE_IPV4, Ethernet, Frame, Ipv4, Ipv4Error, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
+    self, Ethernet, Frame, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
     TransportError,
 };
 use crate::slot::slot_of_flow;
-use crate::tables::{Address, Config, HashInput, Interface, RealEntry, ServiceEntry, ServiceKey, Tables};
+use crate::tables::{
+    Address, Config, FlowKey, HashInput, Interface, RealEntry, ServiceEntry, ServiceKey, Tables,
+};
 use crate::verdict::{DropReason, Forward, PassReason, Verdict};
 
 /// A verdict, and what it is accounted to.
@@ -24,6 +26,8 @@ pub struct Decision<'a> {
     pub bytes: u32,
     /// Where it goes, if it is forwarded.
     pub forward: Forward,
+    /// Its header, if it is forwarded.
+    pub ip: Ip,
     /// The way there, if it is forwarded: a reference into the tables, since link addresses copied byte by byte
     /// would fill the small stack of the program in the kernel.
     pub way: Option<&'a RealEntry>,
@@ -34,18 +38,26 @@ impl Decision<'_> {
     pub const NO_SERVICE: u32 = u32::MAX;
 }
 
-/// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes nothing:
-/// [`rewrite`] does, if the verdict is to forward.
+/// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes no byte of
+/// it: [`rewrite`] does, if the verdict is to forward. The flow it belongs to is left in `flow`, whatever was
+/// in there: the caller lends the room, since the stack of the program in the kernel is small.
 #[inline(always)]
-pub fn decide<'a>(frame: &impl Frame, ifindex: u32, tables: &'a impl Tables) -> Decision<'a> {
+pub fn decide<'a>(
+    frame: &impl Frame,
+    ifindex: u32,
+    tables: &'a impl Tables,
+    flow: &mut FlowKey,
+) -> Decision<'a> {
+    *flow = FlowKey::default();
     let mut decision = Decision {
         verdict: Verdict::Pass(PassReason::NoService),
         service: Decision::NO_SERVICE,
         bytes: 0,
         forward: Forward::default(),
+        ip: Ip::default(),
         way: None,
     };
-    decision.verdict = match judge(frame, ifindex, tables, &mut decision) {
+    decision.verdict = match judge(frame, ifindex, tables, flow, &mut decision) {
         Ok(()) if decision.forward.ifindex == ifindex => Verdict::Transmit,
         Ok(()) => Verdict::Redirect,
         Err(verdict) => verdict,
@@ -53,9 +65,10 @@ pub fn decide<'a>(frame: &impl Frame, ifindex: u32, tables: &'a impl Tables) -> 
     decision
 }
 
-/// Applies a decision to forward to the frame it was made for: link addresses, time to live, checksum.
+/// Applies a decision to forward to the frame it was made for: link addresses, hop limit, checksum. A VLAN tag
+/// stays as it is.
 ///
-/// The time to live is decremented, as a router does and as LVS does on its way to a real server: should two
+/// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two
 /// directors ever send a packet to each other, it dies instead of circling for ever.
 ///
 /// # Errors
@@ -65,7 +78,7 @@ pub fn decide<'a>(frame: &impl Frame, ifindex: u32, tables: &'a impl Tables) -> 
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
     Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac)
-        .and_then(|()| Ipv4::emit_decremented_ttl(frame, decision.forward.ttl, decision.forward.checksum))
+        .and_then(|()| decision.ip.emit_decremented_hop_limit(frame))
         .ok_or(DropReason::RewriteFailed)
 }
 
@@ -75,65 +88,60 @@ fn judge<'a>(
     frame: &impl Frame,
     ifindex: u32,
     tables: &'a impl Tables,
+    flow: &mut FlowKey,
     decision: &mut Decision<'a>,
 ) -> Result<(), Verdict> {
     let ethernet = Ethernet::parse(frame).ok_or(Verdict::Pass(PassReason::ShortFrame))?;
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
-        return Err(Verdict::Pass(PassReason::NotIpv4));
-    }
-    let ipv4 = Ipv4::parse(frame).map_err(|error| {
-        Verdict::Pass(match error {
-            Ipv4Error::Short => PassReason::ShortHeader,
-            Ipv4Error::Version => PassReason::BadVersion,
-            Ipv4Error::HeaderLength => PassReason::BadHeaderLength,
-        })
-    })?;
+    let ip = Ip::parse(frame, &ethernet, flow).map_err(Verdict::Pass)?;
     let config = tables.config().ok_or(Verdict::Pass(PassReason::NotConfigured))?;
-    let service = find_service(frame, &ipv4, config, tables, &mut decision.forward)?;
+    let service = find_service(frame, &ip, config, tables, flow)?;
     let interface = match tables.interface(ifindex) {
         Some(interface) if interface.mac == ethernet.destination => interface,
         _ => return Err(Verdict::Pass(PassReason::OtherStation)),
     };
     decision.service = service.service;
-    decision.bytes = u32::from(ipv4.total_len);
-    check(frame, &ipv4, service, &mut decision.forward).map_err(Verdict::Drop)?;
-    let way =
-        choose(tables, config, service, interface, &ipv4, &mut decision.forward).map_err(Verdict::Drop)?;
+    decision.bytes = ip.total_len as u32;
+    decision.ip = ip;
+    decision.forward.opens = check(frame, &ip, service).map_err(Verdict::Drop)?;
+    let way = choose(tables, config, service, interface, flow, decision).map_err(Verdict::Drop)?;
+    if ethernet.is_tagged() && way.ifindex != ifindex {
+        return Err(Verdict::Drop(DropReason::VlanRedirect));
+    }
     decision.way = Some(way);
     Ok(())
 }
 
-/// The service for the packet's destination. Notes the flow on the way; a later fragment has no ports, so all
-/// those of one client count as one flow.
+/// The service for the packet's destination. Completes the flow on the way; a later fragment has no ports, so
+/// all those of one client count as one flow.
 #[inline(always)]
 fn find_service<'a>(
     frame: &impl Frame,
-    ipv4: &Ipv4,
+    ip: &Ip,
     config: &Config,
     tables: &'a impl Tables,
-    forward: &mut Forward,
+    flow: &mut FlowKey,
 ) -> Result<&'a ServiceEntry, Verdict> {
-    let address = Address::from_ipv4(ipv4.destination);
-    let protocol = ipv4.protocol;
+    let (address, protocol) = (flow.destination, ip.protocol);
+    if let Some(reason) = ip.broken {
+        return Err(unless_vip(address, tables, Verdict::Drop(reason)));
+    }
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
-        let reason =
-            if protocol == PROTOCOL_ICMP { PassReason::IcmpToVip } else { PassReason::ProtocolToVip };
+        let icmp = if ip.is_v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
+        let reason = if protocol == icmp { PassReason::IcmpToVip } else { PassReason::ProtocolToVip };
         return Err(unless_vip(address, tables, Verdict::Pass(reason)));
     }
-    forward.flow.source = Address::from_ipv4(ipv4.source);
-    forward.flow.destination = address;
-    forward.flow.protocol = protocol;
-    if ipv4.fragment_offset != 0 {
+    flow.protocol = protocol;
+    if ip.fragment_offset != 0 {
         return match tables.service(&ServiceKey::fragment(address, protocol)) {
             Some(service) => Ok(service),
             None => Err(unless_vip(address, tables, Verdict::Drop(DropReason::Fragment))),
         };
     }
-    let Some(ports) = Ports::parse(frame, ipv4) else {
+    let Some(ports) = Ports::parse(frame, ip) else {
         return Err(unless_vip(address, tables, Verdict::Drop(DropReason::ShortTransport)));
     };
-    forward.flow.source_port = ports.source;
-    forward.flow.destination_port = ports.destination;
+    flow.source_port = ports.source;
+    flow.destination_port = ports.destination;
     if let Some(service) = tables.service(&ServiceKey::service(address, protocol, ports.destination)) {
         return Ok(service);
     }
@@ -154,37 +162,30 @@ fn unless_vip(address: Address, tables: &impl Tables, verdict: Verdict) -> Verdi
     }
 }
 
-/// Checks all of a packet that a service owns, and notes what of it forwarding needs.
+/// Checks all of a packet that a service owns; 1 if it begins a connection, else 0.
 #[inline(always)]
-fn check(
-    frame: &impl Frame,
-    ipv4: &Ipv4,
-    service: &ServiceEntry,
-    forward: &mut Forward,
-) -> Result<(), DropReason> {
-    let payload_len = ipv4.payload_len().ok_or(DropReason::BadLength)?;
-    if !ipv4.length_fits(frame) {
+fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u32, DropReason> {
+    let payload_len = ip.payload_len().ok_or(DropReason::BadLength)?;
+    if !ip.length_holds(frame) {
         return Err(DropReason::BadLength);
     }
-    if !ipv4.checksum_holds(frame) {
+    if !ip.checksum_holds(frame) {
         return Err(DropReason::BadChecksum);
     }
-    if ipv4.fragment_offset == 0 {
-        let opens = packet::check_transport(frame, ipv4, payload_len).map_err(|error| match error {
+    let mut opens = false;
+    if ip.fragment_offset == 0 {
+        opens = packet::check_transport(frame, ip, payload_len).map_err(|error| match error {
             TransportError::Short => DropReason::ShortTransport,
             TransportError::Length => DropReason::BadTransport,
         })?;
-        forward.opens = u8::from(opens);
     }
-    if ipv4.is_fragment() && service.hash_input() == HashInput::SourcePort {
+    if ip.is_fragment() && service.hash_input() == HashInput::SourcePort {
         return Err(DropReason::FragmentNeedsPort);
     }
-    if ipv4.ttl <= 1 {
+    if ip.hop_limit <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    forward.ttl = ipv4.ttl;
-    forward.checksum = ipv4.checksum;
-    Ok(())
+    Ok(u32::from(opens))
 }
 
 /// Chooses the real server that owns the flow's slot, and notes the way to it.
@@ -194,18 +195,18 @@ fn choose<'a>(
     config: &Config,
     service: &ServiceEntry,
     interface: &Interface,
-    ipv4: &Ipv4,
-    forward: &mut Forward,
+    flow: &FlowKey,
+    decision: &mut Decision<'_>,
 ) -> Result<&'a RealEntry, DropReason> {
-    let (index, real) = pick_real(tables, config, service, forward)?;
+    let (index, real) = pick_real(tables, config, service, flow)?;
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
     }
-    if interface.is_native() && real.mtu != 0 && ipv4.total_len > real.mtu {
+    if interface.is_native() && real.mtu != 0 && decision.bytes > u32::from(real.mtu) {
         return Err(DropReason::TooBig);
     }
-    forward.real = index;
-    forward.ifindex = real.ifindex;
+    decision.forward.real = index;
+    decision.forward.ifindex = real.ifindex;
     Ok(real)
 }
 
@@ -215,9 +216,8 @@ fn pick_real<'a>(
     tables: &'a impl Tables,
     config: &Config,
     service: &ServiceEntry,
-    forward: &Forward,
+    flow: &FlowKey,
 ) -> Result<(u32, &'a RealEntry), DropReason> {
-    let flow = &forward.flow;
     let number = slot_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
     let slot = tables.slot(service.table, number).ok_or(DropReason::BadTable)?;
     // Nothing is tracked yet, so the current owner takes the packet in every state.

@@ -7,7 +7,7 @@ use crate::siphash::HashKey;
 use crate::slot::{SLOTS, Slot};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;

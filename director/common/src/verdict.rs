@@ -1,7 +1,5 @@
 //! Every outcome a packet can have, its XDP action and its counter.
 
-use crate::tables::FlowKey;
-
 /// What the kernel is told to do with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -40,14 +38,8 @@ pub struct Forward {
     pub real: u32,
     /// Interface to leave by.
     pub ifindex: u32,
-    /// Header checksum on arrival.
-    pub checksum: u16,
-    /// Time to live on arrival; it leaves with one less.
-    pub ttl: u8,
     /// 1 if it begins a connection (TCP SYN without ACK), else 0.
-    pub opens: u8,
-    /// The flow it belongs to.
-    pub flow: FlowKey,
+    pub opens: u32,
 }
 
 macro_rules! reasons {
@@ -81,14 +73,16 @@ reasons! {
     PassReason {
         /// The frame is shorter than an Ethernet header.
         ShortFrame = "short-frame",
-        /// Neither IPv4 nor anything else that can be for a VIP (ARP, IPv6, a VLAN tag, …).
-        NotIpv4 = "not-ipv4",
-        /// The frame ends within the IPv4 header.
+        /// Neither IPv4 nor IPv6, plain or behind one VLAN tag (ARP, several tags, …).
+        NotIp = "not-ip",
+        /// The frame ends within the IP header.
         ShortHeader = "short-header",
-        /// The IP version is not 4 although the frame says IPv4.
+        /// The IP version is another than the frame says.
         BadVersion = "bad-version",
         /// The IPv4 header claims to be shorter than 20 bytes.
         BadHeaderLength = "bad-header-length",
+        /// An IPv6 header with an address that maps an IPv4 address.
+        MappedAddress = "mapped-address",
         /// No service for this address, protocol and port.
         NoService = "no-service",
         /// ICMP to a VIP: the kernel answers.
@@ -107,7 +101,7 @@ reasons! {
     DropReason {
         /// The frame ends within the transport header.
         ShortTransport = "short-transport",
-        /// The IPv4 total length is longer than the frame or shorter than the headers.
+        /// The packet's length is longer than the frame or shorter than the headers.
         BadLength = "bad-length",
         /// The IPv4 header checksum is wrong.
         BadChecksum = "bad-checksum",
@@ -117,7 +111,11 @@ reasons! {
         Fragment = "fragment",
         /// A fragment for a service that hashes by source port, which only a first fragment has.
         FragmentNeedsPort = "fragment-needs-port",
-        /// The time to live ends here.
+        /// More or longer IPv6 extension headers than are walked, or the frame ends within one.
+        BadExtension = "bad-extension",
+        /// An IPv6 routing header with segments left.
+        RoutingHeader = "routing-header",
+        /// The time to live or hop limit ends here.
         TtlExpired = "ttl-expired",
         /// The service has no real server.
         NoRealServer = "no-real-server",
@@ -127,6 +125,8 @@ reasons! {
         TooBig = "too-big",
         /// The tables contradict each other: a slot names a server that is not there.
         BadTable = "bad-table",
+        /// It came with a VLAN tag, which holds on its own link only, and would leave by another interface.
+        VlanRedirect = "vlan-redirect",
         /// A bounds check failed while the frame was rewritten.
         RewriteFailed = "rewrite-failed",
     }
@@ -139,7 +139,7 @@ const REDIRECTED: u32 = 1;
 /// First counter of [`PassReason`].
 const PASSED: u32 = 8;
 /// First counter of [`DropReason`].
-const DROPPED: u32 = 40;
+const DROPPED: u32 = 32;
 
 /// Counters of outcomes: one per way to forward, [`PassReason`] and [`DropReason`].
 pub const OUTCOME_COUNTERS: usize = 72;
@@ -180,6 +180,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The name used in counters, metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transmitted => "transmitted",
+            Self::Redirected => "redirected",
+            Self::Passed(reason) => reason.name(),
+            Self::Dropped(reason) => reason.name(),
+        }
+    }
+
     /// Every outcome with the number of its counter.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
         let passed =

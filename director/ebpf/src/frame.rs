@@ -18,6 +18,10 @@ impl XdpFrame {
 
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        // What is added to a packet's pointer must be provably small. No header we read begins further.
+        if offset > 0x7fff {
+            return None;
+        }
         let start = self.start + offset;
         if start + N > self.end { None } else { Some(start as *mut [u8; N]) }
     }
@@ -53,6 +57,13 @@ impl Frame for XdpFrame {
             at += 1;
         }
         Some(out)
+    }
+
+    #[inline(always)]
+    fn launder(&self, offset: usize) -> usize {
+        // The frame's length is unknown to the verifier, and so is what is combined with it.
+        let mask = self.len();
+        core::hint::black_box(offset ^ mask) ^ mask
     }
 
     #[inline(always)]

@@ -38,6 +38,10 @@ static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
 
+/// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
+#[btf_map]
+static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
+
 /// The maps as [`Tables`].
 pub struct KernelTables;
 
@@ -89,6 +93,13 @@ pub fn count_outcome(outcome: u32) {
         // SAFETY: an element of this processor; nothing interrupts an XDP program on its processor with another.
         unsafe { *counter += 1 };
     }
+}
+
+/// Room for the flow of the packet that this processor has in hand.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut FlowKey> {
+    // SAFETY: an element of this processor, taken once for each run of the program.
+    SCRATCH.get_ptr_mut(0).map(|flow| unsafe { &mut *flow })
 }
 
 /// This processor's counters of a service.

@@ -104,14 +104,6 @@ pub enum SpecError {
         /// What both want.
         address: ServiceAddress,
     },
-    /// An address family that is not forwarded.
-    #[error("service '{service}': {address} is not an IPv4 address, and only IPv4 is forwarded so far")]
-    Family {
-        /// The service.
-        service: String,
-        /// The address.
-        address: IpAddr,
-    },
     /// Direct return cannot rewrite ports.
     #[error(
         "service '{service}': real server {address} has port {port}, but direct return cannot change the \
@@ -206,12 +198,6 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
     }
     if service.addresses.is_empty() {
         return Err(SpecError::NoAddress(name()));
-    }
-    let addresses = service.addresses.iter().map(|address| address.address);
-    if let Some(address) =
-        addresses.chain(service.reals.iter().map(|real| real.address)).find(IpAddr::is_ipv6)
-    {
-        return Err(SpecError::Family { service: name(), address });
     }
     let max_reals = usize::from(MAX_POSITION) + 1;
     let count = service.reals.len();

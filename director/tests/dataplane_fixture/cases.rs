@@ -6,7 +6,7 @@ use director::dataplane::{
     Dataplane, Forwarding, HashInput, NextHop, Protocol, RealSpec, ServiceAddress, ServiceSpec,
 };
 use director_common::SLOTS;
-use director_common::tables::{Interface, ServiceKey};
+use director_common::tables::{Address, Interface, ServiceKey};
 use director_common::verdict::{DropReason, Outcome, PassReason};
 
 use super::memory::Memory;
@@ -16,9 +16,39 @@ use super::packets::{ACK, OUR_MAC, Packet, SYN};
 pub const INGRESS: u32 = 1;
 pub const KEY: [u8; 16] = *b"a cluster secret";
 
-const VIP: &str = "203.0.113.10";
-const WHOLE: &str = "203.0.113.11";
-const CLIENT: &str = "198.51.100.7";
+/// The addresses of one family.
+pub struct Family {
+    pub name: &'static str,
+    /// A VIP of several services.
+    pub vip: &'static str,
+    /// A VIP of one service, for all ports.
+    pub whole: &'static str,
+    pub client: &'static str,
+    /// An address that is no VIP.
+    pub elsewhere: &'static str,
+    icmp: u8,
+    /// Length of Ethernet and IP header.
+    headers: usize,
+}
+
+pub const V4: Family = Family {
+    name: "IPv4",
+    vip: "203.0.113.10",
+    whole: "203.0.113.11",
+    client: "198.51.100.7",
+    elsewhere: "203.0.113.12",
+    icmp: 1,
+    headers: 34,
+};
+pub const V6: Family = Family {
+    name: "IPv6",
+    vip: "2001:db8:113::10",
+    whole: "2001:db8:113::11",
+    client: "2001:db8:51::7",
+    elsewhere: "2001:db8:113::12",
+    icmp: 58,
+    headers: 54,
+};
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 pub const HERE: NextHop =
@@ -60,9 +90,9 @@ impl Slots {
 
 /// Services that between them have every property a case asks for.
 pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
-    let service = |name, vip: &str, protocol, port, hash, reals: &[&str], slots| ServiceSpec {
+    let service = |name, vips: [&str; 2], protocol, port, hash, reals: &[&str], slots| ServiceSpec {
         name,
-        addresses: vec![ServiceAddress { address: ip(vip), protocol, port }],
+        addresses: vips.map(|vip| ServiceAddress { address: ip(vip), protocol, port }).to_vec(),
         hash,
         forwarding: Forwarding::DirectReturn,
         reals: reals.iter().map(|address| RealSpec { address: ip(address), port }).collect(),
@@ -70,16 +100,17 @@ pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
     };
     use HashInput::{Source, SourcePort};
     use Protocol::{Tcp, Udp};
+    let (vip, whole) = ([V4.vip, V6.vip], [V4.whole, V6.whole]);
     let both: &[&str] = &["10.0.2.11", "10.0.2.12"];
     vec![
-        service("here", VIP, Tcp, 80, Source, both, &slots.first),
-        service("there", VIP, Tcp, 81, Source, both, &slots.second),
-        service("spread", VIP, Tcp, 82, Source, both, &slots.both),
-        service("spread-port", VIP, Tcp, 83, SourcePort, both, &slots.both),
-        service("empty", VIP, Tcp, 84, Source, &[], &slots.none),
-        service("unreachable", VIP, Tcp, 85, Source, &["10.0.2.13"], &slots.first),
-        service("dns", VIP, Udp, 53, SourcePort, both, &slots.first),
-        service("all-ports", WHOLE, Udp, 0, Source, both, &slots.first),
+        service("here", vip, Tcp, 80, Source, both, &slots.first),
+        service("there", vip, Tcp, 81, Source, both, &slots.second),
+        service("spread", vip, Tcp, 82, Source, both, &slots.both),
+        service("spread-port", vip, Tcp, 83, SourcePort, both, &slots.both),
+        service("empty", vip, Tcp, 84, Source, &[], &slots.none),
+        service("unreachable", vip, Tcp, 85, Source, &["10.0.2.13"], &slots.first),
+        service("dns", vip, Udp, 53, SourcePort, both, &slots.first),
+        service("all-ports", whole, Udp, 0, Source, both, &slots.first),
     ]
 }
 
@@ -101,58 +132,72 @@ pub fn memory() -> Memory {
     for spec in services(&slots) {
         memory.add(&spec, next_hop);
     }
-    let only = memory.services[&ServiceKey::service(vip(WHOLE), 17, 0)];
-    memory.services.insert(ServiceKey::fragment(vip(WHOLE), 17), only);
-    let dns = memory.services[&ServiceKey::service(vip(VIP), 17, 53)];
-    memory.services.insert(ServiceKey::fragment(vip(VIP), 17), dns);
+    for family in [V4, V6] {
+        for (address, port) in [(family.whole, 0), (family.vip, 53)] {
+            let only = memory.services[&ServiceKey::service(vip(address), 17, port)];
+            memory.services.insert(ServiceKey::fragment(vip(address), 17), only);
+        }
+    }
     memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
     memory
 }
 
-fn vip(text: &str) -> director_common::tables::Address {
-    director_common::tables::Address::from_ipv4(text.parse::<std::net::Ipv4Addr>().expect("vip").octets())
+fn vip(text: &str) -> Address {
+    super::memory::mapped(ip(text))
 }
 
 /// What a case expects.
-pub type Case = (&'static str, Vec<u8>, Outcome);
+pub type Case = (String, Vec<u8>, Outcome);
 
-/// The cases.
+/// The cases: the same for both families, and those of one.
 pub fn cases() -> Vec<Case> {
-    let mut cases = ordinary();
-    cases.extend(malformed());
-    cases.extend(fragments());
+    let mut cases = Vec::new();
+    for family in [V4, V6] {
+        let rows = [ordinary(&family), malformed(&family), fragments(&family), tagged(&family)].concat();
+        let named = |(what, frame, outcome)| (format!("{}: {what}", family.name), frame, outcome);
+        cases.extend(rows.into_iter().map(named));
+    }
+    let rows = [only_v4(), only_v6()].concat();
+    cases.extend(rows.into_iter().map(|(what, frame, outcome)| (what.to_owned(), frame, outcome)));
     cases
 }
 
-fn tcp(port: u16) -> Packet {
-    Packet::tcp((CLIENT, 40_000), (VIP, port), ACK)
+type Row = (&'static str, Vec<u8>, Outcome);
+
+impl Family {
+    fn tcp(&self, port: u16) -> Packet {
+        Packet::tcp((self.client, 40_000), (self.vip, port), ACK)
+    }
+
+    fn dns(&self) -> Packet {
+        self.udp(self.vip, b"a question")
+    }
+
+    fn udp(&self, destination: &str, data: &[u8]) -> Packet {
+        Packet::udp((self.client, 40_000), (destination, 53), data)
+    }
+
+    fn of(&self, protocol: u8, destination: &str) -> Packet {
+        Packet::new(protocol, self.client, destination, vec![8, 0, 0, 0, 0, 0, 0, 0])
+    }
 }
 
-fn dns() -> Packet {
-    Packet::udp((CLIENT, 40_000), (VIP, 53), b"a question")
-}
-
-fn ordinary() -> Vec<Case> {
+fn ordinary(f: &Family) -> Vec<Row> {
     use Outcome::{Dropped, Passed, Redirected, Transmitted};
+    let tcp = |port| f.tcp(port);
+    let largest = vec![7; 1500 - (f.headers - 14) - 8];
+    let larger = vec![7; largest.len() + 1];
     vec![
         ("real server on the same link", tcp(80).bytes(), Transmitted),
         ("real server on another link", tcp(81).bytes(), Redirected),
-        ("a SYN", Packet::tcp((CLIENT, 1), (VIP, 80), SYN).bytes(), Transmitted),
-        ("a datagram", dns().bytes(), Transmitted),
-        ("a datagram without data", Packet::udp((CLIENT, 9), (VIP, 53), b"").bytes(), Transmitted),
-        (
-            "any port of a service of all ports",
-            Packet::udp((CLIENT, 9), (WHOLE, 4_711), b"x").bytes(),
-            Transmitted,
-        ),
-        ("header with options", tcp(80).with(|p| p.options = vec![1; 40]).bytes(), Transmitted),
-        ("padded to the shortest frame", dns().with(|p| p.padding = 18).bytes(), Transmitted),
-        ("largest packet", Packet::udp((CLIENT, 9), (VIP, 53), &[7; 1472]).bytes(), Transmitted),
-        (
-            "one byte too large",
-            Packet::udp((CLIENT, 9), (VIP, 53), &[7; 1473]).bytes(),
-            Dropped(DropReason::TooBig),
-        ),
+        ("a SYN", Packet::tcp((f.client, 1), (f.vip, 80), SYN).bytes(), Transmitted),
+        ("a datagram", f.dns().bytes(), Transmitted),
+        ("a datagram without data", f.udp(f.vip, b"").bytes(), Transmitted),
+        ("any port of a service of all ports", f.udp(f.whole, b"x").bytes(), Transmitted),
+        ("padded to the shortest frame", f.dns().with(|p| p.padding = 18).bytes(), Transmitted),
+        ("marked traffic", tcp(80).with(|p| p.traffic_class = 0xbb).bytes(), Transmitted),
+        ("largest packet", f.udp(f.vip, &largest).bytes(), Transmitted),
+        ("one byte too large", f.udp(f.vip, &larger).bytes(), Dropped(DropReason::TooBig)),
         ("last hop of its life", tcp(80).with(|p| p.ttl = 1).bytes(), Dropped(DropReason::TtlExpired)),
         ("no life at all", tcp(80).with(|p| p.ttl = 0).bytes(), Dropped(DropReason::TtlExpired)),
         ("second to last hop", tcp(80).with(|p| p.ttl = 2).bytes(), Transmitted),
@@ -161,36 +206,20 @@ fn ordinary() -> Vec<Case> {
         ("another port of the VIP", tcp(443).bytes(), Passed(PassReason::NoService)),
         (
             "port of the other protocol",
-            Packet::udp((CLIENT, 9), (VIP, 80), b"x").bytes(),
+            Packet::udp((f.client, 9), (f.vip, 80), b"x").bytes(),
             Passed(PassReason::NoService),
         ),
         (
             "another address",
-            Packet::tcp((CLIENT, 9), ("203.0.113.12", 80), ACK).bytes(),
+            Packet::tcp((f.client, 9), (f.elsewhere, 80), ACK).bytes(),
             Passed(PassReason::NoService),
         ),
-        (
-            "ICMP to the VIP",
-            Packet::new(1, CLIENT, VIP, vec![8, 0, 0, 0]).bytes(),
-            Passed(PassReason::IcmpToVip),
-        ),
-        (
-            "ICMP elsewhere",
-            Packet::new(1, CLIENT, "10.0.0.1", vec![8, 0, 0, 0]).bytes(),
-            Passed(PassReason::NoService),
-        ),
-        (
-            "OSPF to the VIP",
-            Packet::new(89, CLIENT, VIP, vec![0; 24]).bytes(),
-            Passed(PassReason::ProtocolToVip),
-        ),
-        (
-            "OSPF to its group",
-            Packet::new(89, CLIENT, "224.0.0.5", vec![0; 24]).bytes(),
-            Passed(PassReason::NoService),
-        ),
-        ("IPv6", tcp(80).with(|p| p.ethertype = 0x86dd).bytes(), Passed(PassReason::NotIpv4)),
-        ("ARP", tcp(80).with(|p| p.ethertype = 0x0806).bytes(), Passed(PassReason::NotIpv4)),
+        ("ICMP to the VIP", f.of(f.icmp, f.vip).bytes(), Passed(PassReason::IcmpToVip)),
+        ("ICMP elsewhere", f.of(f.icmp, f.elsewhere).bytes(), Passed(PassReason::NoService)),
+        ("the other ICMP to the VIP", f.of(59 - f.icmp, f.vip).bytes(), Passed(PassReason::ProtocolToVip)),
+        ("OSPF to the VIP", f.of(89, f.vip).bytes(), Passed(PassReason::ProtocolToVip)),
+        ("OSPF elsewhere", f.of(89, f.elsewhere).bytes(), Passed(PassReason::NoService)),
+        ("ARP", tcp(80).with(|p| p.ethertype = 0x0806).bytes(), Passed(PassReason::NotIp)),
         (
             "flooded: for another station",
             tcp(80).with(|p| p.destination_mac = [2, 0, 0, 0, 0, 0x55]).bytes(),
@@ -209,97 +238,174 @@ fn patched(packet: &Packet, offset: usize, bytes: &[u8], fix_checksum: bool) -> 
     let mut frame = packet.bytes();
     frame[offset..offset + bytes.len()].copy_from_slice(bytes);
     if fix_checksum {
-        let end = 14 + usize::from(frame[14] & 15) * 4;
-        frame[24..26].fill(0);
-        let sum = super::packets::checksum(&frame[14..end]);
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        super::packets::fix_checksum(&mut frame);
     }
     frame
 }
 
-fn malformed() -> Vec<Case> {
+/// `packet` with its length field that many bytes from the truth.
+fn mistaken(packet: &Packet, by: i32) -> Vec<u8> {
+    let frame = packet.bytes();
+    let at = if packet.version == 4 { 16 } else { 18 };
+    let length = i32::from(u16::from_be_bytes([frame[at], frame[at + 1]])) + by;
+    patched(packet, at, &(length as u16).to_be_bytes(), packet.version == 4)
+}
+
+fn malformed(f: &Family) -> Vec<Row> {
     use Outcome::{Dropped, Passed};
-    let truncated = |length: usize| tcp(80).bytes()[..length].to_vec();
+    let (tcp, dns) = (f.tcp(80), f.dns());
+    let truncated = |length: usize| tcp.bytes()[..length].to_vec();
+    let (data, end) = (f.headers, f.headers + 25);
     vec![
         ("frame of a bare header", truncated(14), Passed(PassReason::ShortHeader)),
-        ("ends within the IP header", truncated(33), Passed(PassReason::ShortHeader)),
-        ("ends before the ports", truncated(37), Dropped(DropReason::ShortTransport)),
-        ("ends within the TCP header", truncated(53), Dropped(DropReason::BadLength)),
-        ("ends within the data", truncated(58), Dropped(DropReason::BadLength)),
+        ("ends within the IP header", truncated(data - 1), Passed(PassReason::ShortHeader)),
+        ("ends before the ports", truncated(data + 3), Dropped(DropReason::ShortTransport)),
+        ("ends within the TCP header", truncated(data + 19), Dropped(DropReason::BadLength)),
+        ("ends within the data", truncated(end - 1), Dropped(DropReason::BadLength)),
+        ("another version than its frame", patched(&tcp, 14, &[0x75], false), Passed(PassReason::BadVersion)),
+        ("longer than its frame", mistaken(&tcp, 30_000), Dropped(DropReason::BadLength)),
+        ("too short for TCP", mistaken(&tcp, -6), Dropped(DropReason::ShortTransport)),
+        ("too short for UDP", mistaken(&dns, -11), Dropped(DropReason::ShortTransport)),
         (
-            "version 6 in a frame of version 4",
-            patched(&tcp(80), 14, &[0x65], true),
-            Passed(PassReason::BadVersion),
-        ),
-        ("header of 16 bytes", patched(&tcp(80), 14, &[0x44], false), Passed(PassReason::BadHeaderLength)),
-        (
-            "wrong header checksum",
-            patched(&tcp(80), 24, &[0xab, 0xcd], false),
-            Dropped(DropReason::BadChecksum),
-        ),
-        (
-            "wrong checksum of options",
-            patched(&tcp(80).with(|p| p.options = vec![1; 8]), 38, &[7], false),
-            Dropped(DropReason::BadChecksum),
-        ),
-        ("longer than its frame", patched(&tcp(80), 16, &[0xff, 0xff], true), Dropped(DropReason::BadLength)),
-        ("shorter than its header", patched(&tcp(80), 16, &[0, 19], true), Dropped(DropReason::BadLength)),
-        ("too short for TCP", patched(&tcp(80), 16, &[0, 39], true), Dropped(DropReason::ShortTransport)),
-        ("too short for UDP", patched(&dns(), 16, &[0, 27], true), Dropped(DropReason::ShortTransport)),
-        ("TCP header of 16 bytes", patched(&tcp(80), 46, &[0x40], false), Dropped(DropReason::BadTransport)),
-        (
-            "TCP header beyond the packet",
-            patched(&tcp(80), 46, &[0xf0], false),
+            "TCP header of 16 bytes",
+            patched(&tcp, data + 12, &[0x40], false),
             Dropped(DropReason::BadTransport),
         ),
-        ("UDP length of 7", patched(&dns(), 38, &[0, 7], false), Dropped(DropReason::BadTransport)),
+        (
+            "TCP header beyond the packet",
+            patched(&tcp, data + 12, &[0xf0], false),
+            Dropped(DropReason::BadTransport),
+        ),
+        ("UDP length of 7", patched(&dns, data + 4, &[0, 7], false), Dropped(DropReason::BadTransport)),
         (
             "UDP longer than its packet",
-            patched(&dns(), 38, &[0, 99], false),
+            patched(&dns, data + 4, &[0, 99], false),
             Dropped(DropReason::BadTransport),
         ),
     ]
 }
 
-fn fragments() -> Vec<Case> {
+fn fragments(f: &Family) -> Vec<Row> {
     use Outcome::{Dropped, Passed, Transmitted};
-    let whole = || Packet::udp((CLIENT, 9), (WHOLE, 53), &[5; 64]);
+    let whole = || f.udp(f.whole, &[5; 64]);
+    let length_of_udp = f.headers + 4 + if f.name == "IPv6" { 8 } else { 0 };
     vec![
         (
             "first fragment, hash of source",
-            tcp(80).with(|p| p.fragment = MORE_FRAGMENTS).bytes(),
+            f.tcp(80).with(|p| p.fragment = MORE_FRAGMENTS).bytes(),
             Transmitted,
         ),
         (
             "first fragment of a long datagram",
-            patched(&whole().with(|p| p.fragment = MORE_FRAGMENTS), 38, &[8, 0], false),
+            patched(&whole().with(|p| p.fragment = MORE_FRAGMENTS), length_of_udp, &[8, 0], false),
             Transmitted,
         ),
         ("later fragment, the only service", whole().with(|p| p.fragment = 9).bytes(), Transmitted),
         (
             "later fragment too short for ports",
-            Packet::new(17, CLIENT, WHOLE, vec![1]).with(|p| p.fragment = 9).bytes(),
+            Packet::new(17, f.client, f.whole, vec![1]).with(|p| p.fragment = 9).bytes(),
             Transmitted,
         ),
         (
             "later fragment, several services",
-            tcp(80).with(|p| p.fragment = 9).bytes(),
+            f.tcp(80).with(|p| p.fragment = 9).bytes(),
             Dropped(DropReason::Fragment),
         ),
         (
             "first fragment, hash of source and port",
-            dns().with(|p| p.fragment = MORE_FRAGMENTS).bytes(),
+            f.dns().with(|p| p.fragment = MORE_FRAGMENTS).bytes(),
             Dropped(DropReason::FragmentNeedsPort),
         ),
         (
             "later fragment, hash of source and port",
-            dns().with(|p| p.fragment = 9).bytes(),
+            f.dns().with(|p| p.fragment = 9).bytes(),
             Dropped(DropReason::FragmentNeedsPort),
         ),
         (
             "later fragment elsewhere",
-            Packet::new(17, CLIENT, "10.0.0.1", vec![0; 32]).with(|p| p.fragment = 9).bytes(),
+            f.udp(f.elsewhere, &[0; 32]).with(|p| p.fragment = 9).bytes(),
             Passed(PassReason::NoService),
         ),
+    ]
+}
+
+fn tagged(f: &Family) -> Vec<Row> {
+    use Outcome::{Dropped, Passed, Transmitted};
+    let tagged = |port| f.tcp(port).with(|p| p.vlan = Some(0x6064));
+    let twice = |mut frame: Vec<u8>| {
+        frame.splice(12..12, [0x81, 0, 0, 7]);
+        frame
+    };
+    vec![
+        ("tagged: the tag stays on the same link", tagged(80).bytes(), Transmitted),
+        ("tagged: not to another link", tagged(81).bytes(), Dropped(DropReason::VlanRedirect)),
+        ("tagged: no service", tagged(443).bytes(), Passed(PassReason::NoService)),
+        ("tagged: ends within the tag", tagged(80).bytes()[..17].to_vec(), Passed(PassReason::ShortFrame)),
+        ("tagged twice", twice(tagged(80).bytes()), Passed(PassReason::NotIp)),
+    ]
+}
+
+fn only_v4() -> Vec<Row> {
+    use Outcome::{Dropped, Passed, Transmitted};
+    let tcp = V4.tcp(80);
+    vec![
+        ("header with options", tcp.clone().with(|p| p.options = vec![1; 40]).bytes(), Transmitted),
+        ("header of 16 bytes", patched(&tcp, 14, &[0x44], false), Passed(PassReason::BadHeaderLength)),
+        ("wrong header checksum", patched(&tcp, 24, &[0xab, 0xcd], false), Dropped(DropReason::BadChecksum)),
+        (
+            "wrong checksum of options",
+            patched(&tcp.clone().with(|p| p.options = vec![1; 8]), 38, &[7], false),
+            Dropped(DropReason::BadChecksum),
+        ),
+        ("shorter than its header", patched(&tcp, 16, &[0, 19], true), Dropped(DropReason::BadLength)),
+    ]
+}
+
+fn only_v6() -> Vec<Row> {
+    use Outcome::{Dropped, Passed, Transmitted};
+    let extended = |chain: &[(u8, usize)]| {
+        let body = |units: usize| [vec![units as u8], vec![0; 6 + 8 * units]].concat();
+        let chain = chain.iter().map(|(kind, units)| (*kind, body(*units))).collect();
+        V6.tcp(80).with(|p| p.extensions = chain)
+    };
+    // Length in units of 4 bytes: 24 bytes of authentication header are 4.
+    let authentication = V6.tcp(80).with(|p| p.extensions = vec![(51, [vec![4], vec![0; 22]].concat())]);
+    let left = V6.tcp(80).with(|p| p.extensions = vec![(43, vec![0, 0, 1, 0, 0, 0, 0])]);
+    let elsewhere = |packet: Packet| packet.with(|p| p.destination = ip(V6.elsewhere));
+    let mapped = |packet: Packet, at: usize| {
+        let mut frame = packet.bytes();
+        frame[at..at + 16].copy_from_slice(&vip("203.0.113.10").0);
+        frame
+    };
+    let broken = Dropped(DropReason::BadExtension);
+    vec![
+        ("hop-by-hop options", extended(&[(0, 0)]).bytes(), Transmitted),
+        ("every extension header", extended(&[(0, 0), (60, 1), (43, 2), (60, 3)]).bytes(), Transmitted),
+        ("an authentication header", authentication.bytes(), Transmitted),
+        ("as many extension headers as are walked", extended(&[(60, 0); 6]).bytes(), Transmitted),
+        ("one extension header more", extended(&[(60, 0); 7]).bytes(), broken),
+        ("extension headers as long as are walked", extended(&[(60, 63)]).bytes(), Transmitted),
+        ("longer extension headers", extended(&[(60, 80)]).bytes(), broken),
+        ("ends within an extension header", extended(&[(0, 0)]).bytes()[..58].to_vec(), broken),
+        (
+            "ends behind an extension header",
+            extended(&[(0, 0)]).bytes()[..62].to_vec(),
+            Dropped(DropReason::ShortTransport),
+        ),
+        (
+            "extension headers beyond the length",
+            mistaken(&extended(&[(0, 3)]), -30),
+            Dropped(DropReason::BadLength),
+        ),
+        ("segments left", left.bytes(), Dropped(DropReason::RoutingHeader)),
+        ("segments left, elsewhere", elsewhere(left).bytes(), Passed(PassReason::NoService)),
+        (
+            "too many extension headers elsewhere",
+            elsewhere(extended(&[(60, 0); 7])).bytes(),
+            Passed(PassReason::NoService),
+        ),
+        ("an encrypted packet", V6.of(50, V6.vip).bytes(), Passed(PassReason::ProtocolToVip)),
+        ("destination maps the IPv4 VIP", mapped(V6.tcp(80), 38), Passed(PassReason::MappedAddress)),
+        ("source maps an IPv4 address", mapped(V6.tcp(80), 22), Passed(PassReason::MappedAddress)),
     ]
 }

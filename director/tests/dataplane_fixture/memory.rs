@@ -7,7 +7,8 @@ use director_common::decide::rewrite;
 use director_common::packet::Buffer;
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, Interface, LAYOUT_VERSION, RealEntry, ServiceEntry, ServiceKey, Tables,
+    Address, CONFIG_MAGIC, Config, FlowKey, Interface, LAYOUT_VERSION, RealEntry, ServiceEntry, ServiceKey,
+    Tables,
 };
 use director_common::{Decision, Slot, decide};
 
@@ -21,7 +22,7 @@ pub struct Memory {
     pub interfaces: HashMap<u32, Interface>,
 }
 
-fn mapped(address: std::net::IpAddr) -> Address {
+pub fn mapped(address: std::net::IpAddr) -> Address {
     match address {
         std::net::IpAddr::V4(address) => Address(address.to_ipv6_mapped().octets()),
         std::net::IpAddr::V6(address) => Address(address.octets()),
@@ -76,7 +77,7 @@ impl Memory {
     /// Decides and rewrites as the program does.
     pub fn run(&self, ifindex: u32, frame: &mut [u8]) -> Decision<'_> {
         let mut buffer = Buffer(frame);
-        let decision = decide(&buffer, ifindex, self);
+        let decision = decide(&buffer, ifindex, self, &mut FlowKey::default());
         if decision.verdict.is_forward() {
             rewrite(&mut buffer, &decision).expect("same frame");
         }
