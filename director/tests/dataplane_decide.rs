@@ -2,9 +2,10 @@
 
 mod dataplane_fixture;
 
-use dataplane_fixture::cases::{INGRESS, cases, memory};
-use director_common::Action;
+use dataplane_fixture::cases::{INGRESS, V4, V6, cases, memory, tunnelled};
+use dataplane_fixture::packets::{ACK, Packet};
 use director_common::verdict::Outcome;
+use director_common::{Action, Verdict};
 use proptest::prelude::*;
 
 /// The outcome that a counter number stands for.
@@ -21,6 +22,7 @@ fn every_case_has_its_outcome() {
         let (action, counter) = decision.verdict.disposition();
         assert_eq!(outcome(counter), expected, "{what}");
         match action {
+            Action::Transmit | Action::Redirect if decision.tunnel_source.is_some() => {}
             Action::Transmit | Action::Redirect => {
                 assert_eq!(out[..6], *decision.way.expect("way").destination_mac.as_slice(), "{what}");
                 let mut restored = out.clone();
@@ -41,6 +43,57 @@ fn every_case_has_its_outcome() {
     }
 }
 
+/// What a tunnel makes of a packet, against frames built from scratch.
+#[test]
+fn tunnels_carry_the_packet_within_right_headers() {
+    let memory = memory();
+    for (family, port, vlan, flags) in [V4, V6].iter().flat_map(|family| {
+        (90..=95).flat_map(move |port| [(None, 0), (Some(7), 0x4000)].map(move |(v, f)| (family, port, v, f)))
+    }) {
+        let flags = if family.name == "IPv4" { flags } else { 0 };
+        let packet = Packet::tcp((family.client, 40_000), (family.vip, port), ACK).with(|p| {
+            (p.vlan, p.fragment, p.traffic_class, p.padding) = (vlan, flags, 0xbb, 3);
+        });
+        let what = format!("{} in {port}, tag {vlan:?}", family.name);
+        let mut out = packet.bytes();
+        let decision = memory.run(INGRESS, &mut out);
+        assert_eq!(decision.verdict, Verdict::Transmit, "{what}");
+        let (mut expected, free) = tunnelled(port, &packet.clone().with(|p| p.ttl -= 1));
+        for (at, bits) in free {
+            assert_eq!(out[at] & !bits, expected[at] & !bits, "{what}: byte {at}");
+            out[at] &= !bits;
+            expected[at] &= !bits;
+        }
+        let start = if vlan.is_some() { 18 } else { 14 };
+        if port % 2 == 0 {
+            let header = &out[start..start + 20];
+            assert_eq!(dataplane_fixture::packets::checksum(header), 0, "{what}: checksum");
+            let atomic = family.name == "IPv6" || flags == 0x4000;
+            assert_eq!(header[6..8], if atomic { [0x40, 0] } else { [0, 0] }, "{what}: don't fragment");
+            assert_eq!(header[4..6] == [0, 0], atomic, "{what}: identification");
+            for at in [4, 5, 6, 10, 11] {
+                expected[start + at] = header[at];
+            }
+        }
+        assert_eq!(out, expected, "{what}");
+    }
+}
+
+#[test]
+fn flows_of_one_client_differ_in_the_source_port_of_the_tunnel() {
+    let memory = memory();
+    let port = |source_port| {
+        let packet = Packet::tcp((V4.client, source_port), (V4.vip, 94), ACK);
+        let mut out = packet.bytes();
+        assert!(memory.run(INGRESS, &mut out).verdict.is_forward());
+        u16::from_be_bytes([out[34], out[35]])
+    };
+    let ports: std::collections::BTreeSet<u16> = (1..=1_000).map(port).collect();
+    assert!(ports.len() > 900, "{} of 1000", ports.len());
+    assert!(ports.iter().all(|port| *port >= 0xc000));
+    assert_eq!(port(7), port(7));
+}
+
 #[test]
 fn every_reason_has_a_case_or_is_an_internal_contradiction() {
     let expected: Vec<Outcome> = cases().into_iter().map(|(_, _, outcome)| outcome).collect();
@@ -59,11 +112,7 @@ fn source_hash_keeps_all_connections_of_a_client_together() {
     let memory = memory();
     let servers = |port: u16| {
         let run = |source_port| {
-            let packet = dataplane_fixture::packets::Packet::tcp(
-                ("198.51.100.7", source_port),
-                ("203.0.113.10", port),
-                0x10,
-            );
+            let packet = Packet::tcp(("198.51.100.7", source_port), ("203.0.113.10", port), 0x10);
             memory.run(INGRESS, &mut packet.bytes()).forward.real
         };
         (1..500_u16).map(run).collect::<std::collections::BTreeSet<_>>().len()
@@ -102,7 +151,7 @@ proptest! {
         }
         let before = frame.clone();
         let decision = memory_once().run(INGRESS, &mut frame);
-        prop_assert_eq!(frame.len(), before.len());
+        prop_assert!(frame.len() >= before.len());
         if !decision.verdict.is_forward() {
             prop_assert_eq!(frame, before);
         }

@@ -5,10 +5,10 @@
 //! known to be a VIP a malformed packet is the kernel's to judge; after, it is dropped under its own name.
 
 use crate::packet::{
-    self, Ethernet, Frame, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
+    self, Ethernet, Frame, Ip, Outer, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
     TransportError,
 };
-use crate::slot::slot_of_flow;
+use crate::slot::{entropy_of, hash_of_flow, slot_of};
 use crate::tables::{
     Address, Config, FlowKey, HashInput, Interface, RealEntry, ServiceEntry, ServiceKey, Tables,
 };
@@ -31,6 +31,10 @@ pub struct Decision<'a> {
     /// The way there, if it is forwarded: a reference into the tables, since link addresses copied byte by byte
     /// would fill the small stack of the program in the kernel.
     pub way: Option<&'a RealEntry>,
+    /// The service's entry, if it is forwarded.
+    pub entry: Option<&'a ServiceEntry>,
+    /// Our address, if it is forwarded by a tunnel.
+    pub tunnel_source: Option<&'a Address>,
 }
 
 impl Decision<'_> {
@@ -56,6 +60,8 @@ pub fn decide<'a>(
         forward: Forward::default(),
         ip: Ip::default(),
         way: None,
+        entry: None,
+        tunnel_source: None,
     };
     decision.verdict = match judge(frame, ifindex, tables, flow, &mut decision) {
         Ok(()) if decision.forward.ifindex == ifindex => Verdict::Transmit,
@@ -65,8 +71,8 @@ pub fn decide<'a>(
     decision
 }
 
-/// Applies a decision to forward to the frame it was made for: link addresses, hop limit, checksum. A VLAN tag
-/// stays as it is.
+/// Applies a decision to forward to the frame it was made for: hop limit, checksum, the headers of a tunnel, link
+/// addresses. A VLAN tag stays as it is.
 ///
 /// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two
 /// directors ever send a packet to each other, it dies instead of circling for ever.
@@ -77,9 +83,19 @@ pub fn decide<'a>(
 #[inline(always)]
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
-    Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac)
-        .and_then(|()| decision.ip.emit_decremented_hop_limit(frame))
-        .ok_or(DropReason::RewriteFailed)
+    let entry = decision.entry.ok_or(DropReason::RewriteFailed)?;
+    decision.ip.emit_decremented_hop_limit(frame).ok_or(DropReason::RewriteFailed)?;
+    if let Some(encapsulation) = entry.encapsulation() {
+        let outer = Outer {
+            encapsulation,
+            port: entry.tunnel_port,
+            source: decision.tunnel_source.ok_or(DropReason::RewriteFailed)?,
+            destination: &way.address,
+            entropy: decision.forward.entropy,
+        };
+        outer.emit(frame, &decision.ip).ok_or(DropReason::RewriteFailed)?;
+    }
+    Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac).ok_or(DropReason::RewriteFailed)
 }
 
 /// Fills in `decision`; an error is the verdict of a packet that is not forwarded.
@@ -108,6 +124,7 @@ fn judge<'a>(
         return Err(Verdict::Drop(DropReason::VlanRedirect));
     }
     decision.way = Some(way);
+    decision.entry = Some(service);
     Ok(())
 }
 
@@ -192,39 +209,54 @@ fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u32, Dro
 #[inline(always)]
 fn choose<'a>(
     tables: &'a impl Tables,
-    config: &Config,
+    config: &'a Config,
     service: &ServiceEntry,
     interface: &Interface,
     flow: &FlowKey,
-    decision: &mut Decision<'_>,
+    decision: &mut Decision<'a>,
 ) -> Result<&'a RealEntry, DropReason> {
-    let (index, real) = pick_real(tables, config, service, flow)?;
+    let forward = &mut decision.forward;
+    let real = pick_real(tables, config, service, flow, forward)?;
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
     }
-    if interface.is_native() && real.mtu != 0 && decision.bytes > u32::from(real.mtu) {
+    let mut bytes = decision.bytes;
+    if let Some(encapsulation) = service.encapsulation() {
+        let source = if real.address.is_v4() { &config.tunnel_v4 } else { &config.tunnel_v6 };
+        if *source == Address::default() {
+            return Err(DropReason::BadTable);
+        }
+        decision.tunnel_source = Some(source);
+        bytes = bytes.wrapping_add(packet::overhead(encapsulation, &real.address) as u32);
+        // Longer than a length field can say, whatever the interface takes.
+        if bytes > u32::from(u16::MAX) {
+            return Err(DropReason::TooBig);
+        }
+    }
+    if interface.is_native() && real.mtu != 0 && bytes > u32::from(real.mtu) {
         return Err(DropReason::TooBig);
     }
-    decision.forward.real = index;
-    decision.forward.ifindex = real.ifindex;
+    forward.ifindex = real.ifindex;
     Ok(real)
 }
 
-/// The real server that owns the flow's slot, and its index.
+/// The real server that owns the flow's slot.
 #[inline(always)]
 fn pick_real<'a>(
     tables: &'a impl Tables,
     config: &Config,
     service: &ServiceEntry,
     flow: &FlowKey,
-) -> Result<(u32, &'a RealEntry), DropReason> {
-    let number = slot_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
-    let slot = tables.slot(service.table, number).ok_or(DropReason::BadTable)?;
+    forward: &mut Forward,
+) -> Result<&'a RealEntry, DropReason> {
+    let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
+    forward.entropy = entropy_of(hash, flow.source_port);
+    let slot = tables.slot(service.table, slot_of(hash)).ok_or(DropReason::BadTable)?;
     // Nothing is tracked yet, so the current owner takes the packet in every state.
     let position = u32::from(slot.current().ok_or(DropReason::NoRealServer)?);
     if position >= service.real_count {
         return Err(DropReason::BadTable);
     }
-    let index = service.real_base.wrapping_add(position);
-    Ok((index, tables.real(index).ok_or(DropReason::BadTable)?))
+    forward.real = service.real_base.wrapping_add(position);
+    tables.real(forward.real).ok_or(DropReason::BadTable)
 }

@@ -7,10 +7,12 @@ mod ethernet;
 mod ip;
 mod ipv4;
 mod ipv6;
+mod outer;
 mod transport;
 
 pub use ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet};
 pub use ip::Ip;
+pub use outer::{Outer, overhead};
 pub use transport::{Ports, TransportError, check as check_transport};
 
 /// IP protocol number of ICMP.
@@ -35,6 +37,8 @@ pub trait Frame {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Replaces the `N` bytes at `offset`, if the frame holds them all; else changes nothing.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+    /// Makes the frame `N` bytes longer in front, with anything in them; `None` where it cannot be.
+    fn grow<const N: usize>(&mut self) -> Option<()>;
     /// `offset` itself. In the kernel, with all that its verifier knows of it forgotten: else it would go through
     /// the rest of the program once for every value an offset can have.
     #[inline(always)]
@@ -43,7 +47,7 @@ pub trait Frame {
     }
 }
 
-/// A frame in user space.
+/// A frame in user space, of fixed length.
 #[derive(Debug)]
 pub struct Buffer<'a>(pub &'a mut [u8]);
 
@@ -59,5 +63,9 @@ impl Frame for Buffer<'_> {
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
         *self.0.get_mut(offset..)?.first_chunk_mut::<N>()? = bytes;
         Some(())
+    }
+
+    fn grow<const N: usize>(&mut self) -> Option<()> {
+        None
     }
 }

@@ -48,10 +48,22 @@ impl Address {
     /// The IPv4 address this maps, if it does.
     #[inline(always)]
     pub const fn ipv4(self) -> Option<[u8; 4]> {
-        match self.0 {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
-            _ => None,
-        }
+        if self.is_v4() { Some(self.low()) } else { None }
+    }
+
+    /// Whether this maps an IPv4 address. Compared by words: see the type's alignment.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.0;
+        u32::from_ne_bytes([a, b, c, d]) | u32::from_ne_bytes([e, f, g, h]) == 0
+            && u32::from_be_bytes([i, j, k, l]) == 0xffff
+    }
+
+    /// The last four bytes: all of an IPv4 address.
+    #[inline(always)]
+    pub const fn low(&self) -> [u8; 4] {
+        let [.., a, b, c, d] = self.0;
+        [a, b, c, d]
     }
 }
 
@@ -62,6 +74,17 @@ pub enum HashInput {
     Source,
     /// The source address and port.
     SourcePort,
+}
+
+/// A kind of tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// IP in IP, any family in any.
+    Ipip,
+    /// Generic routing encapsulation, without key or checksum.
+    Gre,
+    /// Generic UDP encapsulation.
+    Gue,
 }
 
 /// Settings of the whole data plane: the only element of its map.
@@ -78,10 +101,14 @@ pub struct Config {
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
+    /// Our address in tunnels over IPv4; all zeroes where there is none.
+    pub tunnel_v4: Address,
+    /// Our address in tunnels over IPv6; all zeroes where there is none.
+    pub tunnel_v6: Address,
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
-// SAFETY: `repr(C)` of integers without padding (2 x 4 + 2 x 8 + 2 x 4 = 32).
+const _: () = assert!(size_of::<Config>() == 64);
+// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 2 x 4 + 2 x 16 = 64).
 unsafe impl Plain for Config {}
 
 impl Config {
@@ -156,15 +183,38 @@ pub struct ServiceEntry {
     pub real_count: u32,
     /// Sum of `FLAG_*`.
     pub flags: u32,
+    /// How packets reach the real servers: one of `FORWARD_*`.
+    pub forwarding: u16,
+    /// UDP port of the real servers' end of a tunnel; only for [`Self::FORWARD_GUE`].
+    pub tunnel_port: u16,
 }
 
-const _: () = assert!(size_of::<ServiceEntry>() == 20);
-// SAFETY: `repr(C)` of five u32 without padding.
+const _: () = assert!(size_of::<ServiceEntry>() == 24);
+// SAFETY: `repr(C)` of integers without padding (5 x 4 + 2 x 2 = 24).
 unsafe impl Plain for ServiceEntry {}
 
 impl ServiceEntry {
     /// The slot depends on the source port too.
     pub const FLAG_HASH_PORT: u32 = 1;
+    /// The link addresses change and nothing else.
+    pub const FORWARD_DIRECT: u16 = 0;
+    /// In a tunnel, see [`Encapsulation::Ipip`].
+    pub const FORWARD_IPIP: u16 = 1;
+    /// In a tunnel, see [`Encapsulation::Gre`].
+    pub const FORWARD_GRE: u16 = 2;
+    /// In a tunnel, see [`Encapsulation::Gue`].
+    pub const FORWARD_GUE: u16 = 3;
+
+    /// The tunnel to the real servers, if they are reached by one.
+    #[inline(always)]
+    pub const fn encapsulation(&self) -> Option<Encapsulation> {
+        match self.forwarding {
+            Self::FORWARD_IPIP => Some(Encapsulation::Ipip),
+            Self::FORWARD_GRE => Some(Encapsulation::Gre),
+            Self::FORWARD_GUE => Some(Encapsulation::Gue),
+            _ => None,
+        }
+    }
 
     /// What the service hashes.
     #[inline(always)]

@@ -38,6 +38,8 @@ pub struct Forward {
     pub real: u32,
     /// Interface to leave by.
     pub ifindex: u32,
+    /// Bits that differ between flows and are the same within one: for the source port of a tunnel.
+    pub entropy: u32,
     /// 1 if it begins a connection (TCP SYN without ACK), else 0.
     pub opens: u32,
 }
@@ -121,9 +123,10 @@ reasons! {
         NoRealServer = "no-real-server",
         /// The way to the real server is not known.
         NoNextHop = "no-next-hop",
-        /// Larger than the interface towards the real server takes.
+        /// Larger, with the headers of a tunnel if there is one, than the interface towards the real server takes.
         TooBig = "too-big",
-        /// The tables contradict each other: a slot names a server that is not there.
+        /// The tables contradict each other: a slot names a server that is not there, or there is no address of
+        /// ours for a tunnel.
         BadTable = "bad-table",
         /// It came with a VLAN tag, which holds on its own link only, and would leave by another interface.
         VlanRedirect = "vlan-redirect",

@@ -1,11 +1,14 @@
 //! A frame in the hands of an XDP program.
 
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
 use director_common::Frame;
 
 /// The bytes between the context's `data` and `data_end`. Every access compares with the end, in the very
 /// form the verifier knows.
 pub struct XdpFrame {
+    context: *mut xdp_md,
     start: usize,
     end: usize,
 }
@@ -13,7 +16,7 @@ pub struct XdpFrame {
 impl XdpFrame {
     #[inline(always)]
     pub fn new(context: &XdpContext) -> Self {
-        Self { start: context.data(), end: context.data_end() }
+        Self { context: context.ctx, start: context.data(), end: context.data_end() }
     }
 
     #[inline(always)]
@@ -68,7 +71,35 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        // SAFETY: the N bytes are within the frame, which belongs to this program while it runs.
-        self.at(offset).map(|target| unsafe { *target = bytes })
+        let target = self.at::<N>(offset)?.cast::<u8>();
+        // Word by word, as in `read`.
+        let mut at = 0;
+        while at + 4 <= N {
+            // SAFETY: the N bytes are within the frame, which belongs to this program while it runs.
+            unsafe {
+                let word = u32::from_ne_bytes(*bytes.as_ptr().add(at).cast::<[u8; 4]>());
+                target.add(at).cast::<u32>().write(word);
+            }
+            at += 4;
+        }
+        while at < N {
+            // SAFETY: as above, one byte.
+            unsafe { target.add(at).write(*bytes.as_ptr().add(at)) };
+            at += 1;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn grow<const N: usize>(&mut self) -> Option<()> {
+        // SAFETY: the context is that of this run; pointers into the frame are taken anew below.
+        unsafe {
+            if bpf_xdp_adjust_head(self.context, -(N as i32)) != 0 {
+                return None;
+            }
+            self.start = (*self.context).data as usize;
+            self.end = (*self.context).data_end as usize;
+        }
+        Some(())
     }
 }

@@ -49,7 +49,7 @@ impl Dataplane {
     /// [`ApplyError::Spec`] before anything is changed; [`ApplyError::Full`] or [`ApplyError::Map`] when part of
     /// it may be: every service is then entirely old or entirely new.
     pub fn apply(&mut self, services: &[ServiceSpec<'_>]) -> Result<ApplyReport, ApplyError> {
-        let keys = check(services)?;
+        let keys = check(services, &self.options.tunnel_sources)?;
         let mut report = ApplyReport::default();
         // An address that becomes a VIP, or all of one's ports, is announced to the program first.
         self.set_any_port(any_port(&keys) || any_port_in(self.plan.keys.keys()))?;
@@ -110,8 +110,10 @@ impl Dataplane {
             HashInput::Source => 0,
             HashInput::SourcePort => ServiceEntry::FLAG_HASH_PORT,
         };
+        let (forwarding, tunnel_port) = service.forwarding.packed();
+        let (real_base, real_count) = (block.base, block.count);
         let entry =
-            ServiceEntry { service: index, table, real_base: block.base, real_count: block.count, flags };
+            ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
         let new = Placement { index, table, block, slots };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));

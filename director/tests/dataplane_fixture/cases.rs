@@ -1,6 +1,6 @@
 //! One table of cases for both sides: description, packet, expected outcome.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director::dataplane::{
     Dataplane, Forwarding, HashInput, NextHop, Protocol, RealSpec, ServiceAddress, ServiceSpec,
@@ -49,6 +49,12 @@ pub const V6: Family = Family {
     icmp: 58,
     headers: 54,
 };
+/// The director's ends of tunnels.
+pub const TUNNEL_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 0, 1));
+pub const TUNNEL_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 255, 0, 0, 0, 0, 1));
+const REAL_V4: &str = "10.0.2.11";
+const REAL_V6: &str = "2001:db8:2::11";
+const GUE_PORT: u16 = 6080;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 pub const HERE: NextHop =
@@ -63,7 +69,7 @@ fn ip(text: &str) -> IpAddr {
 /// Ways to the real servers of [`services`].
 pub fn next_hop(address: IpAddr) -> Option<NextHop> {
     match address.to_string().as_str() {
-        "10.0.2.11" => Some(HERE),
+        REAL_V4 | REAL_V6 => Some(HERE),
         "10.0.2.12" => Some(THERE),
         _ => None,
     }
@@ -102,7 +108,12 @@ pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
     use Protocol::{Tcp, Udp};
     let (vip, whole) = ([V4.vip, V6.vip], [V4.whole, V6.whole]);
     let both: &[&str] = &["10.0.2.11", "10.0.2.12"];
-    vec![
+    let tunnel = |name, port, forwarding, real: &str| {
+        let service = service(name, vip, Tcp, port, Source, &[real], &slots.first);
+        ServiceSpec { forwarding, ..service }
+    };
+    let gue = Forwarding::Gue { port: GUE_PORT };
+    let mut services = vec![
         service("here", vip, Tcp, 80, Source, both, &slots.first),
         service("there", vip, Tcp, 81, Source, both, &slots.second),
         service("spread", vip, Tcp, 82, Source, both, &slots.both),
@@ -111,7 +122,16 @@ pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
         service("unreachable", vip, Tcp, 85, Source, &["10.0.2.13"], &slots.first),
         service("dns", vip, Udp, 53, SourcePort, both, &slots.first),
         service("all-ports", whole, Udp, 0, Source, both, &slots.first),
-    ]
+    ];
+    services.extend([
+        tunnel("ipip-4", 90, Forwarding::Ipip, REAL_V4),
+        tunnel("ipip-6", 91, Forwarding::Ipip, REAL_V6),
+        tunnel("gre-4", 92, Forwarding::Gre, REAL_V4),
+        tunnel("gre-6", 93, Forwarding::Gre, REAL_V6),
+        tunnel("gue-4", 94, gue, REAL_V4),
+        tunnel("gue-6", 95, gue, REAL_V6),
+    ]);
+    services
 }
 
 /// The kernel's data plane with these services.
@@ -120,7 +140,7 @@ pub fn fill(dataplane: &mut Dataplane) {
     dataplane.set_hash_key(KEY).expect("key");
     dataplane.declare_interface(INGRESS, OUR_MAC, true).expect("interface");
     dataplane.apply(&services(&slots)).expect("apply");
-    for address in ["10.0.2.11", "10.0.2.12"] {
+    for address in [REAL_V4, REAL_V6, "10.0.2.12"] {
         dataplane.set_next_hop(ip(address), next_hop(ip(address))).expect("next hop");
     }
 }
@@ -153,7 +173,9 @@ pub type Case = (String, Vec<u8>, Outcome);
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for family in [V4, V6] {
-        let rows = [ordinary(&family), malformed(&family), fragments(&family), tagged(&family)].concat();
+        let rows =
+            [ordinary(&family), malformed(&family), fragments(&family), tagged(&family), tunnels(&family)]
+                .concat();
         let named = |(what, frame, outcome)| (format!("{}: {what}", family.name), frame, outcome);
         cases.extend(rows.into_iter().map(named));
     }
@@ -343,6 +365,84 @@ fn tagged(f: &Family) -> Vec<Row> {
         ("tagged: ends within the tag", tagged(80).bytes()[..17].to_vec(), Passed(PassReason::ShortFrame)),
         ("tagged twice", twice(tagged(80).bytes()), Passed(PassReason::NotIp)),
     ]
+}
+
+fn tunnels(f: &Family) -> Vec<Row> {
+    use Outcome::{Dropped, Transmitted};
+    let tcp = |port| f.tcp(port);
+    let sized =
+        |port, total: usize| tcp(port).with(|p| p.payload.resize(total - (f.headers - 14), 7)).bytes();
+    let too_big = Dropped(DropReason::TooBig);
+    vec![
+        ("IP in IPv4", tcp(90).bytes(), Transmitted),
+        ("IP in IPv6", tcp(91).bytes(), Transmitted),
+        ("GRE over IPv4", tcp(92).bytes(), Transmitted),
+        ("GRE over IPv6", tcp(93).bytes(), Transmitted),
+        ("GUE over IPv4", tcp(94).bytes(), Transmitted),
+        ("GUE over IPv6", tcp(95).bytes(), Transmitted),
+        (
+            "tunnel: DSCP and congestion experienced",
+            tcp(90).with(|p| p.traffic_class = 0xbb).bytes(),
+            Transmitted,
+        ),
+        ("tunnel: DSCP and ECT(0) over IPv6", tcp(91).with(|p| p.traffic_class = 0x2a).bytes(), Transmitted),
+        ("tunnel: padding", tcp(94).with(|p| p.padding = 9).bytes(), Transmitted),
+        ("tunnel: tagged", tcp(90).with(|p| p.vlan = Some(7)).bytes(), Transmitted),
+        ("tunnel: tagged, over IPv6", tcp(95).with(|p| p.vlan = Some(7)).bytes(), Transmitted),
+        ("tunnel: first fragment", tcp(90).with(|p| p.fragment = MORE_FRAGMENTS).bytes(), Transmitted),
+        (
+            "tunnel: last hop of its life",
+            tcp(90).with(|p| p.ttl = 1).bytes(),
+            Dropped(DropReason::TtlExpired),
+        ),
+        ("IP in IPv4, largest", sized(90, 1500 - 20), Transmitted),
+        ("IP in IPv4, too large", sized(90, 1500 - 19), too_big),
+        ("IP in IPv6, largest", sized(91, 1500 - 40), Transmitted),
+        ("IP in IPv6, too large", sized(91, 1500 - 39), too_big),
+        ("GRE over IPv4, largest", sized(92, 1500 - 24), Transmitted),
+        ("GRE over IPv4, too large", sized(92, 1500 - 23), too_big),
+        ("GUE over IPv6, largest", sized(95, 1500 - 52), Transmitted),
+        ("GUE over IPv6, too large", sized(95, 1500 - 51), too_big),
+    ]
+}
+
+/// The frame that shall come of `inner` (the packet in a frame without tag) in the tunnel of service port `port`,
+/// and the bits in it that only have to be the same for one flow.
+pub fn tunnelled(port: u16, inner: &Packet) -> (Vec<u8>, Vec<(usize, u8)>) {
+    let over_v6 = port % 2 == 1;
+    let (source, real) = if over_v6 { (TUNNEL_V6, REAL_V6) } else { (TUNNEL_V4, REAL_V4) };
+    let (ethertype, number) = if inner.version == 4 { ([0x08, 0x00], 4) } else { ([0x86, 0xdd], 41) };
+    let packet = inner.clone().with(|p| (p.vlan, p.padding) = (None, 0)).bytes()[14..].to_vec();
+    let (protocol, shim) = match port {
+        90 | 91 => (number, vec![]),
+        92 | 93 => (47, [vec![0, 0], ethertype.to_vec()].concat()),
+        _ => {
+            let length = (12 + packet.len()) as u16;
+            let udp = [vec![0xc0, 0], GUE_PORT.to_be_bytes().to_vec(), length.to_be_bytes().to_vec()];
+            (17, [udp.concat(), vec![0, 0, 0, number, 0, 0]].concat())
+        }
+    };
+    let mut free = Vec::new();
+    let start = if inner.vlan.is_some() { 18 } else { 14 };
+    if over_v6 {
+        free.extend([(start + 1, 0x0f), (start + 2, 0xff), (start + 3, 0xff)]);
+    }
+    if port >= 94 {
+        let udp = start + if over_v6 { 40 } else { 20 };
+        free.extend([(udp, 0x3f), (udp + 1, 0xff)]);
+    }
+    let outer = Packet::new(protocol, &source.to_string(), real, [shim, packet].concat()).with(|p| {
+        p.traffic_class = inner.traffic_class;
+        p.vlan = inner.vlan;
+        p.padding = inner.padding;
+        // Atomic where the inner one may not be fragmented; these cases have no flag to say so in IPv4.
+        p.fragment = if inner.version == 6 { 0x4000 } else { 0 };
+        p.identification = 0;
+    });
+    let mut frame = if over_v6 { outer.with(|p| p.fragment = 0).bytes() } else { outer.bytes() };
+    frame[..6].copy_from_slice(&HERE.destination_mac);
+    frame[6..12].copy_from_slice(&HERE.source_mac);
+    (frame, free)
 }
 
 fn only_v4() -> Vec<Row> {

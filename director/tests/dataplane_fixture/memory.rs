@@ -2,15 +2,34 @@
 
 use std::collections::HashMap;
 
-use director::dataplane::{HashInput, NextHop, ServiceSpec};
+use director::dataplane::{Forwarding, HashInput, NextHop, ServiceSpec};
 use director_common::decide::rewrite;
-use director_common::packet::Buffer;
+use director_common::packet::{Buffer, Frame};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, CONFIG_MAGIC, Config, FlowKey, Interface, LAYOUT_VERSION, RealEntry, ServiceEntry, ServiceKey,
     Tables,
 };
 use director_common::{Decision, Slot, decide};
+
+/// A frame that can grow in front, as one in the kernel.
+pub struct Growing<'a>(pub &'a mut Vec<u8>);
+
+impl Frame for Growing<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..)?.first_chunk::<N>().copied()
+    }
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        Buffer(self.0).write(offset, bytes)
+    }
+    fn grow<const N: usize>(&mut self) -> Option<()> {
+        self.0.splice(0..0, [0; N]);
+        Some(())
+    }
+}
 
 /// Tables in ordinary memory.
 #[derive(Debug)]
@@ -37,6 +56,8 @@ impl Memory {
             hash_key: HashKey::from_bytes(key),
             flags: Config::FLAG_ANY_PORT,
             reserved: 0,
+            tunnel_v4: mapped(super::cases::TUNNEL_V4),
+            tunnel_v6: mapped(super::cases::TUNNEL_V6),
         };
         Self { config, services: HashMap::new(), slots: vec![], reals: vec![], interfaces: HashMap::new() }
     }
@@ -49,6 +70,13 @@ impl Memory {
             real_base: self.reals.len() as u32,
             real_count: spec.reals.len() as u32,
             flags,
+            forwarding: match spec.forwarding {
+                Forwarding::DirectReturn => ServiceEntry::FORWARD_DIRECT,
+                Forwarding::Ipip => ServiceEntry::FORWARD_IPIP,
+                Forwarding::Gre => ServiceEntry::FORWARD_GRE,
+                Forwarding::Gue { .. } => ServiceEntry::FORWARD_GUE,
+            },
+            tunnel_port: if let Forwarding::Gue { port } = spec.forwarding { port } else { 0 },
         };
         self.slots.push(
             spec.slots
@@ -75,8 +103,8 @@ impl Memory {
     }
 
     /// Decides and rewrites as the program does.
-    pub fn run(&self, ifindex: u32, frame: &mut [u8]) -> Decision<'_> {
-        let mut buffer = Buffer(frame);
+    pub fn run(&self, ifindex: u32, frame: &mut Vec<u8>) -> Decision<'_> {
+        let mut buffer = Growing(frame);
         let decision = decide(&buffer, ifindex, self, &mut FlowKey::default());
         if decision.verdict.is_forward() {
             rewrite(&mut buffer, &decision).expect("same frame");

@@ -25,6 +25,8 @@ impl Ethernet {
     pub const LEN: usize = 14;
     /// Length of the header with one tag in bytes.
     pub const TAGGED_LEN: usize = 18;
+    /// Offset of the VLAN tag, where there is one.
+    pub(super) const TAG: usize = 12;
     const ADDRESSES: usize = 0;
     const ETHERTYPE: usize = 12;
     const TAGGED_ETHERTYPE: usize = 16;
