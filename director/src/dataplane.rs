@@ -61,6 +61,18 @@ pub enum XdpMode {
     Generic,
 }
 
+/// Who answers echo requests to a VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EchoPolicy {
+    /// The data plane, while some service of the address has a real server; else nobody.
+    #[default]
+    WhileServed,
+    /// The data plane, always.
+    Always,
+    /// The kernel, if it owns the address.
+    Kernel,
+}
+
 /// What [`Dataplane::open`] needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -78,6 +90,8 @@ pub struct Options {
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
     pub tunnel_sources: TunnelSources,
+    /// Who answers echo requests to a VIP.
+    pub echo: EchoPolicy,
 }
 
 impl Default for Options {
@@ -90,6 +104,7 @@ impl Default for Options {
             flow_capacity: 65_536,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
+            echo: EchoPolicy::default(),
         }
     }
 }

@@ -3,8 +3,8 @@
 mod dataplane_fixture;
 
 use dataplane_fixture::cases::{INGRESS, V4, V6, cases, memory, tunnelled};
-use dataplane_fixture::packets::{ACK, Packet};
-use director_common::verdict::Outcome;
+use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, ROUTER_MAC};
+use director_common::verdict::{AnswerReason, Outcome};
 use director_common::{Action, Verdict};
 use proptest::prelude::*;
 
@@ -22,7 +22,9 @@ fn every_case_has_its_outcome() {
         let (action, counter) = decision.verdict.disposition();
         assert_eq!(outcome(counter), expected, "{what}");
         match action {
-            Action::Transmit | Action::Redirect if decision.tunnel_source.is_some() => {}
+            // These have tests of their own.
+            Action::Transmit | Action::Redirect
+                if decision.tunnel_source.is_some() || !decision.verdict.is_forward() => {}
             Action::Transmit | Action::Redirect => {
                 assert_eq!(out[..6], *decision.way.expect("way").destination_mac.as_slice(), "{what}");
                 let mut restored = out.clone();
@@ -80,6 +82,41 @@ fn tunnels_carry_the_packet_within_right_headers() {
 }
 
 #[test]
+fn an_echo_reply_is_the_request_sent_back_with_right_checksums() {
+    let memory = memory();
+    for (family, ttl) in [(V4, 1), (V6, 1), (V4, 255), (V6, 64)] {
+        let request = family.echo(family.vip).with(|p| p.ttl = ttl);
+        let mut out = request.bytes();
+        assert_eq!(memory.run(INGRESS, &mut out).verdict, Verdict::Answer(AnswerReason::Echo));
+        let kind = if family.name == "IPv4" { 0 } else { 129 };
+        let message = [&[kind][..], &request.payload[1..]].concat();
+        let reply = family.message(family.vip, family.client, &message).with(|p| p.ttl = 64).bytes();
+        assert_eq!((&out[..6], &out[6..12]), (&ROUTER_MAC[..], &OUR_MAC[..]));
+        assert_eq!(out[12..], reply[12..], "{}", family.name);
+    }
+}
+
+#[test]
+fn an_error_reaches_the_real_server_of_the_flow_it_is_about() {
+    let memory = memory();
+    for family in [V4, V6] {
+        // Services that deal by source address and by source and port.
+        for port in [82, 83] {
+            for client_port in 1..200 {
+                let packet = Packet::tcp((family.client, client_port), (family.vip, port), ACK);
+                let flow = memory.run(INGRESS, &mut packet.bytes());
+                let answer = Packet::tcp((family.vip, port), (family.client, client_port), ACK);
+                let error = family.error((3, 1), &family.shown(&answer, 8));
+                let related = memory.run(INGRESS, &mut error.bytes());
+                assert!(related.verdict.is_forward(), "{:?}", related.verdict);
+                assert_eq!(related.forward.real, flow.forward.real, "{} {client_port}", family.name);
+                assert_eq!((related.forward.related, flow.forward.related), (1, 0));
+            }
+        }
+    }
+}
+
+#[test]
 fn flows_of_one_client_differ_in_the_source_port_of_the_tunnel() {
     let memory = memory();
     let port = |source_port| {
@@ -128,7 +165,7 @@ proptest! {
     fn random_frames_never_panic(mut frame in prop::collection::vec(any::<u8>(), 0..200), ifindex in 0_u32..3) {
         let before = frame.clone();
         let decision = memory_once().run(ifindex, &mut frame);
-        if !decision.verdict.is_forward() {
+        if !decision.verdict.rewrites() {
             prop_assert_eq!(frame, before);
         }
     }
@@ -152,7 +189,7 @@ proptest! {
         let before = frame.clone();
         let decision = memory_once().run(INGRESS, &mut frame);
         prop_assert!(frame.len() >= before.len());
-        if !decision.verdict.is_forward() {
+        if !decision.verdict.rewrites() {
             prop_assert_eq!(frame, before);
         }
     }

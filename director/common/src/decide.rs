@@ -4,15 +4,14 @@
 //! and is never changed; only a packet that a service owns is checked in full. Before the destination is
 //! known to be a VIP a malformed packet is the kernel's to judge; after, it is dropped under its own name.
 
-use crate::packet::{
-    self, Ethernet, Frame, Ip, Outer, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
-    TransportError,
-};
+mod icmp;
+
+use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
 use crate::slot::{entropy_of, hash_of_flow, slot_of};
 use crate::tables::{
     Address, Config, FlowKey, HashInput, Interface, RealEntry, ServiceEntry, ServiceKey, Tables,
 };
-use crate::verdict::{DropReason, Forward, PassReason, Verdict};
+use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
 
 /// A verdict, and what it is accounted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +42,7 @@ impl Decision<'_> {
 }
 
 /// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes no byte of
-/// it: [`rewrite`] does, if the verdict is to forward. The flow it belongs to is left in `flow`, whatever was
+/// it: [`rewrite`] does, if the verdict is to forward or answer. The flow it belongs to is left in `flow`, whatever was
 /// in there: the caller lends the room, since the stack of the program in the kernel is small.
 #[inline(always)]
 pub fn decide<'a>(
@@ -71,17 +70,21 @@ pub fn decide<'a>(
     decision
 }
 
-/// Applies a decision to forward to the frame it was made for: hop limit, checksum, the headers of a tunnel, link
+/// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop limit, checksum, the headers of a tunnel, link
 /// addresses. A VLAN tag stays as it is.
 ///
 /// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two
 /// directors ever send a packet to each other, it dies instead of circling for ever.
 ///
 /// # Errors
-/// [`DropReason::RewriteFailed`] if the decision is not to forward, or the frame is shorter than the one decided
+/// [`DropReason::RewriteFailed`] if the decision is neither, or the frame is shorter than the one decided
 /// on.
 #[inline(always)]
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
+    if decision.verdict == Verdict::Answer(AnswerReason::Echo) {
+        let answered = packet::icmp::emit_echo_reply(frame, &decision.ip);
+        return answered.ok_or(DropReason::RewriteFailed);
+    }
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
     let entry = decision.entry.ok_or(DropReason::RewriteFailed)?;
     decision.ip.emit_decremented_hop_limit(frame).ok_or(DropReason::RewriteFailed)?;
@@ -110,14 +113,21 @@ fn judge<'a>(
     let ethernet = Ethernet::parse(frame).ok_or(Verdict::Pass(PassReason::ShortFrame))?;
     let ip = Ip::parse(frame, &ethernet, flow).map_err(Verdict::Pass)?;
     let config = tables.config().ok_or(Verdict::Pass(PassReason::NotConfigured))?;
-    let service = find_service(frame, &ip, config, tables, flow)?;
+    decision.ip = ip;
+    // Both end early by `?`: of a result carried on, the verifier would see bytes of the other variant.
+    let service = if ip.protocol == ip.icmp() && ip.broken.is_none() {
+        let is_ours =
+            || tables.interface(ifindex).is_some_and(|interface| interface.mac == ethernet.destination);
+        icmp::find_service(frame, is_ours, config, tables, flow, decision)?
+    } else {
+        find_service(frame, &ip, config, tables, flow)?
+    };
     let interface = match tables.interface(ifindex) {
         Some(interface) if interface.mac == ethernet.destination => interface,
         _ => return Err(Verdict::Pass(PassReason::OtherStation)),
     };
     decision.service = service.service;
     decision.bytes = ip.total_len as u32;
-    decision.ip = ip;
     decision.forward.opens = check(frame, &ip, service).map_err(Verdict::Drop)?;
     let way = choose(tables, config, service, interface, flow, decision).map_err(Verdict::Drop)?;
     if ethernet.is_tagged() && way.ifindex != ifindex {
@@ -143,9 +153,7 @@ fn find_service<'a>(
         return Err(unless_vip(address, tables, Verdict::Drop(reason)));
     }
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
-        let icmp = if ip.is_v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP };
-        let reason = if protocol == icmp { PassReason::IcmpToVip } else { PassReason::ProtocolToVip };
-        return Err(unless_vip(address, tables, Verdict::Pass(reason)));
+        return Err(unless_vip(address, tables, Verdict::Pass(PassReason::ProtocolToVip)));
     }
     flow.protocol = protocol;
     if ip.fragment_offset != 0 {
@@ -159,15 +167,17 @@ fn find_service<'a>(
     };
     flow.source_port = ports.source;
     flow.destination_port = ports.destination;
-    if let Some(service) = tables.service(&ServiceKey::service(address, protocol, ports.destination)) {
-        return Ok(service);
+    find_owner(flow, config, tables).ok_or(Verdict::Pass(PassReason::NoService))
+}
+
+/// The service that has the flow's destination.
+#[inline(always)]
+fn find_owner<'a>(flow: &FlowKey, config: &Config, tables: &'a impl Tables) -> Option<&'a ServiceEntry> {
+    let key = ServiceKey::service(flow.destination, flow.protocol, flow.destination_port);
+    match tables.service(&key) {
+        None if config.has(Config::FLAG_ANY_PORT) => tables.service(&ServiceKey { port: 0, ..key }),
+        found => found,
     }
-    if config.has(Config::FLAG_ANY_PORT)
-        && let Some(service) = tables.service(&ServiceKey::service(address, protocol, 0))
-    {
-        return Ok(service);
-    }
-    Err(Verdict::Pass(PassReason::NoService))
 }
 
 /// `verdict` if `address` is a VIP, else the packet is none of ours.
@@ -181,7 +191,7 @@ fn unless_vip(address: Address, tables: &impl Tables, verdict: Verdict) -> Verdi
 
 /// Checks all of a packet that a service owns; 1 if it begins a connection, else 0.
 #[inline(always)]
-fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u32, DropReason> {
+fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u16, DropReason> {
     let payload_len = ip.payload_len().ok_or(DropReason::BadLength)?;
     if !ip.length_holds(frame) {
         return Err(DropReason::BadLength);
@@ -202,7 +212,7 @@ fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u32, Dro
     if ip.hop_limit <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    Ok(u32::from(opens))
+    Ok(u16::from(opens))
 }
 
 /// Chooses the real server that owns the flow's slot, and notes the way to it.

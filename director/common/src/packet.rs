@@ -4,6 +4,7 @@
 //! says which error means what. Offsets are named once, next to the header they belong to.
 
 mod ethernet;
+pub mod icmp;
 mod ip;
 mod ipv4;
 mod ipv6;

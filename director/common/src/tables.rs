@@ -196,6 +196,10 @@ unsafe impl Plain for ServiceEntry {}
 impl ServiceEntry {
     /// The slot depends on the source port too.
     pub const FLAG_HASH_PORT: u32 = 1;
+    /// Of a VIP's marker: answer echo requests to it.
+    pub const FLAG_ECHO: u32 = 1 << 8;
+    /// Of a VIP's marker: leave echo requests to the kernel, which answers if it owns the address.
+    pub const FLAG_ECHO_KERNEL: u32 = 1 << 9;
     /// The link addresses change and nothing else.
     pub const FORWARD_DIRECT: u16 = 0;
     /// In a tunnel, see [`Encapsulation::Ipip`].

@@ -21,6 +21,8 @@ pub enum Verdict {
     Transmit,
     /// To a real server, out of another interface.
     Redirect,
+    /// Back to where it came from, as an answer.
+    Answer(AnswerReason),
     /// It is the kernel's.
     Pass(PassReason),
     /// It ends here.
@@ -41,7 +43,9 @@ pub struct Forward {
     /// Bits that differ between flows and are the same within one: for the source port of a tunnel.
     pub entropy: u32,
     /// 1 if it begins a connection (TCP SYN without ACK), else 0.
-    pub opens: u32,
+    pub opens: u16,
+    /// 1 if it is no packet of the flow but an ICMP error about one, else 0.
+    pub related: u16,
 }
 
 macro_rules! reasons {
@@ -71,6 +75,14 @@ macro_rules! reasons {
 }
 
 reasons! {
+    /// What a packet is answered by.
+    AnswerReason {
+        /// An echo reply.
+        Echo = "echo",
+    }
+}
+
+reasons! {
     /// Why a packet is left to the kernel.
     PassReason {
         /// The frame is shorter than an Ethernet header.
@@ -87,7 +99,7 @@ reasons! {
         MappedAddress = "mapped-address",
         /// No service for this address, protocol and port.
         NoService = "no-service",
-        /// ICMP to a VIP: the kernel answers.
+        /// ICMP to a VIP that is neither an echo request nor about a flow.
         IcmpToVip = "icmp-to-vip",
         /// To a VIP, but a protocol that is not balanced.
         ProtocolToVip = "protocol-to-vip",
@@ -117,6 +129,16 @@ reasons! {
         BadExtension = "bad-extension",
         /// An IPv6 routing header with segments left.
         RoutingHeader = "routing-header",
+        /// An ICMP message in fragments.
+        IcmpFragment = "icmp-fragment",
+        /// An ICMP error that does not show the ports of the packet it is about.
+        IcmpInner = "icmp-inner",
+        /// An ICMP error about a packet that the VIP it was sent to did not send.
+        IcmpMismatch = "icmp-mismatch",
+        /// An ICMP error about a flow of no service.
+        IcmpNoService = "icmp-no-service",
+        /// An echo request to a VIP without any real server.
+        EchoUnserved = "echo-unserved",
         /// The time to live or hop limit ends here.
         TtlExpired = "ttl-expired",
         /// The service has no real server.
@@ -139,6 +161,8 @@ reasons! {
 const TRANSMITTED: u32 = 0;
 /// A packet left by another interface.
 const REDIRECTED: u32 = 1;
+/// First counter of [`AnswerReason`].
+const ANSWERED: u32 = 2;
 /// First counter of [`PassReason`].
 const PASSED: u32 = 8;
 /// First counter of [`DropReason`].
@@ -147,6 +171,7 @@ const DROPPED: u32 = 32;
 /// Counters of outcomes: one per way to forward, [`PassReason`] and [`DropReason`].
 pub const OUTCOME_COUNTERS: usize = 72;
 
+const _: () = assert!(AnswerReason::ALL.len() <= (PASSED - ANSWERED) as usize);
 const _: () = assert!(PassReason::ALL.len() <= (DROPPED - PASSED) as usize);
 const _: () = assert!(DropReason::ALL.len() <= OUTCOME_COUNTERS - DROPPED as usize);
 
@@ -157,6 +182,7 @@ impl Verdict {
         match self {
             Self::Transmit => (Action::Transmit, TRANSMITTED),
             Self::Redirect => (Action::Redirect, REDIRECTED),
+            Self::Answer(reason) => (Action::Transmit, ANSWERED.wrapping_add(reason as u32)),
             Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(reason as u32)),
             Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(reason as u32)),
         }
@@ -167,6 +193,12 @@ impl Verdict {
     pub const fn is_forward(self) -> bool {
         matches!(self, Self::Transmit | Self::Redirect)
     }
+
+    /// The frame is to be rewritten before it leaves.
+    #[inline(always)]
+    pub const fn rewrites(self) -> bool {
+        self.is_forward() || matches!(self, Self::Answer(_))
+    }
 }
 
 /// One kind of outcome: what an outcome counter stands for.
@@ -176,6 +208,8 @@ pub enum Outcome {
     Transmitted,
     /// Forwarded out of another interface.
     Redirected,
+    /// Sent back as an answer.
+    Answered(AnswerReason),
     /// Left to the kernel.
     Passed(PassReason),
     /// Discarded.
@@ -188,6 +222,7 @@ impl Outcome {
         match self {
             Self::Transmitted => "transmitted",
             Self::Redirected => "redirected",
+            Self::Answered(reason) => reason.name(),
             Self::Passed(reason) => reason.name(),
             Self::Dropped(reason) => reason.name(),
         }
@@ -195,6 +230,9 @@ impl Outcome {
 
     /// Every outcome with the number of its counter.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
+        let answered = AnswerReason::ALL
+            .iter()
+            .map(|reason| (ANSWERED.wrapping_add(*reason as u32), Self::Answered(*reason)));
         let passed =
             PassReason::ALL.iter().map(|reason| (PASSED.wrapping_add(*reason as u32), Self::Passed(*reason)));
         let dropped = DropReason::ALL
@@ -202,6 +240,7 @@ impl Outcome {
             .map(|reason| (DROPPED.wrapping_add(*reason as u32), Self::Dropped(*reason)));
         [(TRANSMITTED, Self::Transmitted), (REDIRECTED, Self::Redirected)]
             .into_iter()
+            .chain(answered)
             .chain(passed)
             .chain(dropped)
     }

@@ -1,6 +1,8 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF is not stable yet; building `core` for it is not either.
+#![feature(asm_experimental_arch)]
 
 mod frame;
 mod maps;
@@ -25,7 +27,7 @@ pub fn director(context: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&context);
     let Some(flow) = maps::scratch() else { return XDP_PASS };
     let mut decision = decide(&frame, ifindex, &KernelTables, flow);
-    if decision.verdict.is_forward()
+    if decision.verdict.rewrites()
         && let Err(reason) = rewrite(&mut frame, &decision)
     {
         decision.verdict = Verdict::Drop(reason);

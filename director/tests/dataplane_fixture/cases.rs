@@ -7,7 +7,7 @@ use director::dataplane::{
 };
 use director_common::SLOTS;
 use director_common::tables::{Address, Interface, ServiceKey};
-use director_common::verdict::{DropReason, Outcome, PassReason};
+use director_common::verdict::{AnswerReason, DropReason, Outcome, PassReason};
 
 use super::memory::Memory;
 use super::packets::{ACK, OUR_MAC, Packet, SYN};
@@ -23,7 +23,11 @@ pub struct Family {
     pub vip: &'static str,
     /// A VIP of one service, for all ports.
     pub whole: &'static str,
+    /// A VIP whose only service has no real server.
+    pub dead: &'static str,
     pub client: &'static str,
+    /// Where an error comes from.
+    pub router: &'static str,
     /// An address that is no VIP.
     pub elsewhere: &'static str,
     icmp: u8,
@@ -35,7 +39,9 @@ pub const V4: Family = Family {
     name: "IPv4",
     vip: "203.0.113.10",
     whole: "203.0.113.11",
+    dead: "203.0.113.13",
     client: "198.51.100.7",
+    router: "192.0.2.254",
     elsewhere: "203.0.113.12",
     icmp: 1,
     headers: 34,
@@ -44,7 +50,9 @@ pub const V6: Family = Family {
     name: "IPv6",
     vip: "2001:db8:113::10",
     whole: "2001:db8:113::11",
+    dead: "2001:db8:113::13",
     client: "2001:db8:51::7",
+    router: "2001:db8:2::fe",
     elsewhere: "2001:db8:113::12",
     icmp: 58,
     headers: 54,
@@ -112,6 +120,7 @@ pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
         let service = service(name, vip, Tcp, port, Source, &[real], &slots.first);
         ServiceSpec { forwarding, ..service }
     };
+    let dead = [V4.dead, V6.dead];
     let gue = Forwarding::Gue { port: GUE_PORT };
     let mut services = vec![
         service("here", vip, Tcp, 80, Source, both, &slots.first),
@@ -124,6 +133,7 @@ pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
         service("all-ports", whole, Udp, 0, Source, both, &slots.first),
     ];
     services.extend([
+        service("dead", dead, Tcp, 80, Source, &[], &slots.none),
         tunnel("ipip-4", 90, Forwarding::Ipip, REAL_V4),
         tunnel("ipip-6", 91, Forwarding::Ipip, REAL_V6),
         tunnel("gre-4", 92, Forwarding::Gre, REAL_V4),
@@ -173,9 +183,15 @@ pub type Case = (String, Vec<u8>, Outcome);
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for family in [V4, V6] {
-        let rows =
-            [ordinary(&family), malformed(&family), fragments(&family), tagged(&family), tunnels(&family)]
-                .concat();
+        let rows = [
+            ordinary(&family),
+            malformed(&family),
+            fragments(&family),
+            tagged(&family),
+            tunnels(&family),
+            icmp(&family),
+        ]
+        .concat();
         let named = |(what, frame, outcome)| (format!("{}: {what}", family.name), frame, outcome);
         cases.extend(rows.into_iter().map(named));
     }
@@ -236,7 +252,6 @@ fn ordinary(f: &Family) -> Vec<Row> {
             Packet::tcp((f.client, 9), (f.elsewhere, 80), ACK).bytes(),
             Passed(PassReason::NoService),
         ),
-        ("ICMP to the VIP", f.of(f.icmp, f.vip).bytes(), Passed(PassReason::IcmpToVip)),
         ("ICMP elsewhere", f.of(f.icmp, f.elsewhere).bytes(), Passed(PassReason::NoService)),
         ("the other ICMP to the VIP", f.of(59 - f.icmp, f.vip).bytes(), Passed(PassReason::ProtocolToVip)),
         ("OSPF to the VIP", f.of(89, f.vip).bytes(), Passed(PassReason::ProtocolToVip)),
@@ -404,6 +419,121 @@ fn tunnels(f: &Family) -> Vec<Row> {
         ("GUE over IPv6, largest", sized(95, 1500 - 52), Transmitted),
         ("GUE over IPv6, too large", sized(95, 1500 - 51), too_big),
     ]
+}
+
+impl Family {
+    /// An echo request with a right checksum.
+    pub fn echo(&self, destination: &str) -> Packet {
+        let kind = if self.icmp == 1 { 8 } else { 128 };
+        self.message(self.client, destination, &[kind, 0, 0, 0, 0x12, 0x34, 0, 1, 7, 7, 7, 7])
+    }
+
+    /// An ICMP message with the checksum made right.
+    pub fn message(&self, source: &str, destination: &str, message: &[u8]) -> Packet {
+        let mut packet = Packet::new(self.icmp, source, destination, message.to_vec());
+        packet.payload[2..4].fill(0);
+        let sum = packet.icmp_checksum();
+        packet.payload[2..4].copy_from_slice(&sum.to_be_bytes());
+        packet
+    }
+
+    /// Every error, by type and code, about a packet of which it shows `inner`.
+    fn errors(&self) -> &'static [(u8, u8)] {
+        if self.icmp == 1 { &[(3, 1), (3, 4), (11, 0), (12, 0)] } else { &[(1, 4), (2, 0), (3, 0), (4, 1)] }
+    }
+
+    pub fn error(&self, (kind, code): (u8, u8), inner: &[u8]) -> Packet {
+        let message = [&[kind, code, 0, 0, 0, 0, 5, 0], inner].concat();
+        self.message(self.router, self.vip, &message)
+    }
+
+    /// A packet from the VIP's `port` to the client, as an error shows it.
+    pub fn answer(&self, port: u16) -> Packet {
+        Packet::tcp((self.vip, port), (self.client, 40_000), ACK)
+    }
+
+    /// The first bytes of `packet` that an error shows: the IP header and as many bytes behind it.
+    pub fn shown(&self, packet: &Packet, bytes: usize) -> Vec<u8> {
+        let end = packet.bytes().len() - packet.payload.len() + bytes;
+        packet.bytes()[14..end].to_vec()
+    }
+}
+
+fn icmp(f: &Family) -> Vec<Row> {
+    use Outcome::{Answered, Dropped, Passed, Redirected, Transmitted};
+    let error = |inner: &[u8]| f.error(f.errors()[0], inner);
+    let about = |port, bytes| error(&f.shown(&f.answer(port), bytes)).bytes();
+    let other = f.answer(80).with(|p| p.source = ip(f.whole));
+    let echo = |vip| f.echo(vip);
+    let unreadable = Dropped(DropReason::IcmpInner);
+    let mut rows = vec![
+        ("echo request", echo(f.vip).bytes(), Answered(AnswerReason::Echo)),
+        (
+            "echo request, tagged",
+            echo(f.vip).with(|p| p.vlan = Some(7)).bytes(),
+            Answered(AnswerReason::Echo),
+        ),
+        (
+            "echo request on its last hop",
+            echo(f.vip).with(|p| p.ttl = 1).bytes(),
+            Answered(AnswerReason::Echo),
+        ),
+        ("echo request without real server", echo(f.dead).bytes(), Dropped(DropReason::EchoUnserved)),
+        ("echo request longer than its frame", mistaken(&echo(f.vip), 9), Dropped(DropReason::BadLength)),
+        (
+            "echo request to another station",
+            echo(f.vip).with(|p| p.destination_mac = [2, 0, 0, 0, 0, 0x55]).bytes(),
+            Passed(PassReason::OtherStation),
+        ),
+        (
+            "echo request in fragments",
+            echo(f.vip).with(|p| p.fragment = MORE_FRAGMENTS).bytes(),
+            Dropped(DropReason::IcmpFragment),
+        ),
+        ("echo request elsewhere", echo(f.elsewhere).bytes(), Passed(PassReason::NoService)),
+        (
+            "echo reply to the VIP",
+            f.of(f.icmp, f.vip).with(|p| p.payload[0] = 129).bytes(),
+            Passed(PassReason::IcmpToVip),
+        ),
+        (
+            "cut within the ICMP header",
+            f.of(f.icmp, f.vip).with(|p| p.payload.truncate(7)).bytes(),
+            Dropped(DropReason::ShortTransport),
+        ),
+        ("error with 8 bytes of the header", about(80, 8), Transmitted),
+        ("error with the ports only", about(80, 4), Transmitted),
+        ("error without the ports", about(80, 3), unreadable),
+        ("error, real server on another link", about(81, 8), Redirected),
+        ("error into a tunnel", about(90, 8), Transmitted),
+        ("error into a tunnel over IPv6", about(95, 8), Transmitted),
+        ("error cut within the inner header", about(80, 8)[..f.headers + 8 + 19].to_vec(), unreadable),
+        (
+            "error about a later fragment",
+            error(&f.shown(&f.answer(80).with(|p| p.fragment = 9), 8)).bytes(),
+            unreadable,
+        ),
+        (
+            "error about a first fragment",
+            error(&f.shown(&f.answer(80).with(|p| p.fragment = MORE_FRAGMENTS), 8)).bytes(),
+            Transmitted,
+        ),
+        (
+            "error about another VIP's packet",
+            error(&f.shown(&other, 8)).bytes(),
+            Dropped(DropReason::IcmpMismatch),
+        ),
+        ("error about a port of no service", about(443, 8), Dropped(DropReason::IcmpNoService)),
+        (
+            "error about another protocol",
+            error(&f.shown(&f.answer(80).with(|p| p.protocol = 132), 8)).bytes(),
+            Passed(PassReason::IcmpToVip),
+        ),
+    ];
+    for error in f.errors() {
+        rows.push(("every error", f.error(*error, &f.shown(&f.answer(80), 8)).bytes(), Transmitted));
+    }
+    rows
 }
 
 /// The frame that shall come of `inner` (the packet in a frame without tag) in the tunnel of service port `port`,

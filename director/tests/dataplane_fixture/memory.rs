@@ -98,7 +98,9 @@ impl Memory {
         for address in &spec.addresses {
             let vip = mapped(address.address);
             self.services.insert(ServiceKey::service(vip, address.protocol.number(), address.port), entry);
-            self.services.insert(ServiceKey::vip(vip), ServiceEntry::default());
+            let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
+            let marker = self.services.entry(ServiceKey::vip(vip)).or_default();
+            marker.flags |= if served { ServiceEntry::FLAG_ECHO } else { 0 };
         }
     }
 
@@ -106,7 +108,7 @@ impl Memory {
     pub fn run(&self, ifindex: u32, frame: &mut Vec<u8>) -> Decision<'_> {
         let mut buffer = Growing(frame);
         let decision = decide(&buffer, ifindex, self, &mut FlowKey::default());
-        if decision.verdict.is_forward() {
+        if decision.verdict.rewrites() {
             rewrite(&mut buffer, &decision).expect("same frame");
         }
         decision

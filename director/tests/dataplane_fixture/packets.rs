@@ -80,6 +80,23 @@ impl Packet {
         self
     }
 
+    /// The checksum of an ICMP message whose own field is 0 (or 0 if it is right).
+    pub fn icmp_checksum(&self) -> u16 {
+        let mut summed = Vec::new();
+        if let (IpAddr::V6(source), IpAddr::V6(destination)) = (self.source, self.destination) {
+            // RFC 8200, section 8.1.
+            summed.extend(source.octets());
+            summed.extend(destination.octets());
+            summed.extend((self.payload.len() as u32).to_be_bytes());
+            summed.extend([0, 0, 0, self.protocol]);
+        }
+        summed.extend(&self.payload);
+        if summed.len() % 2 == 1 {
+            summed.push(0);
+        }
+        checksum(&summed)
+    }
+
     /// The frame, with a right header checksum.
     pub fn bytes(&self) -> Vec<u8> {
         let mut frame = Vec::new();

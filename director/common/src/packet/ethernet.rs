@@ -57,4 +57,11 @@ impl Ethernet {
         let [g, h, i, j, k, l] = source;
         frame.write(Self::ADDRESSES, [a, b, c, d, e, f, g, h, i, j, k, l])
     }
+
+    /// Sends the frame back: the addresses change places.
+    #[inline(always)]
+    pub(super) fn emit_swapped(frame: &mut impl Frame) -> Option<()> {
+        let (destination, source) = (frame.read(Self::ADDRESSES)?, frame.read(Self::ADDRESSES + 6)?);
+        Self::emit_addresses(frame, source, destination)
+    }
 }

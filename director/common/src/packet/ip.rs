@@ -2,7 +2,7 @@
 //! in and in [`Ip::emit_decremented_hop_limit`] on the way out, and nowhere between.
 
 use super::ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
-use super::{Ethernet, Frame, ipv4, ipv6};
+use super::{Ethernet, Frame, PROTOCOL_ICMP, PROTOCOL_ICMPV6, ipv4, ipv6};
 use crate::tables::{Address, FlowKey};
 use crate::verdict::{DropReason, PassReason};
 
@@ -38,8 +38,12 @@ pub struct Ip {
     pub broken: Option<DropReason>,
 }
 
-/// Furthest offset of a transport header: a VLAN tag, the header, and [`ipv6::MAX_EXTENSIONS`].
-const MAX_PAYLOAD: usize = Ethernet::TAGGED_LEN + ipv6::LEN + ipv6::MAX_EXTENSIONS;
+/// Furthest offset of a transport header: a VLAN tag, and a header with all its extensions in a message about
+/// another such.
+const MAX_PAYLOAD: usize = Ethernet::TAGGED_LEN + 2 * (ipv6::LEN + ipv6::MAX_EXTENSIONS) + 8;
+
+/// Most extension headers that are walked: each kind there is, and the second destination options.
+const EXTENSIONS: usize = 6;
 
 impl Ip {
     /// Parses the header behind `ethernet`; the addresses go to `flow`. Lengths are checked by
@@ -50,17 +54,11 @@ impl Ip {
     /// Why there is no usable header, so that its destination cannot be trusted either.
     #[inline(always)]
     pub fn parse(frame: &impl Frame, ethernet: &Ethernet, flow: &mut FlowKey) -> Result<Self, PassReason> {
-        let mut ip = match ethernet.ethertype {
-            ETHERTYPE_IPV4 => ipv4::parse(frame, ethernet.len, flow),
-            ETHERTYPE_IPV6 => ipv6::parse(frame, ethernet.len, flow),
-            _ => return Err(PassReason::NotIp),
-        }?;
-        ip.payload = frame.launder(ip.payload);
-        if ip.payload > MAX_PAYLOAD {
-            ip.broken = Some(DropReason::BadExtension);
-            ip.payload = 0;
+        match ethernet.ethertype {
+            ETHERTYPE_IPV4 => parse_at::<EXTENSIONS>(frame, false, ethernet.len, flow),
+            ETHERTYPE_IPV6 => parse_at::<EXTENSIONS>(frame, true, ethernet.len, flow),
+            _ => Err(PassReason::NotIp),
         }
-        Ok(ip)
     }
 
     /// Bytes of the packet behind the header; `None` if its length is smaller than its header.
@@ -73,6 +71,12 @@ impl Ip {
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
         self.more_fragments || self.fragment_offset != 0
+    }
+
+    /// The protocol that ICMP is in this version.
+    #[inline(always)]
+    pub const fn icmp(&self) -> u8 {
+        if self.is_v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP }
     }
 
     /// The packet, as long as it claims to be, is within the frame. (Padding behind it is allowed.)
@@ -93,8 +97,38 @@ impl Ip {
         if self.is_v6 {
             return ipv6::emit_hop_limit(frame, self.start, self.hop_limit.wrapping_sub(1));
         }
-        ipv4::emit_decremented_ttl(frame, self.start, self.hop_limit, self.checksum)
+        let ttl = (self.hop_limit, self.hop_limit.wrapping_sub(1));
+        ipv4::emit_ttl(frame, self.start, ttl, self.checksum)
     }
+
+    /// Sends the packet back with a fresh hop limit: the addresses change places.
+    #[inline(always)]
+    pub(super) fn emit_swapped(&self, frame: &mut impl Frame, hop_limit: u8) -> Option<()> {
+        if self.is_v6 {
+            ipv6::emit_swapped(frame, self.start)?;
+            return ipv6::emit_hop_limit(frame, self.start, hop_limit);
+        }
+        ipv4::emit_swapped(frame, self.start)?;
+        ipv4::emit_ttl(frame, self.start, (self.hop_limit, hop_limit), self.checksum)
+    }
+}
+
+/// Parses the header at `start`, which is to be of this version, and walks up to `EXTENSIONS` extensions of it.
+#[inline(always)]
+pub(super) fn parse_at<const EXTENSIONS: usize>(
+    frame: &impl Frame,
+    is_v6: bool,
+    start: usize,
+    flow: &mut FlowKey,
+) -> Result<Ip, PassReason> {
+    let mut ip =
+        if is_v6 { ipv6::parse::<EXTENSIONS>(frame, start, flow) } else { ipv4::parse(frame, start, flow) }?;
+    ip.payload = frame.launder(ip.payload);
+    if ip.payload > MAX_PAYLOAD {
+        ip.broken = Some(DropReason::BadExtension);
+        ip.payload = 0;
+    }
+    Ok(ip)
 }
 
 /// Whether an address may be in an IPv6 header: those that map IPv4 addresses never are (RFC 4291, section

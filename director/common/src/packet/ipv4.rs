@@ -61,19 +61,27 @@ pub(super) fn checksum_holds(frame: &impl Frame, start: usize, header_len: usize
     fold(fold(sum)) == 0xffff
 }
 
-/// Writes a time to live one less than `ttl` (which must not be 0), and the checksum that follows from it and
-/// from `checksum`, both as received (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
+/// Writes a time to live of `new` instead of `old`, and the checksum that follows from that and from `checksum`,
+/// as received (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
 #[inline(always)]
-pub(super) fn emit_decremented_ttl(
+pub(super) fn emit_ttl(
     frame: &mut impl Frame,
     start: usize,
-    ttl: u8,
+    (old, new): (u8, u8),
     checksum: u16,
 ) -> Option<()> {
-    // The 16-bit word changes from m to m - 0x0100, so ~m + m' is -0x0100 = ~0x0100.
-    let sum = fold(u32::from(!checksum).wrapping_add(u32::from(!0x0100_u16)));
-    frame.write(start.wrapping_add(TTL), [ttl.wrapping_sub(1)])?;
+    // The other half of the 16-bit word is the protocol: its share of ~m + m' is -0.
+    let change = u32::from(!(u16::from(old) << 8)).wrapping_add(u32::from(new) << 8);
+    let sum = fold(fold(u32::from(!checksum).wrapping_add(change)));
+    frame.write(start.wrapping_add(TTL), [new])?;
     frame.write(start.wrapping_add(CHECKSUM), (!(sum as u16)).to_be_bytes())
+}
+
+/// Exchanges the addresses, which no checksum notices.
+#[inline(always)]
+pub(super) fn emit_swapped(frame: &mut impl Frame, start: usize) -> Option<()> {
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = frame.read(start.wrapping_add(12))?;
+    frame.write(start.wrapping_add(12), [d0, d1, d2, d3, s0, s1, s2, s3])
 }
 
 /// Adds the carries above 16 bits back in, once.

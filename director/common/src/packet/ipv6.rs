@@ -9,9 +9,6 @@ use crate::verdict::{DropReason, PassReason};
 pub(super) const LEN: usize = 40;
 /// Most bytes of extension headers that are walked.
 pub(super) const MAX_EXTENSIONS: usize = 512;
-/// Most extension headers that are walked: each kind there is, and the second destination options.
-const MAX_HEADERS: usize = 6;
-
 const HOP_LIMIT: usize = 7;
 
 const HOP_BY_HOP: u8 = 0;
@@ -19,9 +16,13 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Parses the header at `start` and walks its extensions.
+/// Parses the header at `start` and walks up to `EXTENSIONS` extensions of it.
 #[inline(always)]
-pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Result<Ip, PassReason> {
+pub(super) fn parse<const EXTENSIONS: usize>(
+    frame: &impl Frame,
+    start: usize,
+    flow: &mut FlowKey,
+) -> Result<Ip, PassReason> {
     let [v0, v1, _, _, l0, l1, next, hop_limit] = frame.read(start).ok_or(PassReason::ShortHeader)?;
     if v0 >> 4 != 6 {
         return Err(PassReason::BadVersion);
@@ -43,7 +44,7 @@ pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Res
         ..Ip::default()
     };
     if is_extension(next) {
-        ip.broken = walk(frame, &mut ip).err();
+        ip.broken = walk::<EXTENSIONS>(frame, &mut ip, start.wrapping_add(LEN + MAX_EXTENSIONS)).err();
     }
     Ok(ip)
 }
@@ -55,16 +56,16 @@ const fn is_extension(next: u8) -> bool {
     matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | PROTOCOL_AH)
 }
 
-/// Moves `ip.payload` and `ip.protocol` behind the extension headers.
+/// Moves `ip.payload` and `ip.protocol` behind the extension headers, and those may not end beyond `furthest`.
 #[inline(always)]
-fn walk(frame: &impl Frame, ip: &mut Ip) -> Result<(), DropReason> {
-    for _ in 0..MAX_HEADERS {
+fn walk<const EXTENSIONS: usize>(frame: &impl Frame, ip: &mut Ip, furthest: usize) -> Result<(), DropReason> {
+    for _ in 0..EXTENSIONS {
         // A later fragment goes on with the middle of something.
         if !is_extension(ip.protocol) || ip.fragment_offset != 0 {
-            return Ok(());
+            break;
         }
         let at = frame.launder(ip.payload);
-        if at > LEN + MAX_EXTENSIONS {
+        if at > furthest {
             return Err(DropReason::BadExtension);
         }
         let [next, length, a, b, i0, i1, i2, i3] = frame.read(at).ok_or(DropReason::BadExtension)?;
@@ -85,11 +86,21 @@ fn walk(frame: &impl Frame, ip: &mut Ip) -> Result<(), DropReason> {
         ip.protocol = next;
         ip.payload = at.wrapping_add(bytes);
     }
-    if is_extension(ip.protocol) && ip.fragment_offset == 0 { Err(DropReason::BadExtension) } else { Ok(()) }
+    let unfinished = is_extension(ip.protocol) && ip.fragment_offset == 0;
+    if unfinished || ip.payload > furthest { Err(DropReason::BadExtension) } else { Ok(()) }
 }
 
 /// Writes the hop limit of the header at `start`.
 #[inline(always)]
 pub(super) fn emit_hop_limit(frame: &mut impl Frame, start: usize, hop_limit: u8) -> Option<()> {
     frame.write(start.wrapping_add(HOP_LIMIT), [hop_limit])
+}
+
+/// Exchanges the addresses of the header at `start`.
+#[inline(always)]
+pub(super) fn emit_swapped(frame: &mut impl Frame, start: usize) -> Option<()> {
+    let source: [u8; 16] = frame.read(start.wrapping_add(8))?;
+    let destination: [u8; 16] = frame.read(start.wrapping_add(24))?;
+    frame.write(start.wrapping_add(8), destination)?;
+    frame.write(start.wrapping_add(24), source)
 }
