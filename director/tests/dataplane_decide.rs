@@ -4,7 +4,7 @@ mod dataplane_fixture;
 
 use dataplane_fixture::cases::{INGRESS, V4, V6, cases, memory, tunnelled};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, ROUTER_MAC};
-use director_common::verdict::{AnswerReason, Outcome};
+use director_common::verdict::{AnswerReason, DropReason, Outcome};
 use director_common::{Action, Verdict};
 use proptest::prelude::*;
 
@@ -30,7 +30,7 @@ fn every_case_has_its_outcome() {
                 let mut restored = out.clone();
                 restored[..12].copy_from_slice(&frame[..12]);
                 let start = decision.ip.start;
-                if decision.ip.is_v6 {
+                if decision.ip.is_v6() {
                     restored[start + 7] += 1;
                 } else {
                     restored[start + 8] += 1;
@@ -117,6 +117,23 @@ fn an_error_reaches_the_real_server_of_the_flow_it_is_about() {
 }
 
 #[test]
+fn fragments_of_one_datagram_reach_one_real_server_for_a_minute() {
+    let memory = memory();
+    for (family, client_port) in [V4, V6].iter().flat_map(|family| (1..200).map(move |port| (family, port))) {
+        let packet = Packet::tcp((family.client, client_port), (family.vip, 83), ACK)
+            .with(|p| (p.identification, p.fragment) = (0x1_0000 + u32::from(client_port), 0x2000));
+        let later = packet.clone().with(|p| p.fragment = 100).bytes();
+        let first = memory.run(INGRESS, &mut packet.bytes());
+        let second = memory.run(INGRESS, &mut later.clone());
+        assert!(second.verdict.is_forward(), "{:?}", second.verdict);
+        assert_eq!(second.forward.real, first.forward.real);
+        memory.now.set(memory.now.get() + 61);
+        let late = memory.run(INGRESS, &mut later.clone()).verdict;
+        assert_eq!(late, Verdict::Drop(DropReason::Fragment));
+    }
+}
+
+#[test]
 fn flows_of_one_client_differ_in_the_source_port_of_the_tunnel() {
     let memory = memory();
     let port = |source_port| {
@@ -196,8 +213,10 @@ proptest! {
 }
 
 fn memory_once() -> &'static dataplane_fixture::memory::Memory {
-    static MEMORY: std::sync::OnceLock<dataplane_fixture::memory::Memory> = std::sync::OnceLock::new();
-    MEMORY.get_or_init(memory)
+    thread_local! {
+        static MEMORY: &'static dataplane_fixture::memory::Memory = Box::leak(Box::new(memory()));
+    }
+    MEMORY.with(|memory| *memory)
 }
 
 fn cases_once() -> &'static [dataplane_fixture::cases::Case] {

@@ -4,13 +4,12 @@
 //! and is never changed; only a packet that a service owns is checked in full. Before the destination is
 //! known to be a VIP a malformed packet is the kernel's to judge; after, it is dropped under its own name.
 
+mod fragment;
 mod icmp;
 
 use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
 use crate::slot::{entropy_of, hash_of_flow, slot_of};
-use crate::tables::{
-    Address, Config, FlowKey, HashInput, Interface, RealEntry, ServiceEntry, ServiceKey, Tables,
-};
+use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, ServiceKey, Tables};
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
 
 /// A verdict, and what it is accounted to.
@@ -120,26 +119,32 @@ fn judge<'a>(
             || tables.interface(ifindex).is_some_and(|interface| interface.mac == ethernet.destination);
         icmp::find_service(frame, is_ours, config, tables, flow, decision)?
     } else {
-        find_service(frame, &ip, config, tables, flow)?
+        find_service(frame, &ip, config, tables, flow, decision)?
     };
+    let forward = &mut decision.forward;
+    forward.follows = frame.launder(usize::from(forward.follows)) as u16;
+    forward.related = frame.launder(usize::from(forward.related)) as u16;
     let interface = match tables.interface(ifindex) {
         Some(interface) if interface.mac == ethernet.destination => interface,
         _ => return Err(Verdict::Pass(PassReason::OtherStation)),
     };
     decision.service = service.service;
     decision.bytes = ip.total_len as u32;
-    decision.forward.opens = check(frame, &ip, service).map_err(Verdict::Drop)?;
+    decision.forward.opens = check(frame, &ip).map_err(Verdict::Drop)?;
     let way = choose(tables, config, service, interface, flow, decision).map_err(Verdict::Drop)?;
     if ethernet.is_tagged() && way.ifindex != ifindex {
         return Err(Verdict::Drop(DropReason::VlanRedirect));
+    }
+    if ip.more_fragments && ip.fragment_offset == 0 {
+        fragment::note(tables, flow, decision);
     }
     decision.way = Some(way);
     decision.entry = Some(service);
     Ok(())
 }
 
-/// The service for the packet's destination. Completes the flow on the way; a later fragment has no ports, so
-/// all those of one client count as one flow.
+/// The service for the packet's destination. Completes the flow on the way; a later fragment whose first one was
+/// not seen has no ports, so all those of one client count as one flow.
 #[inline(always)]
 fn find_service<'a>(
     frame: &impl Frame,
@@ -147,6 +152,7 @@ fn find_service<'a>(
     config: &Config,
     tables: &'a impl Tables,
     flow: &mut FlowKey,
+    decision: &mut Decision<'a>,
 ) -> Result<&'a ServiceEntry, Verdict> {
     let (address, protocol) = (flow.destination, ip.protocol);
     if let Some(reason) = ip.broken {
@@ -157,10 +163,7 @@ fn find_service<'a>(
     }
     flow.protocol = protocol;
     if ip.fragment_offset != 0 {
-        return match tables.service(&ServiceKey::fragment(address, protocol)) {
-            Some(service) => Ok(service),
-            None => Err(unless_vip(address, tables, Verdict::Drop(DropReason::Fragment))),
-        };
+        return fragment::find_service(config, tables, flow, decision);
     }
     let Some(ports) = Ports::parse(frame, ip) else {
         return Err(unless_vip(address, tables, Verdict::Drop(DropReason::ShortTransport)));
@@ -191,7 +194,7 @@ fn unless_vip(address: Address, tables: &impl Tables, verdict: Verdict) -> Verdi
 
 /// Checks all of a packet that a service owns; 1 if it begins a connection, else 0.
 #[inline(always)]
-fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u16, DropReason> {
+fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
     let payload_len = ip.payload_len().ok_or(DropReason::BadLength)?;
     if !ip.length_holds(frame) {
         return Err(DropReason::BadLength);
@@ -200,14 +203,15 @@ fn check(frame: &impl Frame, ip: &Ip, service: &ServiceEntry) -> Result<u16, Dro
         return Err(DropReason::BadChecksum);
     }
     let mut opens = false;
+    if fragment::overlaps(ip) {
+        return Err(DropReason::FragmentOverlap);
+    }
     if ip.fragment_offset == 0 {
         opens = packet::check_transport(frame, ip, payload_len).map_err(|error| match error {
+            TransportError::Short if ip.more_fragments => DropReason::FragmentTiny,
             TransportError::Short => DropReason::ShortTransport,
             TransportError::Length => DropReason::BadTransport,
         })?;
-    }
-    if ip.is_fragment() && service.hash_input() == HashInput::SourcePort {
-        return Err(DropReason::FragmentNeedsPort);
     }
     if ip.hop_limit <= 1 {
         return Err(DropReason::TtlExpired);
@@ -262,6 +266,9 @@ fn pick_real<'a>(
     let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
     forward.entropy = entropy_of(hash, flow.source_port);
     let slot = tables.slot(service.table, slot_of(hash)).ok_or(DropReason::BadTable)?;
+    if forward.follows != 0 && forward.real.wrapping_sub(service.real_base) < service.real_count {
+        return tables.real(forward.real).ok_or(DropReason::BadTable);
+    }
     // Nothing is tracked yet, so the current owner takes the packet in every state.
     let position = u32::from(slot.current().ok_or(DropReason::NoRealServer)?);
     if position >= service.real_count {

@@ -20,6 +20,8 @@ pub const MAX_SERVICE_KEYS: usize = 8_192;
 pub const MAX_REALS: usize = 8_192;
 /// Slot tables: two for each service, since a new one is complete before the old one goes.
 pub const MAX_TABLES: usize = MAX_SERVICES * 2;
+/// Most datagrams in fragments that are remembered at one time.
+pub const MAX_FRAGMENTS: usize = 16_384;
 /// Most interfaces with the program on them.
 pub const MAX_INTERFACES: usize = 64;
 /// Longest name of a service in bytes.
@@ -297,6 +299,30 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 // SAFETY: `repr(C)` of bytes and aligned u16 without padding (16 + 16 + 2 + 2 + 1 + 3 = 40).
 unsafe impl Plain for FlowKey {}
 
+/// What the first fragment of a datagram showed. Its key is a [`FlowKey`] whose ports are the two halves of the
+/// datagram's identification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentEntry {
+    /// The client's port.
+    pub source_port: u16,
+    /// The service's port.
+    pub destination_port: u16,
+    /// Real server's index in the real-server map.
+    pub real: u32,
+    /// When it came: seconds of [`Tables::now`].
+    pub seen: u32,
+}
+
+const _: () = assert!(size_of::<FragmentEntry>() == 12);
+// SAFETY: `repr(C)` of integers without padding (2 x 2 + 2 x 4 = 12).
+unsafe impl Plain for FragmentEntry {}
+
+impl FragmentEntry {
+    /// Seconds for which a datagram's other fragments are expected (RFC 8200, section 4.5).
+    pub const LIFE: u32 = 60;
+}
+
 /// The user-space side's memory of a service, by service index: lets a new process match names again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -328,6 +354,12 @@ pub trait Tables {
     fn slot(&self, table: u32, slot: u32) -> Option<Slot>;
     /// Real server number `index`.
     fn real(&self, index: u32) -> Option<&RealEntry>;
+    /// Seconds of a clock that only goes forward.
+    fn now(&self) -> u32;
+    /// Writes what is known of a datagram's first fragment to `entry`; false if nothing is.
+    fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool;
+    /// Notes what a first fragment showed. The oldest is forgotten for it where there is no room.
+    fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry);
     /// The interface a packet came in by.
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
 }

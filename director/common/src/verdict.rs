@@ -44,6 +44,10 @@ pub struct Forward {
     pub entropy: u32,
     /// 1 if it begins a connection (TCP SYN without ACK), else 0.
     pub opens: u16,
+    /// 1 if `real` was chosen for the first fragment of the same datagram, else 0.
+    pub follows: u16,
+    /// Zero.
+    pub reserved: u16,
     /// 1 if it is no packet of the flow but an ICMP error about one, else 0.
     pub related: u16,
 }
@@ -121,10 +125,14 @@ reasons! {
         BadChecksum = "bad-checksum",
         /// The TCP data offset or the UDP length cannot be.
         BadTransport = "bad-transport",
-        /// A fragment without ports, and no single service of this address hashes by source alone.
+        /// A later fragment whose first one has not been seen, and several services have this address.
         Fragment = "fragment",
-        /// A fragment for a service that hashes by source port, which only a first fragment has.
+        /// A later fragment whose first one has not been seen, for a service that hashes by source port.
         FragmentNeedsPort = "fragment-needs-port",
+        /// A first fragment that does not hold the whole transport header.
+        FragmentTiny = "fragment-tiny",
+        /// A later fragment that would overwrite the transport header.
+        FragmentOverlap = "fragment-overlap",
         /// More or longer IPv6 extension headers than are walked, or the frame ends within one.
         BadExtension = "bad-extension",
         /// An IPv6 routing header with segments left.

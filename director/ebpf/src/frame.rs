@@ -31,14 +31,16 @@ impl XdpFrame {
 
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        // Opaque: from one access the compiler would conclude that another is within the frame, and drop the
+        // comparisons; the verifier accepts no other proof.
+        let offset = opaque(offset);
         // What is added to a packet's pointer must be provably small. No header we read begins further.
         if offset > 0x7fff {
             return None;
         }
-        // Opaque: from one access the compiler would conclude that another is within the frame, and drop the
-        // comparison; the verifier accepts no other proof.
-        let start = opaque(self.start + offset);
-        if start + N > self.end { None } else { Some(start as *mut [u8; N]) }
+        let start = self.start + offset;
+        // Opaque for N = 1: as `start >= end` it would prove nothing to the verifier.
+        if opaque(start + N) > self.end { None } else { Some(start as *mut [u8; N]) }
     }
 }
 

@@ -2,11 +2,12 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::tables::{
-    Config, FlowKey, Interface, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES,
-    RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
+    Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS,
+    MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, Slot};
@@ -38,6 +39,8 @@ static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
 
+#[btf_map]
+static FRAGMENTS: LruHashMap<FlowKey, FragmentEntry, MAX_FRAGMENTS> = LruHashMap::new();
 /// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
 #[btf_map]
 static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
@@ -71,6 +74,31 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn real(&self, index: u32) -> Option<&RealEntry> {
         REALS.get(index)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool {
+        // SAFETY: elements of an LRU map stay mapped; of a recycled one the service does not match or the
+        // datagram is sent elsewhere, as if it had not been seen.
+        match unsafe { FRAGMENTS.get(key) } {
+            Some(found) => {
+                *entry = *found;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry) {
+        // A full map evicts; any other failure only means that later fragments find nothing.
+        let _ = FRAGMENTS.insert(key, entry, 0);
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! The tables of a specification in user space, as the oracle for those in the kernel.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use director::dataplane::{Forwarding, HashInput, NextHop, ServiceSpec};
@@ -7,8 +8,8 @@ use director_common::decide::rewrite;
 use director_common::packet::{Buffer, Frame};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, FlowKey, Interface, LAYOUT_VERSION, RealEntry, ServiceEntry, ServiceKey,
-    Tables,
+    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RealEntry,
+    ServiceEntry, ServiceKey, Tables,
 };
 use director_common::{Decision, Slot, decide};
 
@@ -39,6 +40,8 @@ pub struct Memory {
     pub slots: Vec<Vec<Slot>>,
     pub reals: Vec<RealEntry>,
     pub interfaces: HashMap<u32, Interface>,
+    pub fragments: RefCell<HashMap<FlowKey, FragmentEntry>>,
+    pub now: Cell<u32>,
 }
 
 pub fn mapped(address: std::net::IpAddr) -> Address {
@@ -59,7 +62,15 @@ impl Memory {
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),
         };
-        Self { config, services: HashMap::new(), slots: vec![], reals: vec![], interfaces: HashMap::new() }
+        Self {
+            config,
+            services: HashMap::new(),
+            slots: vec![],
+            reals: vec![],
+            interfaces: HashMap::new(),
+            fragments: RefCell::default(),
+            now: Cell::new(1_000),
+        }
     }
 
     pub fn add(&mut self, spec: &ServiceSpec<'_>, next_hop: impl Fn(std::net::IpAddr) -> Option<NextHop>) {
@@ -127,6 +138,21 @@ impl Tables for Memory {
     }
     fn real(&self, index: u32) -> Option<&RealEntry> {
         self.reals.get(index as usize)
+    }
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+    fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool {
+        match self.fragments.borrow().get(key) {
+            Some(found) => {
+                *entry = *found;
+                true
+            }
+            None => false,
+        }
+    }
+    fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry) {
+        self.fragments.borrow_mut().insert(*key, *entry);
     }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.interfaces.get(&ifindex)

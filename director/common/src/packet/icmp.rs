@@ -26,7 +26,7 @@ impl Icmp {
     #[inline(always)]
     pub fn parse(frame: &impl Frame, ip: &Ip) -> Option<Self> {
         let [kind, code, ..] = frame.read::<LEN>(ip.payload)?;
-        Some(match (ip.is_v6, kind, code) {
+        Some(match (ip.is_v6(), kind, code) {
             (false, 3 | 11 | 12, _) | (true, 1..=4, _) => Self::Error,
             (false, 8, 0) | (true, 128, 0) => Self::EchoRequest,
             _ => Self::Other,
@@ -39,7 +39,7 @@ impl Icmp {
 /// transport header suffice (RFC 792), and one extension header is walked, which a fragment has. `None` if it is cut shorter, or not the beginning of one.
 #[inline(always)]
 pub fn parse_inner(frame: &impl Frame, ip: &Ip, flow: &mut FlowKey) -> Option<Ip> {
-    let inner = ip::parse_at::<1>(frame, ip.is_v6, ip.payload.wrapping_add(LEN), flow).ok()?;
+    let inner = ip::parse_at::<1>(frame, ip.is_v6(), ip.payload.wrapping_add(LEN), flow).ok()?;
     if inner.broken.is_some() || inner.fragment_offset != 0 {
         return None;
     }
@@ -57,7 +57,7 @@ pub fn emit_echo_reply(frame: &mut impl Frame, ip: &Ip) -> Option<()> {
     Ethernet::emit_swapped(frame)?;
     ip.emit_swapped(frame, HOP_LIMIT)?;
     // The only 16-bit word that changes is type and code; the pseudo-header of ICMPv6 is symmetric.
-    let (request, reply): (u16, u16) = if ip.is_v6 { (128, 129) } else { (8, 0) };
+    let (request, reply): (u16, u16) = if ip.is_v6() { (128, 129) } else { (8, 0) };
     let at = ip.payload.wrapping_add(CHECKSUM);
     let checksum = u16::from_be_bytes(frame.read(at)?);
     let change = u32::from(!(request << 8)).wrapping_add(u32::from(reply << 8));

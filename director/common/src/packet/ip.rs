@@ -9,8 +9,8 @@ use crate::verdict::{DropReason, PassReason};
 /// An IP header, options or extension headers included. The addresses are in a [`FlowKey`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ip {
-    /// The version is 6, else 4.
-    pub is_v6: bool,
+    /// The version: 4 or 6 (0 in a value that was never parsed).
+    pub version: usize,
     /// Offset of the header from the start of the frame.
     pub start: usize,
     /// Offset of what follows the header and all its extensions, from the start of the frame.
@@ -61,6 +61,12 @@ impl Ip {
         }
     }
 
+    /// The version is 6, else 4.
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        self.version == 6
+    }
+
     /// Bytes of the packet behind the header; `None` if its length is smaller than its header.
     #[inline(always)]
     pub fn payload_len(&self) -> Option<usize> {
@@ -76,7 +82,7 @@ impl Ip {
     /// The protocol that ICMP is in this version.
     #[inline(always)]
     pub const fn icmp(&self) -> u8 {
-        if self.is_v6 { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP }
+        if self.is_v6() { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP }
     }
 
     /// The packet, as long as it claims to be, is within the frame. (Padding behind it is allowed.)
@@ -88,13 +94,13 @@ impl Ip {
     /// The header's checksum is right, or the version has none.
     #[inline(always)]
     pub fn checksum_holds(&self, frame: &impl Frame) -> bool {
-        self.is_v6 || ipv4::checksum_holds(frame, self.start, self.payload.wrapping_sub(self.start))
+        self.is_v6() || ipv4::checksum_holds(frame, self.start, self.payload.wrapping_sub(self.start))
     }
 
     /// Writes a hop limit one less than it was (which must not be 0), and the checksum that follows from it.
     #[inline(always)]
     pub fn emit_decremented_hop_limit(&self, frame: &mut impl Frame) -> Option<()> {
-        if self.is_v6 {
+        if self.is_v6() {
             return ipv6::emit_hop_limit(frame, self.start, self.hop_limit.wrapping_sub(1));
         }
         let ttl = (self.hop_limit, self.hop_limit.wrapping_sub(1));
@@ -104,7 +110,7 @@ impl Ip {
     /// Sends the packet back with a fresh hop limit: the addresses change places.
     #[inline(always)]
     pub(super) fn emit_swapped(&self, frame: &mut impl Frame, hop_limit: u8) -> Option<()> {
-        if self.is_v6 {
+        if self.is_v6() {
             ipv6::emit_swapped(frame, self.start)?;
             return ipv6::emit_hop_limit(frame, self.start, hop_limit);
         }
@@ -123,7 +129,13 @@ pub(super) fn parse_at<const EXTENSIONS: usize>(
 ) -> Result<Ip, PassReason> {
     let mut ip =
         if is_v6 { ipv6::parse::<EXTENSIONS>(frame, start, flow) } else { ipv4::parse(frame, start, flow) }?;
+    // All that the rest of the program branches on: each combination would be a path of its own there.
+    ip.version = frame.launder(ip.version);
+    ip.start = frame.launder(ip.start);
     ip.payload = frame.launder(ip.payload);
+    ip.total_len = frame.launder(ip.total_len);
+    ip.protocol = frame.launder(usize::from(ip.protocol)) as u8;
+    ip.fragment_offset = frame.launder(usize::from(ip.fragment_offset)) as u16;
     if ip.payload > MAX_PAYLOAD {
         ip.broken = Some(DropReason::BadExtension);
         ip.payload = 0;

@@ -27,7 +27,7 @@ pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Res
     flow.destination = Address::from_ipv4([d0, d1, d2, d3]);
     let fragment = u16::from_be_bytes([f0, f1]);
     Ok(Ip {
-        is_v6: false,
+        version: 4,
         start,
         payload: start.wrapping_add(header_len),
         total_len: usize::from(u16::from_be_bytes([l0, l1])),

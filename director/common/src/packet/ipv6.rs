@@ -33,7 +33,7 @@ pub(super) fn parse<const EXTENSIONS: usize>(
         return Err(PassReason::MappedAddress);
     }
     let mut ip = Ip {
-        is_v6: true,
+        version: 6,
         start,
         payload: start.wrapping_add(LEN),
         total_len: usize::from(u16::from_be_bytes([l0, l1])).wrapping_add(LEN),

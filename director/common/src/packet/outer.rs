@@ -146,7 +146,7 @@ impl Outer<'_> {
         match self.encapsulation {
             Encapsulation::Ipip => Some(()),
             Encapsulation::Gre => {
-                let [e0, e1] = if inner.is_v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 }.to_be_bytes();
+                let [e0, e1] = if inner.is_v6() { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 }.to_be_bytes();
                 frame.write(at, [0, 0, e0, e1])
             }
             Encapsulation::Gue => {
@@ -161,5 +161,5 @@ impl Outer<'_> {
 
 #[inline(always)]
 const fn inner_protocol(inner: &Ip) -> u8 {
-    if inner.is_v6 { PROTOCOL_IPV6 } else { PROTOCOL_IPV4 }
+    if inner.is_v6() { PROTOCOL_IPV6 } else { PROTOCOL_IPV4 }
 }

@@ -56,8 +56,12 @@ pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<bool, Tr
             let [offset, flags] =
                 frame.read(start.wrapping_add(TCP_OFFSET_FLAGS)).ok_or(TransportError::Short)?;
             let header_len = usize::from(offset >> 4).wrapping_mul(4);
-            if header_len < TCP_MIN_LEN || header_len > payload_len {
+            if header_len < TCP_MIN_LEN {
                 return Err(TransportError::Length);
+            }
+            if header_len > payload_len {
+                // Options may be in the next fragment, but then nobody has judged them.
+                return Err(if ip.more_fragments { TransportError::Short } else { TransportError::Length });
             }
             Ok(flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
         }
