@@ -92,6 +92,8 @@ pub struct Options {
     pub tunnel_sources: TunnelSources,
     /// Who answers echo requests to a VIP.
     pub echo: EchoPolicy,
+    /// Most ICMP errors (packet too big) that each processor sends in a second.
+    pub icmp_rate: u32,
 }
 
 impl Default for Options {
@@ -105,6 +107,7 @@ impl Default for Options {
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),
+            icmp_rate: 100,
         }
     }
 }
@@ -282,6 +285,7 @@ fn fresh_config(config: Config, options: &Options) -> Config {
         magic: CONFIG_MAGIC,
         layout: LAYOUT_VERSION,
         flags,
+        icmp_rate: options.icmp_rate,
         tunnel_v4: sources.v4.map(|source| maps::address(source.into())).unwrap_or_default(),
         tunnel_v6: sources.v6.map(|source| maps::address(source.into())).unwrap_or_default(),
         ..config

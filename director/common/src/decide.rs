@@ -22,6 +22,8 @@ pub struct Decision<'a> {
     pub service: u32,
     /// Length of the IP packet in bytes, as it claims; 0 if no service owns it.
     pub bytes: u32,
+    /// The largest packet that would have been forwarded, in bytes, if it was too big.
+    pub mtu: u32,
     /// Where it goes, if it is forwarded.
     pub forward: Forward,
     /// Its header, if it is forwarded.
@@ -55,6 +57,7 @@ pub fn decide<'a>(
         verdict: Verdict::Pass(PassReason::NoService),
         service: Decision::NO_SERVICE,
         bytes: 0,
+        mtu: 0,
         forward: Forward::default(),
         ip: Ip::default(),
         way: None,
@@ -80,8 +83,11 @@ pub fn decide<'a>(
 /// on.
 #[inline(always)]
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
-    if decision.verdict == Verdict::Answer(AnswerReason::Echo) {
-        let answered = packet::icmp::emit_echo_reply(frame, &decision.ip);
+    if let Verdict::Answer(reason) = decision.verdict {
+        let answered = match reason {
+            AnswerReason::Echo => packet::icmp::emit_echo_reply(frame, &decision.ip),
+            AnswerReason::TooBig => packet::icmp::emit_too_big(frame, &decision.ip, decision.mtu),
+        };
         return answered.ok_or(DropReason::RewriteFailed);
     }
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
@@ -131,7 +137,12 @@ fn judge<'a>(
     decision.service = service.service;
     decision.bytes = ip.total_len as u32;
     decision.forward.opens = check(frame, &ip).map_err(Verdict::Drop)?;
-    let way = choose(tables, config, service, interface, flow, decision).map_err(Verdict::Drop)?;
+    let way = match choose(tables, config, service, interface, flow, decision) {
+        Err(DropReason::TooBig) if may_answer(decision, flow) && tables.take_token(config.icmp_rate) => {
+            return Err(Verdict::Answer(AnswerReason::TooBig));
+        }
+        chosen => chosen.map_err(Verdict::Drop)?,
+    };
     if ethernet.is_tagged() && way.ifindex != ifindex {
         return Err(Verdict::Drop(DropReason::VlanRedirect));
     }
@@ -219,6 +230,24 @@ fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
     Ok(u16::from(opens))
 }
 
+/// Whether a packet that is too big gets an answer: only if no router may fragment it, and never an error about an
+/// error, a later fragment, or to a source that cannot be one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e).
+/// One with options or extension headers is dropped too: the answer shows a bare header only.
+#[inline(always)]
+fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
+    let ip = &decision.ip;
+    let bare = ip.payload.wrapping_sub(ip.start) == if ip.is_v6() { 40 } else { 20 };
+    let ([six, ..], [four, ..]) = (flow.source.0, flow.source.low());
+    let first = if ip.is_v6() { six } else { four };
+    let unicast = if ip.is_v6() { first != 0xff && first != 0 } else { first != 0 && first < 224 };
+    decision.mtu != 0
+        && ip.dont_fragment
+        && ip.fragment_offset == 0
+        && decision.forward.related == 0
+        && bare
+        && unicast
+}
+
 /// Chooses the real server that owns the flow's slot, and notes the way to it.
 #[inline(always)]
 fn choose<'a>(
@@ -234,20 +263,22 @@ fn choose<'a>(
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
     }
-    let mut bytes = decision.bytes;
+    let (mut bytes, mut overhead) = (decision.bytes, 0);
     if let Some(encapsulation) = service.encapsulation() {
         let source = if real.address.is_v4() { &config.tunnel_v4 } else { &config.tunnel_v6 };
         if *source == Address::default() {
             return Err(DropReason::BadTable);
         }
         decision.tunnel_source = Some(source);
-        bytes = bytes.wrapping_add(packet::overhead(encapsulation, &real.address) as u32);
+        overhead = packet::overhead(encapsulation, &real.address) as u32;
+        bytes = bytes.wrapping_add(overhead);
         // Longer than a length field can say, whatever the interface takes.
         if bytes > u32::from(u16::MAX) {
             return Err(DropReason::TooBig);
         }
     }
     if interface.is_native() && real.mtu != 0 && bytes > u32::from(real.mtu) {
+        decision.mtu = u32::from(real.mtu).wrapping_sub(overhead);
         return Err(DropReason::TooBig);
     }
     forward.ifindex = real.ifindex;

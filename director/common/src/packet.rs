@@ -40,6 +40,8 @@ pub trait Frame {
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
     /// Makes the frame `N` bytes longer in front, with anything in them; `None` where it cannot be.
     fn grow<const N: usize>(&mut self) -> Option<()>;
+    /// Cuts the frame to its first `len` bytes; `None` if it is shorter, or cannot be cut.
+    fn truncate(&mut self, len: usize) -> Option<()>;
     /// `offset` itself. In the kernel, with all that its verifier knows of it forgotten: else it would go through
     /// the rest of the program once for every value an offset can have.
     #[inline(always)]
@@ -67,6 +69,10 @@ impl Frame for Buffer<'_> {
     }
 
     fn grow<const N: usize>(&mut self) -> Option<()> {
+        None
+    }
+
+    fn truncate(&mut self, _len: usize) -> Option<()> {
         None
     }
 }

@@ -101,8 +101,8 @@ pub struct Config {
     pub hash_key: HashKey,
     /// Sum of `FLAG_*`.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Most ICMP errors that are sent in a second, by each processor.
+    pub icmp_rate: u32,
     /// Our address in tunnels over IPv4; all zeroes where there is none.
     pub tunnel_v4: Address,
     /// Our address in tunnels over IPv6; all zeroes where there is none.
@@ -299,6 +299,35 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 // SAFETY: `repr(C)` of bytes and aligned u16 without padding (16 + 16 + 2 + 2 + 1 + 3 = 40).
 unsafe impl Plain for FlowKey {}
 
+/// Limits how many ICMP errors a processor sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TokenBucket {
+    /// The second that `taken` counts for.
+    pub second: u32,
+    /// Tokens taken in it.
+    pub taken: u32,
+}
+
+const _: () = assert!(size_of::<TokenBucket>() == 8);
+// SAFETY: `repr(C)` of two u32.
+unsafe impl Plain for TokenBucket {}
+
+impl TokenBucket {
+    /// Takes a token, of which there are `rate` in each second; false if none is left.
+    #[inline(always)]
+    pub const fn take(&mut self, now: u32, rate: u32) -> bool {
+        if self.second != now {
+            *self = Self { second: now, taken: 0 };
+        }
+        if self.taken >= rate {
+            return false;
+        }
+        self.taken = self.taken.wrapping_add(1);
+        true
+    }
+}
+
 /// What the first fragment of a datagram showed. Its key is a [`FlowKey`] whose ports are the two halves of the
 /// datagram's identification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -356,6 +385,8 @@ pub trait Tables {
     fn real(&self, index: u32) -> Option<&RealEntry>;
     /// Seconds of a clock that only goes forward.
     fn now(&self) -> u32;
+    /// Takes a token of this processor's [`TokenBucket`], of which there are `rate` in each second.
+    fn take_token(&self, rate: u32) -> bool;
     /// Writes what is known of a datagram's first fragment to `entry`; false if nothing is.
     fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool;
     /// Notes what a first fragment showed. The oldest is forgotten for it where there is no room.

@@ -83,6 +83,8 @@ reasons! {
     AnswerReason {
         /// An echo reply.
         Echo = "echo",
+        /// An ICMP error: larger than fits on the way to the real server.
+        TooBig = "too-big-answered",
     }
 }
 
@@ -153,7 +155,7 @@ reasons! {
         NoRealServer = "no-real-server",
         /// The way to the real server is not known.
         NoNextHop = "no-next-hop",
-        /// Larger, with the headers of a tunnel if there is one, than the interface towards the real server takes.
+        /// May be fragmented or cannot be answered about, or too many answers were given: larger, with the headers of a tunnel if there is one, than the interface towards the real server takes.
         TooBig = "too-big",
         /// The tables contradict each other: a slot names a server that is not there, or there is no address of
         /// ours for a tunnel.

@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use director_common::Frame;
 
@@ -107,6 +107,20 @@ impl Frame for XdpFrame {
         // SAFETY: the context is that of this run; pointers into the frame are taken anew below.
         unsafe {
             if bpf_xdp_adjust_head(self.context, -(N as i32)) != 0 {
+                return None;
+            }
+            self.start = (*self.context).data as usize;
+            self.end = (*self.context).data_end as usize;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        let excess = (self.end - self.start).checked_sub(len)?;
+        // SAFETY: as in `grow`.
+        unsafe {
+            if bpf_xdp_adjust_tail(self.context, -(excess as i32)) != 0 {
                 return None;
             }
             self.start = (*self.context).data as usize;

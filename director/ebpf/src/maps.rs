@@ -8,6 +8,7 @@ use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::tables::{
     Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS,
     MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
+    TokenBucket,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, Slot};
@@ -41,6 +42,9 @@ static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
 
 #[btf_map]
 static FRAGMENTS: LruHashMap<FlowKey, FragmentEntry, MAX_FRAGMENTS> = LruHashMap::new();
+/// One for each processor.
+#[btf_map]
+static BUCKETS: PerCpuArray<TokenBucket, 1> = PerCpuArray::new();
 /// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
 #[btf_map]
 static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
@@ -80,6 +84,12 @@ impl Tables for KernelTables {
     fn now(&self) -> u32 {
         // SAFETY: a helper without arguments.
         (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn take_token(&self, rate: u32) -> bool {
+        // SAFETY: as in `count_outcome`.
+        BUCKETS.get_ptr_mut(0).is_some_and(|bucket| unsafe { (*bucket).take(self.now(), rate) })
     }
 
     #[inline(always)]

@@ -62,6 +62,8 @@ pub const TUNNEL_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 0, 1));
 pub const TUNNEL_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 255, 0, 0, 0, 0, 1));
 const REAL_V4: &str = "10.0.2.11";
 const REAL_V6: &str = "2001:db8:2::11";
+/// More than any test sends: what the limit does has a test of its own.
+pub const ICMP_RATE: u32 = 1_000_000;
 const GUE_PORT: u16 = 6080;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
@@ -235,7 +237,7 @@ fn ordinary(f: &Family) -> Vec<Row> {
         ("padded to the shortest frame", f.dns().with(|p| p.padding = 18).bytes(), Transmitted),
         ("marked traffic", tcp(80).with(|p| p.traffic_class = 0xbb).bytes(), Transmitted),
         ("largest packet", f.udp(f.vip, &largest).bytes(), Transmitted),
-        ("one byte too large", f.udp(f.vip, &larger).bytes(), Dropped(DropReason::TooBig)),
+        ("one byte too large", f.udp(f.vip, &larger).bytes(), f.too_big()),
         ("last hop of its life", tcp(80).with(|p| p.ttl = 1).bytes(), Dropped(DropReason::TtlExpired)),
         ("no life at all", tcp(80).with(|p| p.ttl = 0).bytes(), Dropped(DropReason::TtlExpired)),
         ("second to last hop", tcp(80).with(|p| p.ttl = 2).bytes(), Transmitted),
@@ -412,7 +414,7 @@ fn tunnels(f: &Family) -> Vec<Row> {
     let tcp = |port| f.tcp(port);
     let sized =
         |port, total: usize| tcp(port).with(|p| p.payload.resize(total - (f.headers - 14), 7)).bytes();
-    let too_big = Dropped(DropReason::TooBig);
+    let too_big = f.too_big();
     vec![
         ("IP in IPv4", tcp(90).bytes(), Transmitted),
         ("IP in IPv6", tcp(91).bytes(), Transmitted),
@@ -447,6 +449,15 @@ fn tunnels(f: &Family) -> Vec<Row> {
 }
 
 impl Family {
+    /// What becomes of a packet that is too big and says nothing about fragmenting.
+    fn too_big(&self) -> Outcome {
+        if self.icmp == 1 {
+            Outcome::Dropped(DropReason::TooBig)
+        } else {
+            Outcome::Answered(AnswerReason::TooBig)
+        }
+    }
+
     /// An echo request with a right checksum.
     pub fn echo(&self, destination: &str) -> Packet {
         let kind = if self.icmp == 1 { 8 } else { 128 };
@@ -601,9 +612,23 @@ pub fn tunnelled(port: u16, inner: &Packet) -> (Vec<u8>, Vec<(usize, u8)>) {
 }
 
 fn only_v4() -> Vec<Row> {
+    use Outcome::Answered;
     use Outcome::{Dropped, Passed, Transmitted};
     let tcp = V4.tcp(80);
+    let large = || V4.udp(V4.vip, &[7; 1473]).with(|p| p.fragment = 0x4000);
     vec![
+        ("too large, don't fragment", large().bytes(), Answered(AnswerReason::TooBig)),
+        ("too large, tagged", large().with(|p| p.vlan = Some(7)).bytes(), Answered(AnswerReason::TooBig)),
+        (
+            "too large, with options",
+            large().with(|p| p.options = vec![1; 4]).bytes(),
+            Dropped(DropReason::TooBig),
+        ),
+        (
+            "too large, from a group",
+            large().with(|p| p.source = ip("224.0.0.9")).bytes(),
+            Dropped(DropReason::TooBig),
+        ),
         ("header with options", tcp.clone().with(|p| p.options = vec![1; 40]).bytes(), Transmitted),
         ("header of 16 bytes", patched(&tcp, 14, &[0x44], false), Passed(PassReason::BadHeaderLength)),
         ("wrong header checksum", patched(&tcp, 24, &[0xab, 0xcd], false), Dropped(DropReason::BadChecksum)),

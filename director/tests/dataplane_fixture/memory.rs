@@ -9,7 +9,7 @@ use director_common::packet::{Buffer, Frame};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RealEntry,
-    ServiceEntry, ServiceKey, Tables,
+    ServiceEntry, ServiceKey, Tables, TokenBucket,
 };
 use director_common::{Decision, Slot, decide};
 
@@ -30,6 +30,9 @@ impl Frame for Growing<'_> {
         self.0.splice(0..0, [0; N]);
         Some(())
     }
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        (len <= self.0.len()).then(|| self.0.truncate(len))
+    }
 }
 
 /// Tables in ordinary memory.
@@ -42,6 +45,7 @@ pub struct Memory {
     pub interfaces: HashMap<u32, Interface>,
     pub fragments: RefCell<HashMap<FlowKey, FragmentEntry>>,
     pub now: Cell<u32>,
+    pub bucket: Cell<TokenBucket>,
 }
 
 pub fn mapped(address: std::net::IpAddr) -> Address {
@@ -58,7 +62,7 @@ impl Memory {
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
             flags: Config::FLAG_ANY_PORT,
-            reserved: 0,
+            icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),
         };
@@ -70,6 +74,7 @@ impl Memory {
             interfaces: HashMap::new(),
             fragments: RefCell::default(),
             now: Cell::new(1_000),
+            bucket: Cell::default(),
         }
     }
 
@@ -141,6 +146,12 @@ impl Tables for Memory {
     }
     fn now(&self) -> u32 {
         self.now.get()
+    }
+    fn take_token(&self, rate: u32) -> bool {
+        let mut bucket = self.bucket.get();
+        let taken = bucket.take(self.now(), rate);
+        self.bucket.set(bucket);
+        taken
     }
     fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool {
         match self.fragments.borrow().get(key) {

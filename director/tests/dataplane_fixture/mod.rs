@@ -49,7 +49,12 @@ pub fn options() -> Options {
         panic!("one of each family");
     };
     let tunnel_sources = TunnelSources { v4: Some(v4), v6: Some(v6) };
-    Options { pin_dir: PathBuf::from("/run/director/bpf"), tunnel_sources, ..Options::default() }
+    Options {
+        pin_dir: PathBuf::from("/run/director/bpf"),
+        tunnel_sources,
+        icmp_rate: cases::ICMP_RATE,
+        ..Options::default()
+    }
 }
 
 /// A new data plane.

@@ -1,6 +1,8 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): errors about a packet, and echo.
 
+use super::ipv4::LEN as LEN_V4;
 use super::ipv4::fold;
+use super::ipv6::LEN as LEN_V6;
 use super::{Ethernet, Frame, Ip, ip};
 use crate::tables::FlowKey;
 
@@ -64,4 +66,82 @@ pub fn emit_echo_reply(frame: &mut impl Frame, ip: &Ip) -> Option<()> {
     let sum = fold(fold(u32::from(!checksum).wrapping_add(change)));
     frame.write(ip.payload, [reply as u8])?;
     frame.write(at, (!(sum as u16)).to_be_bytes())
+}
+
+/// Turns the packet `ip` was parsed of into the message that it is too big for `mtu`, from where it was sent to, to
+/// where it came from: fragmentation needed (RFC 792, RFC 1191) or packet too big (RFC 4443, section 3.2). It shows
+/// the header, without extensions, and eight bytes more: enough to find the flow. `None` if the frame is not the one
+/// that `ip` was parsed of, or cannot be changed so.
+#[inline(always)]
+pub fn emit_too_big(frame: &mut impl Frame, ip: &Ip, mtu: u32) -> Option<()> {
+    Ethernet::emit_swapped(frame)?;
+    let link: [u8; Ethernet::LEN] = frame.read(0)?;
+    let (tag_rest, start): ([u8; 4], usize) = (frame.read(Ethernet::LEN)?, ip.start);
+    if ip.is_v6() {
+        frame.grow::<{ LEN_V6 + LEN }>()?;
+    } else {
+        frame.grow::<{ LEN_V4 + LEN }>()?;
+    }
+    frame.write(0, link)?;
+    if start == Ethernet::TAGGED_LEN {
+        frame.write(Ethernet::LEN, tag_rest)?;
+    }
+    if ip.is_v6() { emit_too_big_v6(frame, start, mtu) } else { emit_too_big_v4(frame, start, mtu) }
+}
+
+/// The IPv4 header at `start`, the message, and what it shows behind it.
+#[inline(always)]
+fn emit_too_big_v4(frame: &mut impl Frame, start: usize, mtu: u32) -> Option<()> {
+    const SHOWN: usize = LEN_V4 + 8;
+    const TOTAL: usize = LEN_V4 + LEN + SHOWN;
+    let shown = start.wrapping_add(LEN_V4 + LEN);
+    frame.truncate(shown.wrapping_add(SHOWN))?;
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = frame.read(shown.wrapping_add(12))?;
+    // Precedence of internetwork control (RFC 1812, section 4.3.2.5); an atomic packet (RFC 6864).
+    let addresses = sum_of(0, [[d0, d1], [d2, d3], [s0, s1], [s2, s3]]);
+    let header = sum_of(addresses, [[0x45, 0xc0], [0, TOTAL as u8], [0x40, 0], [HOP_LIMIT, 1]]);
+    let [c0, c1] = (!(fold(fold(header)) as u16)).to_be_bytes();
+    frame.write(start, [0x45, 0xc0, 0, TOTAL as u8, 0, 0, 0x40, 0])?;
+    frame.write(start.wrapping_add(8), [HOP_LIMIT, 1, c0, c1, d0, d1, d2, d3, s0, s1, s2, s3])?;
+    let [m0, m1] = (mtu as u16).to_be_bytes();
+    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, sum_of(0, [[3, 4], [m0, m1]]))?;
+    let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
+    frame.write(start.wrapping_add(LEN_V4), [3, 4, c0, c1, 0, 0, m0, m1])
+}
+
+/// The IPv6 header at `start`, the message, and what it shows behind it.
+#[inline(always)]
+fn emit_too_big_v6(frame: &mut impl Frame, start: usize, mtu: u32) -> Option<()> {
+    const SHOWN: usize = LEN_V6 + 8;
+    const LENGTH: usize = LEN + SHOWN;
+    let shown = start.wrapping_add(LEN_V6 + LEN);
+    frame.truncate(shown.wrapping_add(SHOWN))?;
+    frame.write(start, [0x60, 0, 0, 0, 0, LENGTH as u8, 58, HOP_LIMIT])?;
+    let source: [u8; 16] = frame.read(shown.wrapping_add(8))?;
+    frame.write(start.wrapping_add(24), source)?;
+    let destination: [u8; 16] = frame.read(shown.wrapping_add(24))?;
+    frame.write(start.wrapping_add(8), destination)?;
+    let [m0, m1, m2, m3] = mtu.to_be_bytes();
+    // The pseudo-header (RFC 8200, section 8.1): both addresses, length and next header.
+    let pseudo = sum_at::<8>(frame, start.wrapping_add(8), sum_of(0, [[0, LENGTH as u8], [0, 58]]))?;
+    let header = sum_of(pseudo, [[2, 0], [m0, m1], [m2, m3]]);
+    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, header)?;
+    let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
+    frame.write(start.wrapping_add(LEN_V6), [2, 0, c0, c1, m0, m1, m2, m3])
+}
+
+/// `sum` and these words.
+#[inline(always)]
+fn sum_of<const N: usize>(sum: u32, words: [[u8; 2]; N]) -> u32 {
+    words.into_iter().fold(sum, |sum, word| sum.wrapping_add(u32::from(u16::from_be_bytes(word))))
+}
+
+/// `sum` and the `N` times four bytes at `offset`.
+#[inline(always)]
+fn sum_at<const N: usize>(frame: &impl Frame, offset: usize, mut sum: u32) -> Option<u32> {
+    for at in 0..N {
+        let [a, b, c, d] = frame.read(offset.wrapping_add(at.wrapping_mul(4)))?;
+        sum = sum_of(sum, [[a, b], [c, d]]);
+    }
+    Some(sum)
 }

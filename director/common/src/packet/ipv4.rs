@@ -6,21 +6,21 @@ use crate::tables::{Address, FlowKey};
 use crate::verdict::PassReason;
 
 /// Length of a header without options in bytes.
-const MIN_LEN: usize = 20;
+pub(super) const LEN: usize = 20;
 const TTL: usize = 8;
 const CHECKSUM: usize = 10;
 
 /// Parses the header at `start`, which may have options.
 #[inline(always)]
 pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Result<Ip, PassReason> {
-    let header = frame.read::<MIN_LEN>(start).ok_or(PassReason::ShortHeader)?;
+    let header = frame.read::<LEN>(start).ok_or(PassReason::ShortHeader)?;
     let [version_ihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] =
         header;
     if version_ihl >> 4 != 4 {
         return Err(PassReason::BadVersion);
     }
     let header_len = usize::from(version_ihl & 0x0f).wrapping_mul(4);
-    if header_len < MIN_LEN {
+    if header_len < LEN {
         return Err(PassReason::BadHeaderLength);
     }
     flow.source = Address::from_ipv4([s0, s1, s2, s3]);
