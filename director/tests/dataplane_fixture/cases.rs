@@ -165,9 +165,9 @@ pub fn memory() -> Memory {
         memory.add(&spec, next_hop);
     }
     for family in [V4, V6] {
-        for (address, port) in [(family.whole, 0), (family.vip, 53)] {
-            let only = memory.services[&ServiceKey::service(vip(address), 17, port)];
-            memory.services.insert(ServiceKey::fragment(vip(address), 17), only);
+        for (address, protocol, port) in [(family.whole, 17, 0), (family.vip, 17, 53), (family.dead, 6, 80)] {
+            let only = memory.services[&ServiceKey::service(vip(address), protocol, port)];
+            memory.services.insert(ServiceKey::fragment(vip(address), protocol), only);
         }
     }
     memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
