@@ -179,7 +179,8 @@ impl Ask {
 
     async fn connections(&self, limit: u32) -> anyhow::Result<()> {
         let mut client = self.socket.connect().await?;
-        let answer = client.list_connections(wire::ConnectionsRequest { limit }).await.map_err(said)?.into_inner();
+        let answer =
+            client.list_connections(wire::ConnectionsRequest { limit }).await.map_err(said)?.into_inner();
         match self.json {
             // The rows themselves: scripts read this one.
             true => print(&format!("{}\n", serde_json::to_string(&answer.connections)?)),

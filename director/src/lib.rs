@@ -5,6 +5,7 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod health;
 pub mod metrics;
 pub mod next_hop;
 pub mod node;

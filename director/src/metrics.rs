@@ -179,7 +179,7 @@ fn forwarding(text: &mut Exposition, services: &Services) {
     for service in &services.services {
         let name = ("service", &*service.name);
         text.sample("director_service_announced", &[name], u8::from(service.announced));
-        let traffic = service.traffic.clone().unwrap_or_default();
+        let traffic = service.traffic.unwrap_or_default();
         both_ways(text, "director_service", &[name], &traffic);
         sum.connections += traffic.connections;
         sum.packets_in += traffic.packets_in;
@@ -189,7 +189,7 @@ fn forwarding(text: &mut Exposition, services: &Services) {
         for real in &service.reals {
             let address = format!("{}:{}", real.address, real.port);
             let labels = [name, ("real", &*address)];
-            let traffic = real.traffic.clone().unwrap_or_default();
+            let traffic = real.traffic.unwrap_or_default();
             text.sample("director_real_slots", &labels, real.slots);
             text.sample("director_real_connections_total", &labels, traffic.connections);
             both_ways(text, "director_real", &labels, &traffic);

@@ -18,7 +18,7 @@ mod plan;
 mod views;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,6 +90,7 @@ struct Node {
     sync: syncd::Handle,
     sync_events: mpsc::Receiver<syncd::Event>,
     standing: syncd::Standing,
+    leader: Option<Ipv4Addr>,
     tables: Option<Arc<TableSet>>,
     routing: Option<routing::Handle>,
     /// Whether OSPF has been let loose.
@@ -110,9 +111,14 @@ impl Node {
             }
         }
         let (resolver, ways) = Resolver::start(dataplane.next_hops()).context("next hops")?;
-        let (sync, sync_events) = syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
+        let (sync, sync_events) =
+            syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
         let routing = match cluster::routing_config(&config) {
-            Some(routing) => Some(routing::Routing::spawn(routing).await.context("OSPF")?),
+            Some(wanted) => {
+                let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
+                routing.protect(plan::vips(&config));
+                Some(routing)
+            }
             None => None,
         };
         Ok(Self {
@@ -127,6 +133,7 @@ impl Node {
             sync,
             sync_events,
             standing: syncd::Standing::Joining,
+            leader: None,
             tables: None,
             routing,
             routing_enabled: false,
@@ -177,7 +184,10 @@ impl Node {
         let next_hop::Change { address, next_hop } = change;
         match &next_hop {
             Some(hop) => tracing::info!(real = %address, way = views::way(*hop), "real server reachable"),
-            None => tracing::warn!(real = %address, "real server unreachable: no route, or no answer to ARP"),
+            None if self.dataplane.next_hop(address).is_some() => {
+                tracing::warn!(real = %address, "real server unreachable: no route, or no answer to ARP");
+            }
+            None => tracing::info!(real = %address, "looking for the real server"),
         }
         if let Err(error) = self.dataplane.set_next_hop(address, next_hop) {
             tracing::error!(real = %address, %error, "next hop");
@@ -186,18 +196,24 @@ impl Node {
     }
 
     async fn handle_sync(&mut self, event: syncd::Event) {
-        tracing::info!("{event}");
+        // Each event is in the log already.
         match event {
             syncd::Event::NeedTables { .. } => self.deal().await,
-            syncd::Event::Leader(Some(leader)) if leader == self.config.node.router_id => self.lead().await,
-            syncd::Event::TablesInForce(tables) => self.handle_tables(tables),
+            syncd::Event::Leader(leader) => {
+                self.leader = leader;
+                self.lead().await;
+            }
+            syncd::Event::TablesInForce(tables) => {
+                self.handle_tables(tables);
+                // A wish that was overtaken by these tables is still a wish.
+                self.lead().await;
+            }
             syncd::Event::Standing(standing) => {
                 self.standing = standing;
                 self.announce();
             }
-            // Already logged, and shown by `director peers`.
-            syncd::Event::Leader(_)
-            | syncd::Event::PeerUp { .. }
+            // Shown by `director peers`.
+            syncd::Event::PeerUp { .. }
             | syncd::Event::PeerDown { .. }
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
@@ -206,9 +222,12 @@ impl Node {
         }
     }
 
-    /// Leadership has come to this director. What its configuration asks for is carried out, unless another
-    /// director has a different one: then a change must not happen as a side effect of somebody's death.
+    /// If this director leads, what its configuration asks for is carried out, unless another director has a
+    /// different one: then a change must not happen as a side effect of somebody's death.
     async fn lead(&mut self) {
+        if self.leader != Some(self.config.node.router_id) {
+            return;
+        }
         let Ok(status) = self.sync.status().await else { return };
         match status.peers.iter().find(|peer| peer.state == syncd::PeerState::Up && !peer.same_config) {
             None => self.deal().await,
@@ -223,7 +242,7 @@ impl Node {
     /// Deals tables for the configuration, starting from those in force, and proposes what differs.
     async fn deal(&mut self) {
         let dealt = plan::deal(&self.config, self.tables.as_deref());
-        if self.tables.as_ref().is_some_and(|tables| tables.services == dealt) {
+        if self.tables.as_ref().is_some_and(|tables| plan::same_effect(&tables.services, &dealt)) {
             return;
         }
         let mut key = [0; 16];
@@ -292,8 +311,12 @@ impl Node {
             for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
                 tracing::info!(%prefix, "withdrawn");
             }
-            routing.announce(wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect());
-            self.announced = wanted;
+            let prefixes =
+                wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
+            match routing.announce(prefixes) {
+                Ok(()) => self.announced = wanted,
+                Err(error) => tracing::error!(%error, "announcements unchanged"),
+            }
         }
         if serving && !self.routing_enabled {
             routing.enable();
@@ -314,9 +337,15 @@ impl Node {
             return Ok(changes);
         }
         self.config = config;
-        self.sync.set_config_digest(self.config.services_digest()).await;
-        let status = self.sync.status().await.map_err(|error| error.to_string())?;
-        if status.leader == Some(self.config.node.router_id) {
+        if let Some(routing) = &self.routing {
+            routing.protect(plan::vips(&self.config));
+        }
+        self.sync
+            .set_config_digest(self.config.services_digest())
+            .await
+            .map_err(|error| error.to_string())?;
+        // Said by the operator to the leader itself: carried out whatever the others' files say.
+        if self.leader == Some(self.config.node.router_id) {
             self.deal().await;
         }
         self.feed();

@@ -9,6 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use sha2::{Digest as _, Sha256};
 
+pub use delta::{Delta, DeltaError, ServicePatch};
+
+mod delta;
+
 /// Version of a [`TableSet`]. Ordered by number, then by the router id of the leader that decided it, so
 /// that two sides of a healed partition agree on the winner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -67,6 +71,75 @@ pub struct TableSet {
     pub services: BTreeMap<String, ServiceTable>,
 }
 
+/// Longest name of a service or scheduler, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// Most services of a cluster.
+pub const MAX_SERVICES: usize = 256;
+
+/// Most positions of one table; few enough that a table's encoding stays near the size of its slots.
+pub const MAX_REALS: usize = 4096;
+
+/// Why tables cannot be used by anybody.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// More than [`MAX_SERVICES`].
+    #[error("{count} services, at most {MAX_SERVICES} are supported")]
+    TooManyServices {
+        /// Services found.
+        count: usize,
+    },
+    /// A name is empty or longer than [`MAX_NAME`].
+    #[error("a name of {length} bytes, it must have 1 to {MAX_NAME}")]
+    NameLength {
+        /// Bytes found.
+        length: usize,
+    },
+    /// Not [`SLOTS`] slots.
+    #[error("service {service}: {count} slots instead of {SLOTS}")]
+    SlotCount {
+        /// Name of the service.
+        service: String,
+        /// Slots found.
+        count: usize,
+    },
+    /// More than [`MAX_REALS`].
+    #[error("service {service}: {count} real servers, at most {MAX_REALS} are supported")]
+    TooManyReals {
+        /// Name of the service.
+        service: String,
+        /// Positions found.
+        count: usize,
+    },
+    /// A slot names a position that does not exist.
+    #[error("service {service}: slot {slot} names position {position} of {reals}")]
+    Position {
+        /// Name of the service.
+        service: String,
+        /// Index of the slot.
+        slot: usize,
+        /// What it holds.
+        position: u16,
+        /// Positions there are.
+        reals: usize,
+    },
+}
+
+/// What two directors compare to know whether they hold the same tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Version {
+    /// Epoch of the tables.
+    pub epoch: Epoch,
+    /// [`TableSet::digest`].
+    pub digest: Digest,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.epoch, self.digest)
+    }
+}
+
 /// SHA-256 over a canonical encoding, shown as its first 8 bytes in hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
@@ -83,7 +156,34 @@ impl fmt::Debug for Digest {
     }
 }
 
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl ServiceTable {
+    /// Checks sizes and that every slot names a position. `name` is the service's.
+    pub fn check(&self, name: &str) -> Result<(), TableError> {
+        check_name(name)?;
+        check_name(&self.scheduler)?;
+        let service = || name.to_owned();
+        if self.slots.len() != SLOTS {
+            return Err(TableError::SlotCount { service: service(), count: self.slots.len() });
+        }
+        let reals = self.reals.len();
+        if reals > MAX_REALS {
+            return Err(TableError::TooManyReals { service: service(), count: reals });
+        }
+        let outside = |&(_, &position): &(usize, &u16)| position != NO_REAL && usize::from(position) >= reals;
+        match self.slots.iter().enumerate().find(outside) {
+            Some((slot, &position)) => {
+                Err(TableError::Position { service: service(), slot, position, reals })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Digest of real servers and slots. Equal digests forward equally (under one hash key).
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
@@ -110,7 +210,27 @@ impl ServiceTable {
     }
 }
 
+fn check_name(name: &str) -> Result<(), TableError> {
+    match name.len() {
+        1..=MAX_NAME => Ok(()),
+        length => Err(TableError::NameLength { length }),
+    }
+}
+
 impl TableSet {
+    /// Checks the number of services and each of them.
+    pub fn check(&self) -> Result<(), TableError> {
+        if self.services.len() > MAX_SERVICES {
+            return Err(TableError::TooManyServices { count: self.services.len() });
+        }
+        self.services.iter().try_for_each(|(name, table)| table.check(name))
+    }
+
+    /// Epoch and digest. Hashes every slot: keep the result with the tables.
+    pub fn version(&self) -> Version {
+        Version { epoch: self.epoch, digest: self.digest() }
+    }
+
     /// Digest of epoch, hash key and every table: what two directors compare to know that they agree.
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();

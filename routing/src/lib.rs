@@ -1,1 +1,22 @@
-//! OSPF speaker.
+//! An OSPF speaker for a host that announces prefixes and is never a way through, and BFD beside it.
+//!
+//! [`speaker`] is the protocol (RFC 2328) without I/O or clock, [`packet`] its formats, [`driver`] the
+//! sockets, the clock and the kernel's routes around it. A daemon needs [`Config`], [`spawn`] and the
+//! [`Handle`] it returns. [`bfd`] is divided alike, and runs on a thread of its own; it is the only part with
+//! unsafe code, to ask the kernel for a real-time schedule.
+#![deny(unsafe_code)]
+
+#[expect(unsafe_code, reason = "scheduling and memory locking have no safe interface")]
+pub mod bfd;
+pub mod config;
+pub mod driver;
+pub mod packet;
+pub mod speaker;
+mod time;
+
+pub use self::{
+    config::{AreaKind, Config, ConfigError, InterfaceConfig, Metric, Network},
+    driver::{AnnounceError, Handle, StartError, spawn},
+    speaker::{Event, NeighborState, Refusal, Status, Stop},
+    time::Time,
+};

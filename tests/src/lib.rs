@@ -1,1 +1,5 @@
-//! Cluster tests.
+//! What tests of the whole share: requirements on the machine, and small networks of namespaces.
+
+pub mod ecmp;
+pub mod netns;
+pub mod requirement;

@@ -33,12 +33,33 @@ pub(super) fn status(status: &Status) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<12}{value}");
     };
-    line("director", format!("{} in cluster {} (version {})", status.router_id, status.cluster, status.version));
-    line("state", if status.reason.is_empty() { status.state.clone() } else { format!("{}: {}", status.state, status.reason) });
-    line("tables", format!("epoch {}, digest {}, leader {}", dash(&status.epoch), dash(&status.table_digest), dash(&status.leader)));
+    line(
+        "director",
+        format!("{} in cluster {} (version {})", status.router_id, status.cluster, status.version),
+    );
+    line(
+        "state",
+        if status.reason.is_empty() {
+            status.state.clone()
+        } else {
+            format!("{}: {}", status.state, status.reason)
+        },
+    );
+    line(
+        "tables",
+        format!(
+            "epoch {}, digest {}, leader {}",
+            dash(&status.epoch),
+            dash(&status.table_digest),
+            dash(&status.leader)
+        ),
+    );
     line("up", format!("{} s", status.uptime_seconds));
-    let interfaces: Vec<String> =
-        status.interfaces.iter().map(|interface| format!("{} ({})", interface.name, interface.xdp_mode)).collect();
+    let interfaces: Vec<String> = status
+        .interfaces
+        .iter()
+        .map(|interface| format!("{} ({})", interface.name, interface.xdp_mode))
+        .collect();
     line("data plane", format!("{}, XDP on {}", status.data_plane, dash(&interfaces.join(", "))));
     for announcement in &status.announcements {
         let owner = if announcement.service.is_empty() { "node" } else { &announcement.service };
@@ -59,7 +80,7 @@ pub(super) fn status(status: &Status) -> String {
 }
 
 fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
-    let traffic = traffic.cloned().unwrap_or_default();
+    let traffic = traffic.copied().unwrap_or_default();
     [traffic.connections.to_string(), traffic.packets_in.to_string(), bytes(traffic.bytes_in)]
 }
 
@@ -93,8 +114,10 @@ fn service(service: &VirtualService) -> String {
             ]
         })
         .collect();
-    let table =
-        render(["real server", ">weight", ">slots", ">ideal", ">conns", ">packets", ">bytes", "next hop"], &rows);
+    let table = render(
+        ["real server", ">weight", ">slots", ">ideal", ">conns", ">packets", ">bytes", "next hop"],
+        &rows,
+    );
     for line in table.lines() {
         let _ = writeln!(text, "  {line}");
     }
@@ -117,12 +140,12 @@ pub(super) fn neighbors(neighbors: &Neighbors) -> String {
                 neighbor.state.clone(),
                 dash(&neighbor.role),
                 format!("{:.1} s", neighbor.dead_in_ms as f64 / 1000.0),
-                format!("{} s", neighbor.uptime_seconds),
+                format!("{} s", neighbor.in_state_ms / 1000),
                 neighbor.reason.clone(),
             ]
         })
         .collect();
-    render(["router id", "address", "interface", "state", "role", ">dead in", ">up", ""], &rows)
+    render(["router id", "address", "interface", "state", "role", ">dead in", ">since", ""], &rows)
 }
 
 pub(super) fn peers(peers: &Peers) -> String {

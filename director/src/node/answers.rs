@@ -23,7 +23,10 @@ pub(super) enum Question {
 pub(super) struct Asker(pub(super) mpsc::Sender<Question>);
 
 impl Asker {
-    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, tonic::Status> {
+    pub(super) async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Result<T, tonic::Status> {
         let stopping = || tonic::Status::unavailable("the director is stopping");
         let (sender, receiver) = oneshot::channel();
         self.0.send(question(sender)).await.map_err(|_| stopping())?;
@@ -53,7 +56,10 @@ impl Control for Asker {
         self.ask(Question::Services).await.map(Response::new)
     }
 
-    async fn list_neighbors(&self, _: Request<NeighborsRequest>) -> Result<Response<Neighbors>, tonic::Status> {
+    async fn list_neighbors(
+        &self,
+        _: Request<NeighborsRequest>,
+    ) -> Result<Response<Neighbors>, tonic::Status> {
         self.ask(Question::Neighbors).await.map(Response::new)
     }
 

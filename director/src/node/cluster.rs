@@ -48,7 +48,10 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
 
 /// What the kernel shall hold: every configured service that the cluster has a table for.
 pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<ServiceSpec<'a>> {
-    let with_table = config.services.iter().filter_map(|(name, service)| Some((name, service, tables.services.get(name)?)));
+    let with_table = config
+        .services
+        .iter()
+        .filter_map(|(name, service)| Some((name, service, tables.services.get(name)?)));
     with_table
         .map(|(name, service, table)| ServiceSpec {
             name,
@@ -62,7 +65,11 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
             }],
             hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
             forwarding: Forwarding::DirectReturn,
-            reals: table.reals.iter().map(|real| RealSpec { address: real.address, port: real.port }).collect(),
+            reals: table
+                .reals
+                .iter()
+                .map(|real| RealSpec { address: real.address, port: real.port })
+                .collect(),
             slots: &table.slots,
         })
         .collect()
@@ -77,4 +84,36 @@ pub(super) fn real_addresses(config: &Config, tables: &TableSet) -> BTreeSet<IpA
 /// Fills `bytes` from the operating system's source of randomness.
 pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
     std::fs::File::open("/dev/urandom")?.read_exact(bytes)
+}
+
+/// OSPF, if it is configured. Learned routes exclude what we announce by themselves; `import` narrows them.
+pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
+    let ospf = config.ospf.as_ref()?;
+    let interface = |interface: &crate::config::OspfInterface| routing::InterfaceConfig {
+        area: ospf.area,
+        cost: interface.cost,
+        hello_interval: ospf.hello_interval,
+        dead_interval: ospf.dead_interval,
+        priority: interface.priority,
+        passive: interface.passive,
+        ..routing::InterfaceConfig::new(
+            &interface.name,
+            if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },
+        )
+    };
+    let mut routing =
+        routing::Config::new(config.node.router_id, ospf.interfaces.iter().map(interface).collect());
+    if let Some(import) = &ospf.import {
+        routing.import = import.clone();
+    }
+    Some(routing)
+}
+
+/// A number that differs between runs.
+pub(super) fn seed() -> u32 {
+    let mut bytes = [0; 4];
+    match random(&mut bytes) {
+        Ok(()) => u32::from_ne_bytes(bytes),
+        Err(_) => std::process::id(),
+    }
 }

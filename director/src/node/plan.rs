@@ -1,6 +1,6 @@
 //! What the node wants, computed from what it knows: pure functions of configuration, tables and next hops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use director_proto::tables::{ServiceTable, TableSet};
@@ -19,6 +19,22 @@ pub(super) fn deal(config: &Config, in_force: Option<&TableSet>) -> BTreeMap<Str
             (name.clone(), slots::deal(service.scheduler, previous, &service.reals))
         })
         .collect()
+}
+
+/// Whether two sets of tables forward alike and were dealt by the same weights. Positions that a server left
+/// behind do not count: they are no reason for an epoch.
+pub(super) fn same_effect(
+    ours: &BTreeMap<String, ServiceTable>,
+    theirs: &BTreeMap<String, ServiceTable>,
+) -> bool {
+    let live = |table: &ServiceTable| {
+        let reals = table.reals.iter().enumerate().filter(|(_, real)| real.weight > 0);
+        reals.map(|(position, real)| (position, real.clone())).collect::<Vec<_>>()
+    };
+    ours.keys().eq(theirs.keys())
+        && ours.values().zip(theirs.values()).all(|(ours, theirs)| {
+            ours.scheduler == theirs.scheduler && ours.slots == theirs.slots && live(ours) == live(theirs)
+        })
 }
 
 /// A prefix to announce.
@@ -65,6 +81,11 @@ pub(super) fn host(vip: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::from(vip)
 }
 
+/// Every VIP of the configuration: routes to them are never learned from others.
+pub(super) fn vips(config: &Config) -> BTreeSet<Ipv4Net> {
+    config.services.values().map(|service| host(service.vip)).collect()
+}
+
 /// Whether any real server that takes new flows can be reached.
 fn can_serve(table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
     table.reals.iter().any(|real| real.weight > 0 && reachable(real.address))
@@ -89,7 +110,9 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
         ("[metrics]", old.metrics == new.metrics),
     ] {
         if !same {
-            return Err(format!("{section} has changed: that needs a restart of this director (forwarding goes on meanwhile)"));
+            return Err(format!(
+                "{section} has changed: that needs a restart of this director (forwarding goes on meanwhile)"
+            ));
         }
     }
     let mut changes = Vec::new();
@@ -114,9 +137,12 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
     let mut lines = Vec::new();
     for ((address, port), weight) in &after {
         match before.get(&(*address, *port)) {
-            None => lines.push(format!("service {name:?}: real server {address}:{port} added, weight {weight}")),
+            None => {
+                lines.push(format!("service {name:?}: real server {address}:{port} added, weight {weight}"))
+            }
             Some(old) if old != weight => {
-                lines.push(format!("service {name:?}: real server {address}:{port} weight {old} -> {weight}"));
+                lines
+                    .push(format!("service {name:?}: real server {address}:{port} weight {old} -> {weight}"));
             }
             Some(_) => {}
         }
@@ -205,7 +231,12 @@ address = "10.0.2.12"
                 "service \"b\": real server 10.0.2.12:443 removed".to_owned(),
             ])
         );
-        assert_eq!(lines(&TEXT.replace("metric = 5", "metric = 6")), Ok(vec!["service \"b\": settings changed".to_owned()]));
-        assert!(lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]"));
+        assert_eq!(
+            lines(&TEXT.replace("metric = 5", "metric = 6")),
+            Ok(vec!["service \"b\": settings changed".to_owned()])
+        );
+        assert!(
+            lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]")
+        );
     }
 }

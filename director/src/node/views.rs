@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use director_common::verdict::Outcome;
 use director_proto::control as wire;
 use director_proto::tables::ServiceTable;
+use routing::speaker::NeighborStatus;
 
 use super::{Node, PATIENCE};
 use crate::config::Service;
@@ -12,11 +14,10 @@ use crate::slots;
 
 impl Node {
     pub(super) async fn status(&self) -> wire::Status {
-        let sync = self.sync.status().await;
+        let sync = self.sync.status().await.ok();
         let routing = self.routing_status().await;
         let (state, reason) = self.state(routing.as_ref());
         let counters = self.counters();
-        let count = |(name, packets): (&str, u64)| wire::Count { name: name.to_owned(), packets };
         wire::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             router_id: self.config.node.router_id.to_string(),
@@ -25,7 +26,7 @@ impl Node {
             reason,
             epoch: self.tables.as_ref().map(|tables| tables.epoch.to_string()).unwrap_or_default(),
             table_digest: self.tables.as_ref().map(|tables| tables.digest().to_string()).unwrap_or_default(),
-            leader: sync.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            leader: sync.and_then(|sync| sync.leader).map(|leader| leader.to_string()).unwrap_or_default(),
             uptime_seconds: self.started.elapsed().as_secs(),
             data_plane: match self.adoption {
                 Adoption::Fresh => "fresh".to_owned(),
@@ -53,10 +54,15 @@ impl Node {
             verdicts: counters
                 .outcomes
                 .iter()
-                .map(|(outcome, packets)| count((outcome.name(), *packets)))
+                .map(|(outcome, packets)| wire::Count { name: outcome_name(*outcome), packets: *packets })
                 .collect(),
             ospf_refused: routing
-                .map(|status| status.counters.iter().map(|(name, packets)| count((name, *packets))).collect())
+                .map(|status| {
+                    let counters = status.counters.into_iter();
+                    counters
+                        .map(|(reason, packets)| wire::Count { name: format!("{reason:?}"), packets })
+                        .collect()
+                })
                 .unwrap_or_default(),
         }
     }
@@ -67,15 +73,25 @@ impl Node {
             return ("waiting", trouble.clone());
         }
         match self.standing {
-            syncd::Standing::Current if !self.attached => ("waiting", "programs are not attached yet".to_owned()),
+            syncd::Standing::Current if !self.attached => {
+                ("waiting", "programs are not attached yet".to_owned())
+            }
             syncd::Standing::Current => match routing {
-                Some(routing) if routing.neighbors.iter().all(|neighbor| !neighbor.is_full()) => {
+                Some(routing)
+                    if routing
+                        .neighbors
+                        .iter()
+                        .all(|neighbor| neighbor.state != routing::NeighborState::Full) =>
+                {
                     ("waiting", "no OSPF neighbour is Full".to_owned())
                 }
                 _ => ("serving", String::new()),
             },
             syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
-            ref other => ("diverged", format!("{other:?}")),
+            syncd::Standing::Behind => ("waiting", "another director holds newer tables".to_owned()),
+            syncd::Standing::Diverged => {
+                ("diverged", "another director holds other tables under the same epoch".to_owned())
+            }
         }
     }
 
@@ -88,7 +104,7 @@ impl Node {
 
     async fn routing_status(&self) -> Option<routing::Status> {
         let status = self.routing.as_ref()?.status();
-        tokio::time::timeout(PATIENCE, status).await.ok()
+        tokio::time::timeout(PATIENCE, status).await.ok().flatten()
     }
 
     pub(super) fn services(&self) -> wire::Services {
@@ -153,7 +169,9 @@ impl Node {
                 },
                 next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
                 traffic: counted
-                    .and_then(|counted| counted.reals.iter().find(|real| usize::from(real.position) == position))
+                    .and_then(|counted| {
+                        counted.reals.iter().find(|real| usize::from(real.position) == position)
+                    })
                     .map(|real| traffic(&real.counters)),
             })
             .collect()
@@ -163,24 +181,24 @@ impl Node {
         let Some(status) = self.routing_status().await else { return wire::Neighbors::default() };
         let neighbors = status
             .neighbors
-            .into_iter()
+            .iter()
             .map(|neighbor| wire::Neighbor {
-                state: neighbor.state.to_string(),
                 router_id: neighbor.router_id.to_string(),
                 address: neighbor.address.to_string(),
-                interface: neighbor.interface,
+                interface: neighbor.interface.clone(),
+                state: format!("{:?}", neighbor.state),
                 priority: neighbor.priority.into(),
-                role: neighbor.role.to_string(),
+                role: role(&status, neighbor).to_owned(),
                 dead_in_ms: neighbor.dead_in_ms,
-                uptime_seconds: neighbor.uptime_seconds,
-                reason: neighbor.reason,
+                in_state_ms: neighbor.in_state_ms,
+                reason: neighbor.reason.clone().unwrap_or_default(),
             })
             .collect();
         wire::Neighbors { neighbors }
     }
 
     pub(super) async fn peers(&self) -> wire::Peers {
-        let status = self.sync.status().await;
+        let Ok(status) = self.sync.status().await else { return wire::Peers::default() };
         let show = |value: Option<String>| value.unwrap_or_default();
         wire::Peers {
             epoch: show(status.epoch.map(|epoch| epoch.to_string())),
@@ -190,18 +208,18 @@ impl Node {
                 .peers
                 .into_iter()
                 .map(|peer| wire::Peer {
-                    address: peer.address.to_string(),
+                    address: show(peer.address.map(|address| address.to_string())),
                     router_id: show(peer.router_id.map(|id| id.to_string())),
                     boot_id: show(peer.boot_id.map(|id| id.to_string())),
-                    state: peer.state.to_string(),
+                    state: peer_state(peer.state).to_owned(),
                     epoch: show(peer.epoch.map(|epoch| epoch.to_string())),
                     table_digest: show(peer.digest.map(|digest| digest.to_string())),
                     same_tables: peer.same_tables,
                     same_config: peer.same_config,
                     last_heard_ms: peer.last_heard_ms.unwrap_or_default(),
                     round_trip_ms: peer.rtt_ms.unwrap_or_default(),
-                    version: peer.version,
-                    refused: show(peer.refused),
+                    version: show(peer.version),
+                    refused: show(peer.refused.or(peer.error)),
                     messages_in: peer.messages_in,
                     messages_out: peer.messages_out,
                     bytes_in: peer.bytes_in,
@@ -214,7 +232,10 @@ impl Node {
 
     pub(super) fn connections(&self, limit: u32) -> Result<wire::Connections, String> {
         if !self.config.node.flow_accounting {
-            return Err("flows are not counted here: set flow_accounting = true in [node] and restart the director".to_owned());
+            return Err(
+                "flows are not counted here: set flow_accounting = true in [node] and restart the director"
+                    .to_owned(),
+            );
         }
         let mut flows = self.dataplane.flows().map_err(|error| format!("flows: {error}"))?;
         flows.sort_by_key(|flow| std::cmp::Reverse(flow.packets));
@@ -232,10 +253,40 @@ impl Node {
                 real: flow.real.map(|real| real.to_string()).unwrap_or_default(),
                 packets: flow.packets,
                 bytes: flow.bytes,
-                last_seen_ms: u64::try_from(now.saturating_sub(flow.last_seen).as_millis()).unwrap_or(u64::MAX),
+                last_seen_ms: u64::try_from(now.saturating_sub(flow.last_seen).as_millis())
+                    .unwrap_or(u64::MAX),
             })
             .collect();
         Ok(wire::Connections { connections })
+    }
+}
+
+fn outcome_name(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Transmitted => "transmitted".to_owned(),
+        Outcome::Redirected => "redirected".to_owned(),
+        Outcome::Passed(reason) => format!("passed: {reason}"),
+        Outcome::Dropped(reason) => format!("dropped: {reason}"),
+    }
+}
+
+/// What the neighbour is on its link: designated router, backup, other, or nothing of the kind.
+fn role(status: &routing::Status, neighbor: &NeighborStatus) -> &'static str {
+    let interface = status.interfaces.iter().find(|interface| interface.name == neighbor.interface);
+    match interface {
+        Some(interface) if interface.network == routing::Network::PointToPoint => "",
+        Some(interface) if interface.dr == neighbor.address => "DR",
+        Some(interface) if interface.bdr == neighbor.address => "BDR",
+        _ => "other",
+    }
+}
+
+fn peer_state(state: syncd::PeerState) -> &'static str {
+    match state {
+        syncd::PeerState::Connecting => "connecting",
+        syncd::PeerState::Refused => "refused",
+        syncd::PeerState::Up => "up",
+        syncd::PeerState::Down => "down",
     }
 }
 

@@ -1,0 +1,186 @@
+//! The sync protocol: domain types of what directors tell each other, and their frames.
+//!
+//! [`Frame`] is what the rest of the program handles. [`wire`] is the generated form; a frame becomes one by
+//! `From` and comes back by `TryFrom`, which checks every length and value: what passes is well-formed, though
+//! not necessarily true.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::tables::{Delta, Digest, TableError, Version};
+
+mod decode;
+mod encode;
+
+pub use decode::decode_tables;
+pub use encode::{encode_tables, encoded_delta_size};
+
+/// The protocol as generated from `proto/sync.proto`.
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; the .proto file is the documentation"
+)]
+pub mod wire {
+    tonic::include_proto!("director.sync.v1");
+}
+
+/// Version of the protocol; directors of different ones refuse each other.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest frame on a stream, in bytes.
+pub const MAX_FRAME: usize = 256 * 1024;
+
+/// Most bytes of a snapshot in one [`Chunk`]; leaves room in a frame for the rest.
+pub const MAX_CHUNK: usize = 192 * 1024;
+
+/// Largest encoded table set a director accepts, in bytes.
+pub const MAX_SNAPSHOT: usize = 64 * 1024 * 1024;
+
+/// Longest text in a frame (versions, endpoints, reasons), in bytes.
+pub const MAX_TEXT: usize = 1024;
+
+/// Names one run of a director's process; drawn at random when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BootId(pub u64);
+
+impl fmt::Display for BootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl serde::Serialize for BootId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Who is speaking: the first frame each way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// [`PROTOCOL`] of the sender.
+    pub protocol: u32,
+    /// Name of the sender's cluster.
+    pub cluster: String,
+    /// Router id of the sender.
+    pub router_id: Ipv4Addr,
+    /// This run of the sender.
+    pub boot_id: BootId,
+    /// Where the sender listens, empty when it does not.
+    pub endpoint: String,
+    /// Software version of the sender.
+    pub software: String,
+}
+
+/// A heartbeat: what the sender holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Tables in force.
+    pub tables: Option<Version>,
+    /// Tables from disk that are not in force.
+    pub candidate: Option<Version>,
+    /// Digest of the sender's configured services.
+    pub config_digest: Digest,
+    /// Software version of the sender.
+    pub software: String,
+}
+
+/// What replicas send to one another, besides heartbeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Send a snapshot, from an offset on.
+    Request(Request),
+    /// A piece of a snapshot.
+    Chunk(Chunk),
+    /// A change of the tables.
+    Delta(Arc<Delta>),
+    /// These tables are in force here.
+    Acknowledge(Version),
+}
+
+/// Asks for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Version whose transfer goes on; `None` at its start.
+    pub version: Option<Version>,
+    /// First byte wanted.
+    pub offset: u64,
+}
+
+/// A piece of an encoded table set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Version the snapshot has.
+    pub version: Version,
+    /// Position of the first byte of `data`.
+    pub offset: u64,
+    /// Size of the whole snapshot in bytes, at most [`MAX_SNAPSHOT`].
+    pub total: u64,
+    /// At most [`MAX_CHUNK`] bytes.
+    pub data: Bytes,
+}
+
+/// One message of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// First frame: who is speaking.
+    Hello(Hello),
+    /// Last frame: why the sender will not talk.
+    Refusal(String),
+    /// Heartbeat, and the sender's clock in microseconds (0: no echo wanted).
+    Report(Report, u64),
+    /// Answer to a heartbeat: its clock.
+    Echo(u64),
+    /// Between replicas.
+    Message(Message),
+}
+
+/// Why a frame is not well-formed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A body of a kind this version does not know, or none.
+    #[error("frame without a known body")]
+    Empty,
+    /// A required message is absent.
+    #[error("{field} is missing")]
+    Missing {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A field has a length it cannot have.
+    #[error("{field} has {length} bytes")]
+    Length {
+        /// Name of the field.
+        field: &'static str,
+        /// Bytes found.
+        length: usize,
+    },
+    /// A number is out of its range.
+    #[error("{field} is {value}, out of range")]
+    Range {
+        /// Name of the field.
+        field: &'static str,
+        /// Value found.
+        value: u64,
+    },
+    /// A name occurs twice.
+    #[error("service {name} occurs twice")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+    /// Tables that nobody can use.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// Not the encoding of a message.
+    #[error("not decodable: {0}")]
+    Encoding(String),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! Wire to domain: every length, range and name checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use prost::Message as _;
+
+use super::wire::{self, frame::Body};
+use super::{
+    BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_SNAPSHOT, MAX_TEXT, Message, Report, Request,
+};
+use crate::tables::{
+    Delta, Digest, Epoch, MAX_NAME, MAX_REALS, MAX_SERVICES, SLOTS, ServicePatch, ServiceTable, TableError,
+    TableReal, TableSet, Version,
+};
+
+/// Decodes what [`super::encode_tables`] gave, and checks that the tables are usable.
+pub fn decode_tables(bytes: Bytes) -> Result<TableSet, FrameError> {
+    let message = wire::TableSet::decode(bytes).map_err(|error| FrameError::Encoding(error.to_string()))?;
+    let hash_key = array("hash_key", &message.hash_key)?;
+    let epoch = epoch(message.number, message.leader)?;
+    let tables = TableSet { epoch, hash_key, services: services(message.services)? };
+    tables.check()?;
+    Ok(tables)
+}
+
+impl TryFrom<wire::Frame> for Frame {
+    type Error = FrameError;
+
+    fn try_from(frame: wire::Frame) -> Result<Self, FrameError> {
+        Ok(match frame.body.ok_or(FrameError::Empty)? {
+            Body::Hello(hello) => Self::Hello(hello.try_into()?),
+            Body::Refusal(refusal) => Self::Refusal(text("reason", refusal.reason)?),
+            Body::Report(report) => {
+                let sent_at_us = report.sent_at_us;
+                Self::Report(report.try_into()?, sent_at_us)
+            }
+            Body::Echo(sent_at_us) => Self::Echo(sent_at_us),
+            Body::Request(request) => Self::Message(Message::Request(request.try_into()?)),
+            Body::Chunk(chunk) => Self::Message(Message::Chunk(chunk.try_into()?)),
+            Body::Delta(delta) => Self::Message(Message::Delta(Arc::new(delta.try_into()?))),
+            Body::Acknowledge(version) => Self::Message(Message::Acknowledge(version.try_into()?)),
+        })
+    }
+}
+
+impl TryFrom<wire::Hello> for Hello {
+    type Error = FrameError;
+
+    fn try_from(hello: wire::Hello) -> Result<Self, FrameError> {
+        Ok(Self {
+            protocol: hello.protocol,
+            cluster: text("cluster", hello.cluster)?,
+            router_id: Ipv4Addr::from_bits(hello.router_id),
+            boot_id: BootId(hello.boot_id),
+            endpoint: text("endpoint", hello.endpoint)?,
+            software: text("software", hello.software)?,
+        })
+    }
+}
+
+impl TryFrom<wire::Report> for Report {
+    type Error = FrameError;
+
+    fn try_from(report: wire::Report) -> Result<Self, FrameError> {
+        Ok(Self {
+            tables: report.tables.map(TryInto::try_into).transpose()?,
+            candidate: report.candidate.map(TryInto::try_into).transpose()?,
+            config_digest: Digest(array("config_digest", &report.config_digest)?),
+            software: text("software", report.software)?,
+        })
+    }
+}
+
+impl TryFrom<wire::Version> for Version {
+    type Error = FrameError;
+
+    fn try_from(version: wire::Version) -> Result<Self, FrameError> {
+        let epoch = epoch(version.number, version.leader)?;
+        Ok(Self { epoch, digest: Digest(array("digest", &version.digest)?) })
+    }
+}
+
+impl TryFrom<wire::Request> for Request {
+    type Error = FrameError;
+
+    fn try_from(request: wire::Request) -> Result<Self, FrameError> {
+        let version = request.version.map(TryInto::try_into).transpose()?;
+        Ok(Self { version, offset: within("offset", request.offset, MAX_SNAPSHOT)? })
+    }
+}
+
+impl TryFrom<wire::Chunk> for Chunk {
+    type Error = FrameError;
+
+    fn try_from(chunk: wire::Chunk) -> Result<Self, FrameError> {
+        let length = chunk.data.len();
+        if length == 0 || length > MAX_CHUNK {
+            return Err(FrameError::Length { field: "data", length });
+        }
+        let total = within("total", chunk.total, MAX_SNAPSHOT)?;
+        let end = chunk.offset.saturating_add(length as u64);
+        if end > total {
+            return Err(FrameError::Range { field: "offset", value: chunk.offset });
+        }
+        let version = required("version", chunk.version)?.try_into()?;
+        Ok(Self { version, offset: chunk.offset, total, data: chunk.data })
+    }
+}
+
+impl TryFrom<wire::Delta> for Delta {
+    type Error = FrameError;
+
+    fn try_from(delta: wire::Delta) -> Result<Self, FrameError> {
+        let count = delta.replaced.len().max(delta.patched.len()).max(delta.removed.len());
+        if count > MAX_SERVICES {
+            return Err(TableError::TooManyServices { count }.into());
+        }
+        let mut patched = BTreeMap::new();
+        for change in delta.patched {
+            let name = name(change.name.clone())?;
+            if patched.insert(name.clone(), patch(change)?).is_some() {
+                return Err(FrameError::Twice { name });
+            }
+        }
+        let replaced = services(delta.replaced)?;
+        replaced.iter().try_for_each(|(name, table)| table.check(name))?;
+        Ok(Self {
+            from: required("from", delta.from)?.try_into()?,
+            to: required("to", delta.to)?.try_into()?,
+            replaced,
+            patched,
+            removed: delta.removed.into_iter().map(name).collect::<Result<BTreeSet<_>, _>>()?,
+        })
+    }
+}
+
+fn services(services: Vec<wire::Service>) -> Result<BTreeMap<String, ServiceTable>, FrameError> {
+    if services.len() > MAX_SERVICES {
+        return Err(TableError::TooManyServices { count: services.len() }.into());
+    }
+    let mut tables = BTreeMap::new();
+    for service in services {
+        let name = name(service.name)?;
+        if service.slots.len() != SLOTS * 2 {
+            return Err(TableError::SlotCount { service: name, count: service.slots.len() / 2 }.into());
+        }
+        let mut slots = Vec::with_capacity(SLOTS);
+        slots.extend(service.slots.chunks_exact(2).map(|mut slot| slot.get_u16_le()));
+        let scheduler = self::name(service.scheduler)?;
+        let reals = reals(&name, service.reals)?;
+        if tables.insert(name.clone(), ServiceTable { scheduler, reals, slots }).is_some() {
+            return Err(FrameError::Twice { name });
+        }
+    }
+    Ok(tables)
+}
+
+fn patch(patch: wire::Patch) -> Result<ServicePatch, FrameError> {
+    let length = patch.slots.len();
+    if !length.is_multiple_of(6) || length > SLOTS * 6 {
+        return Err(FrameError::Length { field: "slots", length });
+    }
+    let slots = patch.slots.chunks_exact(6).map(|mut slot| (slot.get_u32_le(), slot.get_u16_le())).collect();
+    let reals = reals(&patch.name, patch.reals)?;
+    Ok(ServicePatch { scheduler: name(patch.scheduler)?, reals, slots })
+}
+
+fn reals(service: &str, reals: Vec<wire::Real>) -> Result<Vec<TableReal>, FrameError> {
+    if reals.len() > MAX_REALS {
+        return Err(TableError::TooManyReals { service: service.to_owned(), count: reals.len() }.into());
+    }
+    reals.into_iter().map(real).collect()
+}
+
+fn real(real: wire::Real) -> Result<TableReal, FrameError> {
+    let address = match real.address.len() {
+        4 => IpAddr::from(array::<4>("address", &real.address)?),
+        _ => IpAddr::from(array::<16>("address", &real.address)?),
+    };
+    let port = u16::try_from(real.port)
+        .map_err(|_| FrameError::Range { field: "port", value: u64::from(real.port) })?;
+    Ok(TableReal { address, port, weight: real.weight })
+}
+
+/// Epoch 0 is never in force.
+fn epoch(number: u64, leader: u32) -> Result<Epoch, FrameError> {
+    match number {
+        0 => Err(FrameError::Range { field: "number", value: 0 }),
+        _ => Ok(Epoch { number, leader: Ipv4Addr::from_bits(leader) }),
+    }
+}
+
+fn name(name: String) -> Result<String, FrameError> {
+    match name.len() {
+        1..=MAX_NAME => Ok(name),
+        length => Err(FrameError::Length { field: "name", length }),
+    }
+}
+
+fn text(field: &'static str, text: String) -> Result<String, FrameError> {
+    match text.len() {
+        0..=MAX_TEXT => Ok(text),
+        length => Err(FrameError::Length { field, length }),
+    }
+}
+
+fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], FrameError> {
+    bytes.try_into().map_err(|_| FrameError::Length { field, length: bytes.len() })
+}
+
+fn within(field: &'static str, value: u64, most: usize) -> Result<u64, FrameError> {
+    if value > most as u64 { Err(FrameError::Range { field, value }) } else { Ok(value) }
+}
+
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, FrameError> {
+    value.ok_or(FrameError::Missing { field })
+}

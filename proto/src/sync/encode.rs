@@ -1,0 +1,137 @@
+//! Domain to wire: total, nothing can fail.
+
+use std::net::IpAddr;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
+
+use super::wire::{self, frame::Body};
+use super::{Chunk, Frame, Hello, Message, Report, Request};
+use crate::tables::{Delta, ServicePatch, ServiceTable, TableReal, TableSet, Version};
+
+/// Encodes tables canonically: equal tables give equal bytes.
+pub fn encode_tables(tables: &TableSet) -> Bytes {
+    let message = wire::TableSet {
+        number: tables.epoch.number,
+        leader: tables.epoch.leader.to_bits(),
+        hash_key: Bytes::copy_from_slice(&tables.hash_key),
+        services: tables.services.iter().map(|(name, table)| service(name, table)).collect(),
+    };
+    message.encode_to_vec().into()
+}
+
+/// Bytes of a delta on the wire, to compare with [`super::MAX_FRAME`].
+pub fn encoded_delta_size(delta: &Delta) -> usize {
+    wire::Delta::from(delta).encoded_len()
+}
+
+impl From<&Frame> for wire::Frame {
+    fn from(frame: &Frame) -> Self {
+        let body = match frame {
+            Frame::Hello(hello) => Body::Hello(hello.into()),
+            Frame::Refusal(reason) => Body::Refusal(wire::Refusal { reason: reason.clone() }),
+            Frame::Report(report, sent_at_us) => Body::Report(self::report(report, *sent_at_us)),
+            Frame::Echo(sent_at_us) => Body::Echo(*sent_at_us),
+            Frame::Message(Message::Request(request)) => Body::Request((*request).into()),
+            Frame::Message(Message::Chunk(chunk)) => Body::Chunk(chunk.into()),
+            Frame::Message(Message::Delta(delta)) => Body::Delta((&**delta).into()),
+            Frame::Message(Message::Acknowledge(version)) => Body::Acknowledge((*version).into()),
+        };
+        Self { body: Some(body) }
+    }
+}
+
+impl From<&Hello> for wire::Hello {
+    fn from(hello: &Hello) -> Self {
+        Self {
+            protocol: hello.protocol,
+            cluster: hello.cluster.clone(),
+            router_id: hello.router_id.to_bits(),
+            boot_id: hello.boot_id.0,
+            endpoint: hello.endpoint.clone(),
+            software: hello.software.clone(),
+        }
+    }
+}
+
+fn report(report: &Report, sent_at_us: u64) -> wire::Report {
+    wire::Report {
+        tables: report.tables.map(Into::into),
+        candidate: report.candidate.map(Into::into),
+        config_digest: Bytes::copy_from_slice(&report.config_digest.0),
+        software: report.software.clone(),
+        sent_at_us,
+    }
+}
+
+impl From<Version> for wire::Version {
+    fn from(version: Version) -> Self {
+        Self {
+            number: version.epoch.number,
+            leader: version.epoch.leader.to_bits(),
+            digest: Bytes::copy_from_slice(&version.digest.0),
+        }
+    }
+}
+
+impl From<Request> for wire::Request {
+    fn from(request: Request) -> Self {
+        Self { version: request.version.map(Into::into), offset: request.offset }
+    }
+}
+
+impl From<&Chunk> for wire::Chunk {
+    fn from(chunk: &Chunk) -> Self {
+        Self {
+            version: Some(chunk.version.into()),
+            offset: chunk.offset,
+            total: chunk.total,
+            data: chunk.data.clone(),
+        }
+    }
+}
+
+impl From<&Delta> for wire::Delta {
+    fn from(delta: &Delta) -> Self {
+        Self {
+            from: Some(delta.from.into()),
+            to: Some(delta.to.into()),
+            replaced: delta.replaced.iter().map(|(name, table)| service(name, table)).collect(),
+            patched: delta.patched.iter().map(|(name, change)| patch(name, change)).collect(),
+            removed: delta.removed.iter().cloned().collect(),
+        }
+    }
+}
+
+fn service(name: &str, table: &ServiceTable) -> wire::Service {
+    let mut slots = BytesMut::with_capacity(table.slots.len().saturating_mul(2));
+    table.slots.iter().for_each(|slot| slots.put_u16_le(*slot));
+    wire::Service {
+        name: name.to_owned(),
+        scheduler: table.scheduler.clone(),
+        reals: table.reals.iter().map(real).collect(),
+        slots: slots.freeze(),
+    }
+}
+
+fn patch(name: &str, patch: &ServicePatch) -> wire::Patch {
+    let mut slots = BytesMut::with_capacity(patch.slots.len().saturating_mul(6));
+    for &(index, position) in &patch.slots {
+        slots.put_u32_le(index);
+        slots.put_u16_le(position);
+    }
+    wire::Patch {
+        name: name.to_owned(),
+        scheduler: patch.scheduler.clone(),
+        reals: patch.reals.iter().map(real).collect(),
+        slots: slots.freeze(),
+    }
+}
+
+fn real(real: &TableReal) -> wire::Real {
+    let address = match real.address {
+        IpAddr::V4(address) => Bytes::copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => Bytes::copy_from_slice(&address.octets()),
+    };
+    wire::Real { address, port: u32::from(real.port), weight: real.weight }
+}

@@ -1,0 +1,134 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+use crate::tables::{Epoch, NO_REAL, SLOTS, ServicePatch, ServiceTable, TableReal, TableSet};
+
+fn version(number: u64) -> Version {
+    Version { epoch: Epoch { number, leader: Ipv4Addr::new(10, 255, 0, 1) }, digest: Digest([9; 32]) }
+}
+
+fn table() -> ServiceTable {
+    let reals = vec![
+        TableReal { address: IpAddr::from([10, 0, 2, 11]), port: 80, weight: 100 },
+        TableReal { address: "2001:db8::2".parse().expect("address"), port: 8080, weight: 0 },
+    ];
+    let slots = (0..SLOTS).map(|slot| if slot % 3 == 2 { NO_REAL } else { (slot % 3) as u16 }).collect();
+    ServiceTable { scheduler: "mh".into(), reals, slots }
+}
+
+fn tables() -> TableSet {
+    TableSet {
+        epoch: version(4).epoch,
+        hash_key: *b"sixteen bytes ok",
+        services: BTreeMap::from([("web".to_owned(), table()), ("dns".to_owned(), table())]),
+    }
+}
+
+fn through_the_wire(frame: &Frame) -> Result<Frame, FrameError> {
+    let bytes = wire::Frame::from(frame).encode_to_vec();
+    wire::Frame::decode(&*bytes).expect("own encoding").try_into()
+}
+
+fn frames() -> Vec<Frame> {
+    let patch =
+        ServicePatch { scheduler: "ch".into(), reals: table().reals, slots: vec![(0, 1), (65_536, 0)] };
+    let delta = Delta {
+        from: version(4),
+        to: version(5),
+        replaced: BTreeMap::from([("web".to_owned(), table())]),
+        patched: BTreeMap::from([("dns".to_owned(), patch)]),
+        removed: BTreeSet::from(["old".to_owned()]),
+    };
+    let chunk = Chunk { version: version(3), offset: 10, total: 15, data: Bytes::from_static(b"abcde") };
+    vec![
+        Frame::Hello(Hello {
+            protocol: PROTOCOL,
+            cluster: "edge".into(),
+            router_id: Ipv4Addr::new(10, 255, 0, 1),
+            boot_id: BootId(u64::MAX),
+            endpoint: "10.255.0.1:7000".into(),
+            software: "0.1.0".into(),
+        }),
+        Frame::Refusal("another cluster".into()),
+        Frame::Report(
+            Report {
+                tables: Some(version(1)),
+                candidate: None,
+                config_digest: Digest([3; 32]),
+                software: String::new(),
+            },
+            77,
+        ),
+        Frame::Echo(77),
+        Frame::Message(Message::Request(Request { version: Some(version(2)), offset: 1 })),
+        Frame::Message(Message::Chunk(chunk)),
+        Frame::Message(Message::Delta(Arc::new(delta))),
+        Frame::Message(Message::Acknowledge(version(5))),
+    ]
+}
+
+#[test]
+fn every_frame_survives_the_wire() {
+    for frame in frames() {
+        assert_eq!(through_the_wire(&frame), Ok(frame));
+    }
+}
+
+#[test]
+fn tables_survive_their_encoding_and_equal_tables_give_equal_bytes() {
+    let bytes = encode_tables(&tables());
+    assert_eq!(bytes, encode_tables(&tables()));
+    assert_eq!(decode_tables(bytes), Ok(tables()));
+}
+
+#[test]
+fn a_slot_beyond_the_real_servers_is_refused() {
+    let mut wrong = tables();
+    wrong.services.get_mut("web").expect("service").slots[5] = 2;
+    let error = decode_tables(encode_tables(&wrong)).expect_err("position 2 of 2");
+    assert_eq!(error.to_string(), "service web: slot 5 names position 2 of 2");
+}
+
+#[test]
+fn epoch_zero_is_refused() {
+    let frame = Frame::Message(Message::Acknowledge(version(0)));
+    assert_eq!(through_the_wire(&frame), Err(FrameError::Range { field: "number", value: 0 }));
+}
+
+#[test]
+fn a_chunk_beyond_its_total_is_refused() {
+    let chunk = Chunk { version: version(3), offset: 11, total: 15, data: Bytes::from_static(b"abcde") };
+    let error = through_the_wire(&Frame::Message(Message::Chunk(chunk)));
+    assert_eq!(error, Err(FrameError::Range { field: "offset", value: 11 }));
+}
+
+#[test]
+fn a_frame_without_body_is_refused() {
+    assert_eq!(Frame::try_from(wire::Frame { body: None }), Err(FrameError::Empty));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(frame) = wire::Frame::decode(&*bytes) {
+            let _ = Frame::try_from(frame);
+        }
+        let _ = decode_tables(bytes.into());
+    }
+
+    #[test]
+    fn a_flipped_byte_gives_an_error_or_a_well_formed_frame(kind in 0usize..8, at in any::<prop::sample::Index>(), flip in 1u8..) {
+        let mut bytes = wire::Frame::from(&frames()[kind]).encode_to_vec();
+        let at = at.index(bytes.len().min(400));
+        bytes[at] ^= flip;
+        if let Ok(Ok(frame)) = wire::Frame::decode(&*bytes).map(Frame::try_from) {
+            prop_assert_eq!(through_the_wire(&frame), Ok(frame));
+        }
+    }
+}

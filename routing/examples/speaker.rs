@@ -1,0 +1,84 @@
+//! A speaker to run by hand in a network namespace, and in the integration tests.
+//!
+//! `speaker ROUTER_ID INTERFACE... [PREFIX=METRIC...]`, where an interface is
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:stub][:passive]`. Commands come on
+//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
+//! `keep`. The end of the input stops it, too.
+
+use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::SystemTime};
+
+use ipnet::Ipv4Net;
+use routing::{AreaKind, Config, InterfaceConfig, Metric, Network, Stop};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn interface(spec: &str) -> Result<InterfaceConfig> {
+    let mut parts = spec.split(':');
+    let name = parts.next().unwrap_or_default();
+    let network = match parts.next() {
+        Some("p2p") => Network::PointToPoint,
+        Some("broadcast") => Network::Broadcast,
+        other => return Err(format!("{spec}: {other:?} is neither p2p nor broadcast").into()),
+    };
+    let mut config = InterfaceConfig::new(name, network);
+    for part in parts {
+        match part.split_once('=').unwrap_or((part, "")) {
+            ("hello", value) => config.hello_interval = value.parse()?,
+            ("dead", value) => config.dead_interval = value.parse()?,
+            ("cost", value) => config.cost = value.parse()?,
+            ("priority", value) => config.priority = value.parse()?,
+            ("area", value) => config.area = value.parse()?,
+            ("stub", "") => config.area_kind = AreaKind::Stub,
+            ("passive", "") => config.passive = true,
+            _ => return Err(format!("{spec}: unknown part {part:?}").into()),
+        }
+    }
+    Ok(config)
+}
+
+fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<Ipv4Net, Metric>> {
+    let prefix = |word: &str| -> Result<(Ipv4Net, Metric)> {
+        let (net, metric) = word.split_once('=').ok_or_else(|| format!("{word}: expected PREFIX=METRIC"))?;
+        Ok((net.parse()?, metric.parse()?))
+    };
+    words.map(prefix).collect()
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (router, rest) =
+        arguments.split_first().ok_or("usage: speaker ROUTER_ID INTERFACE... PREFIX=METRIC...")?;
+    let router: Ipv4Addr = router.parse()?;
+    let is_prefix = |word: &&String| word.contains('/');
+    let interfaces = rest
+        .iter()
+        .filter(|word| !is_prefix(word))
+        .map(|word| interface(word))
+        .collect::<Result<Vec<_>>>()?;
+    let announced = prefixes(rest.iter().filter(is_prefix).map(String::as_str))?;
+    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos();
+    let (handle, task) = routing::spawn(Config::new(router, interfaces), seed)?;
+    handle.announce(announced)?;
+    handle.enable();
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let mut stop = Stop::Flush;
+    while let Some(line) = lines.next_line().await? {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("announce") => handle.announce(prefixes(words)?)?,
+            Some("status") => println!("{}", serde_json::to_string(&handle.status().await)?),
+            Some("stop") => break,
+            Some("keep") => {
+                stop = Stop::Keep;
+                break;
+            }
+            other => eprintln!("unknown command {other:?}"),
+        }
+    }
+    handle.shutdown(stop).await;
+    task.await?;
+    Ok(())
+}

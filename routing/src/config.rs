@@ -1,0 +1,262 @@
+//! What a speaker needs to know before it starts. The node turns its own configuration file into this;
+//! [`Config::validate`] is the only judge of whether it can work.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Metric of an announced prefix, 0 to 65534; 65535 is refused, as switches take it for unreachable.
+pub type Metric = u16;
+
+/// How an area treats routes from outside the domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AreaKind {
+    /// AS-external-LSAs are flooded into it.
+    #[default]
+    Normal,
+    /// No AS-external-LSAs; a default route comes as a summary (RFC 2328 section 3.6).
+    Stub,
+}
+
+/// The kind of network behind an interface (RFC 2328 section 1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// One neighbour, no designated router.
+    PointToPoint,
+    /// Any number of neighbours with a designated router.
+    Broadcast,
+}
+
+/// One interface that takes part in OSPF.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceConfig {
+    /// Name of the network device, 1 to 15 bytes. It may appear later.
+    pub name: String,
+    /// Kind of network.
+    pub network: Network,
+    /// Area of the link.
+    pub area: Ipv4Addr,
+    /// How the area treats external routes; equal on every interface of an area.
+    pub area_kind: AreaKind,
+    /// Cost of sending over the interface for our own routes, 1 to 65535. What is advertised for transit is
+    /// always MaxLinkMetric (RFC 6987), so that nobody routes through a director.
+    pub cost: u16,
+    /// Seconds between Hellos, 1 to 65535; equal on both sides.
+    pub hello_interval: u16,
+    /// Seconds of silence after which a neighbour is dead, above `hello_interval`; equal on both sides.
+    pub dead_interval: u32,
+    /// Seconds between retransmissions, 1 to 65535.
+    pub retransmit_interval: u16,
+    /// Priority to become designated router, 0 to 255; 0 is never.
+    pub priority: u8,
+    /// Advertise the prefix, speak to nobody.
+    pub passive: bool,
+    /// Accept neighbours whose MTU is larger than ours.
+    pub mtu_ignore: bool,
+}
+
+impl InterfaceConfig {
+    /// An interface with the usual values: area 0, cost 10, hello 10 s, dead 40 s, priority 0.
+    #[must_use]
+    pub fn new(name: impl Into<String>, network: Network) -> Self {
+        Self {
+            name: name.into(),
+            network,
+            area: Ipv4Addr::UNSPECIFIED,
+            area_kind: AreaKind::Normal,
+            cost: 10,
+            hello_interval: 10,
+            dead_interval: 40,
+            retransmit_interval: 2,
+            priority: 0,
+            passive: false,
+            mtu_ignore: false,
+        }
+    }
+
+    pub(crate) fn hello(&self) -> Duration {
+        Duration::from_secs(u64::from(self.hello_interval))
+    }
+
+    pub(crate) fn dead(&self) -> Duration {
+        Duration::from_secs(u64::from(self.dead_interval))
+    }
+
+    pub(crate) fn retransmit(&self) -> Duration {
+        Duration::from_secs(u64::from(self.retransmit_interval))
+    }
+}
+
+/// Everything a speaker is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Identity in the OSPF domain; not zero, used by nobody else.
+    pub router_id: Ipv4Addr,
+    /// Interfaces, each name once.
+    pub interfaces: Vec<InterfaceConfig>,
+    /// Learned routes inside one of these prefixes go to the kernel; `0.0.0.0/0` admits all, an empty list
+    /// none. What is announced or protected here is never installed.
+    pub import: Vec<Ipv4Net>,
+    /// Kernel route table for learned routes, 1 or above; 254 is `main`.
+    pub table: u32,
+    /// `rtm_protocol` of installed routes, 5 to 255: how a later run knows its own.
+    pub protocol: u8,
+    /// Metric (`priority`) of installed routes in the kernel.
+    pub kernel_metric: u32,
+    /// Next hops of one route at most, 1 to 64.
+    pub max_paths: usize,
+}
+
+/// The `rtm_protocol` of our routes unless configured otherwise (unassigned in iproute2's list).
+pub const DEFAULT_PROTOCOL: u8 = 201;
+
+/// Why a configuration cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The router id is zero.
+    #[error("router_id 0.0.0.0 identifies nobody; use an address of this node")]
+    RouterId,
+    /// A name that no network device can have.
+    #[error("interface name {name:?} is not 1 to 15 bytes without '/' and spaces")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// An interface listed twice.
+    #[error("interface {name} is listed twice; keep one entry")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+    /// A value outside its range.
+    #[error("{place}: {field} = {value}, expected {expected}")]
+    Range {
+        /// Interface name or `ospf`.
+        place: String,
+        /// Field name.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// Two interfaces call one area both normal and stub.
+    #[error("interface {name}: area {area} is of another type on another interface; make them equal")]
+    AreaKind {
+        /// The later interface.
+        name: String,
+        /// The area.
+        area: Ipv4Addr,
+    },
+    /// The backbone cannot be a stub.
+    #[error("interface {name}: area 0.0.0.0 cannot be a stub area")]
+    StubBackbone {
+        /// The interface.
+        name: String,
+    },
+}
+
+impl Config {
+    /// A configuration with the usual values: all routes admitted, table `main`, protocol 201, 16 paths.
+    #[must_use]
+    pub fn new(router_id: Ipv4Addr, interfaces: Vec<InterfaceConfig>) -> Self {
+        Self {
+            router_id,
+            interfaces,
+            import: vec![Ipv4Net::default()],
+            table: 254,
+            protocol: DEFAULT_PROTOCOL,
+            kernel_metric: 110,
+            max_paths: 16,
+        }
+    }
+
+    /// Checks every range and the agreement of the interfaces with each other.
+    ///
+    /// # Errors
+    /// The first thing that cannot work, with its place and remedy.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.router_id.is_unspecified() {
+            return Err(ConfigError::RouterId);
+        }
+        range("ospf", "table", u64::from(self.table), self.table >= 1, "1 or above")?;
+        range("ospf", "protocol", u64::from(self.protocol), self.protocol >= 5, "5 to 255")?;
+        let paths = u64::try_from(self.max_paths).unwrap_or(u64::MAX);
+        range("ospf", "max_paths", paths, (1..=64).contains(&paths), "1 to 64")?;
+        let mut names = BTreeSet::new();
+        for interface in &self.interfaces {
+            if !names.insert(&interface.name) {
+                return Err(ConfigError::Twice { name: interface.name.clone() });
+            }
+            interface.validate()?;
+            let differs = |other: &&InterfaceConfig| {
+                other.area == interface.area && other.area_kind != interface.area_kind
+            };
+            if self.interfaces.iter().any(|other| differs(&other)) {
+                let (name, area) = (interface.name.clone(), interface.area);
+                return Err(ConfigError::AreaKind { name, area });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl InterfaceConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let place = format!("interface {}", self.name);
+        let bad = |c: char| c == '/' || c.is_whitespace();
+        if self.name.is_empty() || self.name.len() > 15 || self.name.contains(bad) {
+            return Err(ConfigError::Name { name: self.name.clone() });
+        }
+        if self.area.is_unspecified() && self.area_kind == AreaKind::Stub {
+            return Err(ConfigError::StubBackbone { name: self.name.clone() });
+        }
+        range(&place, "cost", u64::from(self.cost), self.cost >= 1, "1 to 65535")?;
+        let hello = self.hello_interval;
+        range(&place, "hello_interval", u64::from(hello), hello >= 1, "1 to 65535 seconds")?;
+        let dead = self.dead_interval;
+        let above = dead > u32::from(hello);
+        range(&place, "dead_interval", u64::from(dead), above, "more seconds than hello_interval")?;
+        let again = self.retransmit_interval;
+        range(&place, "retransmit_interval", u64::from(again), again >= 1, "1 to 65535 seconds")
+    }
+}
+
+fn range(
+    place: &str,
+    field: &'static str,
+    value: u64,
+    holds: bool,
+    expected: &'static str,
+) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Range { place: place.into(), field, value, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut Config)) -> String {
+        let interface = InterfaceConfig::new("eth1", Network::PointToPoint);
+        let mut config = Config::new(Ipv4Addr::new(10, 255, 0, 1), vec![interface]);
+        config.validate().expect("the base is valid");
+        change(&mut config);
+        config.validate().expect_err("the change makes it invalid").to_string()
+    }
+
+    #[test]
+    fn every_bad_value_is_refused_by_name() {
+        assert!(refusal(|c| c.router_id = Ipv4Addr::UNSPECIFIED).contains("router_id"));
+        assert!(refusal(|c| c.interfaces.push(c.interfaces[0].clone())).contains("listed twice"));
+        assert!(refusal(|c| c.interfaces[0].cost = 0).contains("eth1: cost = 0"));
+        assert!(refusal(|c| c.interfaces[0].dead_interval = 10).contains("dead_interval"));
+        assert!(refusal(|c| c.interfaces[0].hello_interval = 0).contains("hello_interval"));
+        assert!(refusal(|c| c.interfaces[0].name = "a/b".into()).contains("a/b"));
+        assert!(refusal(|c| c.interfaces[0].area_kind = AreaKind::Stub).contains("stub"));
+        assert!(refusal(|c| c.max_paths = 0).contains("max_paths"));
+        assert!(refusal(|c| c.protocol = 2).contains("protocol"));
+    }
+}

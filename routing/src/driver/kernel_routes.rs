@@ -1,0 +1,204 @@
+//! Learned routes in the kernel, under our own protocol number. Each pass compares what is wanted with a
+//! dump of what is there: routes of an earlier run are adopted, what somebody removed comes back, and a
+//! route of another protocol is never touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteProtocol, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout_at},
+};
+
+/// Time between two looks at the kernel's table when nothing changes.
+const VERIFY: Duration = Duration::from_secs(10);
+
+/// Next hops as the kernel knows them: device index and gateway.
+pub(super) type Hops = BTreeSet<(u32, Ipv4Addr)>;
+
+/// What should be in the kernel.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) routes: BTreeMap<Ipv4Net, Hops>,
+    /// Whether routes of an earlier run that are not wanted go away. Before the databases are complete
+    /// nobody can tell.
+    pub(super) complete: bool,
+}
+
+/// Where our routes live.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) table: u32,
+    pub(super) protocol: u8,
+    pub(super) metric: u32,
+}
+
+/// Keeps the kernel in line with `wanted` until told to end, by `Some` of whether to remove all routes.
+pub(super) async fn run(
+    place: Place,
+    handle: Handle,
+    mut wanted: watch::Receiver<Wanted>,
+    mut end: oneshot::Receiver<bool>,
+) {
+    let mut refused = BTreeSet::new();
+    loop {
+        let target = wanted.borrow_and_update().clone();
+        if let Err(error) = reconcile(place, &handle, &target, &mut refused).await {
+            tracing::warn!(%error, "cannot list kernel routes; trying again");
+        }
+        let verify = Instant::now() + VERIFY;
+        tokio::select! {
+            biased;
+            remove = &mut end => {
+                if remove.unwrap_or(false) {
+                    let nothing = Wanted { complete: true, ..Wanted::default() };
+                    if let Err(error) = reconcile(place, &handle, &nothing, &mut refused).await {
+                        tracing::error!(%error, "learned routes stay in the kernel");
+                    }
+                }
+                return;
+            }
+            changed = timeout_at(verify, wanted.changed()) => {
+                if matches!(changed, Ok(Err(_))) {
+                    // The driver is gone without a word; leave the routes to its successor.
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One comparison of wish and reality. `refused` remembers what was complained about.
+async fn reconcile(
+    place: Place,
+    handle: &Handle,
+    wanted: &Wanted,
+    refused: &mut BTreeSet<Ipv4Net>,
+) -> Result<(), rtnetlink::Error> {
+    let (ours, foreign) = dump(place, handle).await?;
+    for (prefix, hops) in &wanted.routes {
+        if foreign.contains(prefix) {
+            if refused.insert(*prefix) {
+                tracing::warn!(%prefix, metric = place.metric, "another protocol has this route; not installed");
+            }
+            continue;
+        }
+        if ours.get(prefix) == Some(hops) {
+            continue;
+        }
+        match handle.route().add(message(place, *prefix, hops)).replace().execute().await {
+            Ok(()) => drop(refused.remove(prefix)),
+            Err(error) if refused.insert(*prefix) => {
+                tracing::warn!(%prefix, %error, "the kernel refuses a route");
+            }
+            Err(_) => {}
+        }
+    }
+    for (prefix, hops) in ours.iter().filter(|(prefix, _)| !wanted.routes.contains_key(prefix)) {
+        if !wanted.complete {
+            continue;
+        }
+        if let Err(error) = handle.route().del(message(place, *prefix, hops)).execute().await {
+            tracing::debug!(%prefix, %error, "route was gone already");
+        }
+    }
+    Ok(())
+}
+
+/// Our routes, and the prefixes that others hold with our metric.
+async fn dump(
+    place: Place,
+    handle: &Handle,
+) -> Result<(BTreeMap<Ipv4Net, Hops>, BTreeSet<Ipv4Net>), rtnetlink::Error> {
+    let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let mut routes = Box::pin(handle.route().get(filter).execute());
+    let (mut ours, mut foreign) = (BTreeMap::new(), BTreeSet::new());
+    while let Some(route) = routes.try_next().await? {
+        if table(&route) != place.table || route.header.kind != RouteType::Unicast {
+            continue;
+        }
+        let Some(prefix) = prefix(&route) else { continue };
+        if route.header.protocol == RouteProtocol::Other(place.protocol) {
+            if metric(&route) == place.metric {
+                ours.insert(prefix, hops(&route));
+            }
+        } else if metric(&route) == place.metric {
+            foreign.insert(prefix);
+        }
+    }
+    Ok((ours, foreign))
+}
+
+fn message(place: Place, prefix: Ipv4Net, hops: &Hops) -> RouteMessage {
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(prefix.network(), prefix.prefix_len())
+        .table_id(place.table)
+        .protocol(RouteProtocol::Other(place.protocol))
+        .priority(place.metric);
+    let mut single = hops.iter();
+    match (single.next(), single.next()) {
+        (Some((index, gateway)), None) => route.output_interface(*index).gateway(*gateway).build(),
+        _ => route.multipath(hops.iter().filter_map(next_hop).collect()).build(),
+    }
+}
+
+fn next_hop((index, gateway): &(u32, Ipv4Addr)) -> Option<RouteNextHop> {
+    let hop = RouteNextHopBuilder::new_ipv4().interface(*index).via(IpAddr::V4(*gateway)).ok()?;
+    Some(hop.build())
+}
+
+fn table(route: &RouteMessage) -> u32 {
+    let long = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    long.unwrap_or(u32::from(route.header.table))
+}
+
+fn metric(route: &RouteMessage) -> u32 {
+    let metric = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    metric.unwrap_or(0)
+}
+
+fn prefix(route: &RouteMessage) -> Option<Ipv4Net> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
+}
+
+fn hops(route: &RouteMessage) -> Hops {
+    let gateway = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+            _ => None,
+        })
+    };
+    let mut hops = Hops::new();
+    let device = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    hops.extend(device.zip(gateway(&route.attributes)));
+    for attribute in &route.attributes {
+        if let RouteAttribute::MultiPath(paths) = attribute {
+            let hop = |path: &RouteNextHop| Some((path.interface_index, gateway(&path.attributes)?));
+            hops.extend(paths.iter().filter_map(hop));
+        }
+    }
+    hops
+}

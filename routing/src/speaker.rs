@@ -1,0 +1,406 @@
+//! The protocol itself (RFC 2328), without clock, sockets or threads: packets, link events and wishes go in
+//! through [`Speaker::handle`], what is to be done comes out of [`Speaker::poll_output`], and
+//! [`Speaker::next_deadline`] says when to come back with [`Input::Timer`]. Equal inputs give equal outputs,
+//! so a recording of inputs is a test.
+//!
+//! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
+//! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` (12.4), `spf` and
+//! `route` (16).
+
+mod ageing;
+mod election;
+mod exchange;
+mod flooding;
+mod hello;
+mod interface;
+mod io;
+mod lsdb;
+mod neighbor;
+mod origination;
+mod refusal;
+mod route;
+mod spf;
+mod status;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use self::{
+    interface::Interface, lsdb::Lsdb, neighbor::Neighbor, origination::Originator, refusal::Refusals,
+    spf::SpfTimer, stop::Stopping,
+};
+pub use self::{
+    interface::InterfaceState,
+    neighbor::{NeighborEvent, NeighborState},
+    refusal::Refusal,
+    route::{NextHop, PathKind, Route},
+    status::{InterfaceStatus, LsaStatus, NeighborStatus, Status},
+    stop::Stop,
+};
+use crate::{
+    config::{AreaKind, Config, ConfigError, Metric},
+    packet::{self, LsaKey},
+    time::Time,
+};
+
+/// Multicast address of all OSPF routers.
+pub const ALL_SPF_ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 5);
+/// Multicast address of the designated router and its backup.
+pub const ALL_D_ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 6);
+/// Prefixes announced at most: what fits one Router-LSA of 64 KiB beside its own links.
+pub const MAX_ANNOUNCED: usize = 5000;
+
+/// An interface of the configuration, by its place in [`Config::interfaces`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InterfaceId(pub usize);
+
+/// What a link looks like at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Administratively up and with carrier.
+    pub up: bool,
+    /// Index of the device, 0 while it does not exist.
+    pub index: u32,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Primary address with its prefix; without one the interface stays down.
+    pub address: Option<Ipv4Net>,
+}
+
+/// Everything that can happen to a speaker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Input {
+    /// Time has gone by.
+    Timer,
+    /// Start to speak. Before this nothing is sent.
+    Enable,
+    /// A link came, went, or changed.
+    Link {
+        /// Which.
+        interface: InterfaceId,
+        /// What it is now.
+        link: Link,
+    },
+    /// A packet came in: the IP payload, whose IP header was checked.
+    Packet {
+        /// Where.
+        interface: InterfaceId,
+        /// IP source.
+        source: Ipv4Addr,
+        /// IP destination.
+        destination: Ipv4Addr,
+        /// OSPF packet.
+        payload: Vec<u8>,
+    },
+    /// Announce exactly these prefixes from now on.
+    Announce(BTreeMap<Ipv4Net, Metric>),
+    /// Never install routes to these prefixes, whoever announces them; replaces the previous list.
+    Protect(BTreeSet<Ipv4Net>),
+    /// Say farewell.
+    Stop(Stop),
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send an OSPF packet.
+    Send {
+        /// Where.
+        interface: InterfaceId,
+        /// IP destination.
+        destination: Ipv4Addr,
+        /// IP payload.
+        payload: Bytes,
+    },
+    /// Join or leave 224.0.0.6.
+    DesignatedGroup {
+        /// Where.
+        interface: InterfaceId,
+        /// Join.
+        join: bool,
+    },
+    /// The routes that should be in the kernel; replaces the previous list.
+    Routes(Vec<Route>),
+    /// Something to tell the operator.
+    Event(Event),
+    /// The stop is complete; nothing will be sent any more.
+    Stopped,
+}
+
+/// News for logs and for those who wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A neighbour changed its state.
+    Neighbor {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+        /// Its address.
+        address: Ipv4Addr,
+        /// State before.
+        from: NeighborState,
+        /// State now.
+        to: NeighborState,
+        /// What happened.
+        event: NeighborEvent,
+    },
+    /// An interface changed its state.
+    Interface {
+        /// Name of the interface.
+        interface: String,
+        /// State before.
+        from: InterfaceState,
+        /// State now.
+        to: InterfaceState,
+    },
+    /// Something received was refused; paced per interface and reason.
+    Refused {
+        /// Name of the interface.
+        interface: String,
+        /// IP source.
+        source: Ipv4Addr,
+        /// Why.
+        reason: Refusal,
+        /// What each side says.
+        detail: String,
+    },
+    /// An own LSA was sent out in a new instance, or flushed.
+    Originated {
+        /// Which.
+        lsa: String,
+        /// Sequence number.
+        sequence: i32,
+        /// Flushed rather than changed.
+        flushed: bool,
+    },
+    /// Another router seems to originate LSAs under our router id.
+    RouterIdContested {
+        /// The LSA that keeps coming back newer.
+        lsa: String,
+    },
+}
+
+/// Where a database belongs (flooding scope, RFC 5250 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Scope {
+    Link(InterfaceId),
+    Area(Ipv4Addr),
+    Domain,
+}
+
+/// One OSPF router.
+#[derive(Debug)]
+pub struct Speaker {
+    config: Config,
+    now: Time,
+    enabled: bool,
+    /// Seed of the next database exchange.
+    seed: u32,
+    interfaces: BTreeMap<InterfaceId, Interface>,
+    databases: BTreeMap<Scope, Lsdb>,
+    originator: Originator,
+    announced: BTreeMap<Ipv4Net, Metric>,
+    protected: BTreeSet<Ipv4Net>,
+    refusals: Refusals,
+    spf: SpfTimer,
+    routes: Vec<Route>,
+    stopping: Option<Stopping>,
+    outputs: VecDeque<Output>,
+}
+
+impl Speaker {
+    /// A speaker that is silent until [`Input::Enable`]. `seed` should differ between runs: database
+    /// exchanges number their packets from it.
+    ///
+    /// # Errors
+    /// The configuration cannot work.
+    pub fn new(config: Config, seed: u32) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let interfaces = config.interfaces.iter().cloned().enumerate();
+        let interfaces = interfaces.map(|(at, config)| (InterfaceId(at), Interface::new(config))).collect();
+        Ok(Self {
+            config,
+            now: Time::ZERO,
+            enabled: false,
+            seed,
+            interfaces,
+            databases: BTreeMap::new(),
+            originator: Originator::default(),
+            announced: BTreeMap::new(),
+            protected: BTreeSet::new(),
+            refusals: Refusals::default(),
+            spf: SpfTimer::default(),
+            routes: Vec::new(),
+            stopping: None,
+            outputs: VecDeque::new(),
+        })
+    }
+
+    /// Takes one input at `now`, which never goes back, and does whatever is due.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        self.now = self.now.max(now);
+        if self.has_stopped() {
+            return;
+        }
+        match input {
+            Input::Timer => {}
+            Input::Enable => self.enable(),
+            Input::Link { interface, link } => self.handle_link(interface, link),
+            Input::Packet { interface, source, destination, payload } if self.enabled => {
+                self.handle_packet(interface, source, destination, payload.into());
+            }
+            Input::Packet { .. } => {} // not listening yet
+            Input::Announce(prefixes) => {
+                self.announced = prefixes.into_iter().map(|(net, metric)| (net.trunc(), metric)).collect();
+                self.spf.request(self.now);
+            }
+            Input::Protect(prefixes) => {
+                self.protected = prefixes.into_iter().map(|net| net.trunc()).collect();
+                self.spf.request(self.now);
+            }
+            Input::Stop(stop) => self.handle_stop(stop),
+        }
+        self.settle();
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timer`] is due at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.has_stopped() {
+            return None;
+        }
+        let interfaces = self.interfaces.values().flat_map(Interface::deadlines);
+        let databases = self.databases.values().filter_map(Lsdb::next_expiry);
+        let own = [self.originator.due(), self.spf.due(), self.stop_deadline()].into_iter().flatten();
+        interfaces.chain(databases).chain(own).min()
+    }
+
+    /// Runs the timers that are due, then brings out what follows from the new state.
+    fn settle(&mut self) {
+        self.run_interface_timers();
+        self.run_neighbor_timers();
+        self.expire_lsas();
+        self.originate();
+        self.send_floods();
+        self.send_requests();
+        self.send_delayed_acks();
+        self.run_spf();
+        self.sweep_max_age();
+        self.advance_stop();
+    }
+
+    fn enable(&mut self) {
+        if !self.enabled {
+            self.enabled = true;
+            for id in self.interface_ids() {
+                self.interface_up(id);
+            }
+        }
+    }
+
+    fn interface_ids(&self) -> Vec<InterfaceId> {
+        self.interfaces.keys().copied().collect()
+    }
+
+    fn neighbor_ids(&self) -> Vec<(InterfaceId, Ipv4Addr)> {
+        let on = |(id, interface): (&InterfaceId, &Interface)| {
+            let id = *id;
+            interface.neighbors.keys().map(move |key| (id, *key)).collect::<Vec<_>>()
+        };
+        self.interfaces.iter().flat_map(on).collect()
+    }
+
+    fn neighbor(&self, id: InterfaceId, key: Ipv4Addr) -> Option<&Neighbor> {
+        self.interfaces.get(&id)?.neighbors.get(&key)
+    }
+
+    fn neighbor_mut(&mut self, id: InterfaceId, key: Ipv4Addr) -> Option<&mut Neighbor> {
+        self.interfaces.get_mut(&id)?.neighbors.get_mut(&key)
+    }
+
+    /// The scope of an LSA type that is seen on an interface, or none for an unknown type.
+    fn scope_of(&self, id: InterfaceId, kind: u8) -> Option<Scope> {
+        match kind {
+            packet::ROUTER
+            | packet::NETWORK
+            | packet::SUMMARY_NETWORK
+            | packet::SUMMARY_ASBR
+            | packet::OPAQUE_AREA => Some(Scope::Area(self.interfaces.get(&id)?.config.area)),
+            packet::EXTERNAL | packet::OPAQUE_AS => Some(Scope::Domain),
+            packet::OPAQUE_LINK => Some(Scope::Link(id)),
+            _ => None,
+        }
+    }
+
+    /// Whether LSAs of `scope` are flooded over the interface.
+    fn floods_over(&self, id: InterfaceId, scope: Scope) -> bool {
+        self.interfaces.get(&id).is_some_and(|interface| match scope {
+            Scope::Link(link) => link == id,
+            Scope::Area(area) => interface.config.area == area,
+            Scope::Domain => interface.config.area_kind == AreaKind::Normal,
+        })
+    }
+
+    fn database(&self, scope: Scope) -> Option<&Lsdb> {
+        self.databases.get(&scope)
+    }
+
+    fn database_mut(&mut self, scope: Scope) -> &mut Lsdb {
+        self.databases.entry(scope).or_default()
+    }
+
+    /// Whether `key` names an LSA of ours (section 13.4).
+    fn is_own(&self, key: &LsaKey) -> bool {
+        let own_address = |interface: &Interface| interface.address() == Some(key.id);
+        key.router == self.config.router_id
+            || (key.kind == packet::NETWORK && self.interfaces.values().any(own_address))
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// Counts a refusal and, from time to time, says so.
+    fn refuse(
+        &mut self,
+        id: InterfaceId,
+        source: Ipv4Addr,
+        reason: Refusal,
+        detail: impl FnOnce() -> String,
+    ) {
+        if self.refusals.count(self.now, id, reason) {
+            let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
+            let interface = name.unwrap_or_default();
+            self.event(Event::Refused { interface, source, reason, detail: detail() });
+        }
+    }
+}
+
+/// The earlier of two moments of which each may be none.
+fn earlier(one: Option<Time>, other: Option<Time>) -> Option<Time> {
+    one.into_iter().chain(other).min()
+}
+
+/// Whether a moment has come.
+fn is_due(at: Option<Time>, now: Time) -> bool {
+    at.is_some_and(|at| at <= now)
+}
+
+/// Delay of collected acknowledgements; well below any retransmission interval (section 13.5).
+const ACK_DELAY: Duration = Duration::from_millis(100);

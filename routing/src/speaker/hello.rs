@@ -1,0 +1,214 @@
+//! Hellos: sending, every check of what comes (RFC 2328 section 10.5), and the neighbour's events.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use super::{
+    ALL_SPF_ROUTERS, Event, InterfaceId, InterfaceState, Neighbor, NeighborEvent, NeighborState, Refusal,
+    Speaker, is_due, neighbor::next_state,
+};
+use crate::{
+    config::{AreaKind, InterfaceConfig},
+    packet::{Body, Hello, OPTION_E, OPTION_NP},
+};
+
+/// A Hello in answer to a neighbour that does not list us is not sent more often than this.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Speaker {
+    /// Option bits of an area (section A.2).
+    pub(super) fn options(config: &InterfaceConfig) -> u8 {
+        match config.area_kind {
+            AreaKind::Normal => OPTION_E,
+            AreaKind::Stub => 0,
+        }
+    }
+
+    pub(super) fn send_hello(&mut self, id: InterfaceId) {
+        let heard = |interface: &super::Interface| {
+            interface.neighbors.values().map(|neighbor| neighbor.router).collect::<Vec<_>>()
+        };
+        let neighbors = self.interfaces.get(&id).map(heard).unwrap_or_default();
+        self.send_hello_listing(id, neighbors);
+    }
+
+    /// A Hello that lists `neighbors` as heard; none is the farewell.
+    pub(super) fn send_hello_listing(&mut self, id: InterfaceId, neighbors: Vec<Ipv4Addr>) {
+        let now = self.now;
+        let Some(interface) = self.interfaces.get_mut(&id) else { return };
+        let Some(net) = interface.link.address else { return };
+        interface.last_hello = Some(now);
+        let config = &interface.config;
+        let hello = Hello {
+            mask: net.netmask(),
+            hello_interval: config.hello_interval,
+            options: Self::options(config),
+            priority: config.priority,
+            dead_interval: config.dead_interval,
+            dr: interface.dr,
+            bdr: interface.bdr,
+            neighbors,
+        };
+        self.send(id, ALL_SPF_ROUTERS, Body::Hello(hello));
+    }
+
+    pub(super) fn handle_hello(
+        &mut self,
+        id: InterfaceId,
+        source: Ipv4Addr,
+        router: Ipv4Addr,
+        hello: &Hello,
+    ) {
+        if let Some((reason, detail)) = self.hello_mismatch(id, hello) {
+            return self.refuse(id, source, reason, || detail);
+        }
+        let (now, us) = (self.now, self.config.router_id);
+        let Some(interface) = self.interfaces.get_mut(&id) else { return };
+        let key = interface.neighbor_key(router, source);
+        if interface.neighbors.get(&key).is_some_and(|neighbor| neighbor.router != router) {
+            // Another router took the address over: the old one is gone (section 10.5).
+            self.neighbor_event(id, key, NeighborEvent::KillNbr);
+        }
+        let Some(interface) = self.interfaces.get_mut(&id) else { return };
+        let dead_at = now + interface.config.dead();
+        let neighbor = interface.neighbors.entry(key).or_insert_with(|| Neighbor::new(router, source, now));
+        let new = neighbor.state == NeighborState::Down;
+        neighbor.dead_at = dead_at;
+        let moved = std::mem::replace(&mut neighbor.address, source) != source;
+        let said = (neighbor.priority, neighbor.dr, neighbor.bdr);
+        (neighbor.priority, neighbor.dr, neighbor.bdr) = (hello.priority, hello.dr, hello.bdr);
+        let changed = !new && Self::declares_anew(source, said, hello);
+        if moved {
+            self.spf.request(now);
+        }
+        self.neighbor_event(id, key, NeighborEvent::HelloReceived);
+        let listed = hello.neighbors.contains(&us);
+        let event = if listed { NeighborEvent::TwoWayReceived } else { NeighborEvent::OneWay };
+        if new || !listed {
+            self.answer_hello(id);
+        }
+        self.neighbor_event(id, key, event);
+        if listed {
+            self.consider_backup_seen(id, source, hello);
+        }
+        if changed {
+            self.neighbor_change(id);
+        }
+    }
+
+    /// Whether a neighbour's priority or its claim to be designated router or backup changed.
+    fn declares_anew(source: Ipv4Addr, said: (u8, Ipv4Addr, Ipv4Addr), hello: &Hello) -> bool {
+        said.0 != hello.priority
+            || (said.1 == source) != (hello.dr == source)
+            || (said.2 == source) != (hello.bdr == source)
+    }
+
+    /// BackupSeen (section 9.2).
+    fn consider_backup_seen(&mut self, id: InterfaceId, source: Ipv4Addr, hello: &Hello) {
+        let waiting = self.interfaces.get(&id).is_some_and(|i| i.state == InterfaceState::Waiting);
+        let alone = hello.dr == source && hello.bdr.is_unspecified();
+        if waiting && (hello.bdr == source || alone) {
+            self.end_waiting(id);
+        }
+    }
+
+    /// The neighbour shall not wait for our timer to see that we hear it.
+    fn answer_hello(&mut self, id: InterfaceId) {
+        let now = self.now;
+        let last = self.interfaces.get(&id).and_then(|interface| interface.last_hello);
+        match last {
+            Some(last) if now.since(last) < ANSWER_INTERVAL => {
+                if let Some(interface) = self.interfaces.get_mut(&id) {
+                    let soon = last + ANSWER_INTERVAL;
+                    interface.hello_at = interface.hello_at.map(|at| at.min(soon));
+                }
+            }
+            _ => self.send_hello(id),
+        }
+    }
+
+    fn hello_mismatch(&self, id: InterfaceId, hello: &Hello) -> Option<(Refusal, String)> {
+        let interface = self.interfaces.get(&id)?;
+        let config = &interface.config;
+        let mask = interface.link.address?.netmask();
+        let says = |what, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
+            format!("{what}: they say {theirs}, we say {ours}")
+        };
+        if interface.is_broadcast() && hello.mask != mask {
+            return Some((Refusal::HelloMask, says("network mask", &hello.mask, &mask)));
+        }
+        if hello.hello_interval != config.hello_interval {
+            let detail = says("hello interval", &hello.hello_interval, &config.hello_interval);
+            return Some((Refusal::HelloInterval, detail));
+        }
+        if hello.dead_interval != config.dead_interval {
+            let detail = says("dead interval", &hello.dead_interval, &config.dead_interval);
+            return Some((Refusal::DeadInterval, detail));
+        }
+        let (theirs, ours) = (hello.options & OPTION_E, Self::options(config) & OPTION_E);
+        if theirs != ours {
+            let kind = |e| if e == 0 { "stub or NSSA" } else { "normal" };
+            return Some((Refusal::ExternalCapability, says("area type", &kind(theirs), &kind(ours))));
+        }
+        let nssa = hello.options & OPTION_NP != 0;
+        nssa.then(|| (Refusal::NssaCapability, says("area type", &"NSSA", &"none")))
+    }
+
+    /// One event of a neighbour, with what entering the new state brings (section 10.3).
+    pub(super) fn neighbor_event(&mut self, id: InterfaceId, key: Ipv4Addr, event: NeighborEvent) {
+        let wanted = self.adjacency_wanted(id, key);
+        let now = self.now;
+        let Some(interface) = self.interfaces.get_mut(&id) else { return };
+        let name = interface.config.name.clone();
+        let Some(neighbor) = interface.neighbors.get_mut(&key) else { return };
+        let from = neighbor.state;
+        let to = next_state(from, event, wanted);
+        if from == to {
+            return;
+        }
+        neighbor.state = to;
+        neighbor.since = now;
+        let (router, address) = (neighbor.router, neighbor.address);
+        if to <= NeighborState::ExStart {
+            neighbor.clear();
+        }
+        if to == NeighborState::Down {
+            interface.neighbors.remove(&key);
+        }
+        self.event(Event::Neighbor { interface: name, router, address, from, to, event });
+        match to {
+            NeighborState::ExStart => self.start_negotiation(id, key),
+            NeighborState::Exchange => self.list_database(id, key),
+            NeighborState::Loading => self.finish_loading(id, key),
+            NeighborState::Down | NeighborState::Init | NeighborState::TwoWay | NeighborState::Full => {}
+        }
+        if (from == NeighborState::Full) != (to == NeighborState::Full) {
+            self.originator.note_adjacency(now);
+            self.spf.request(now);
+        }
+        if (from >= NeighborState::TwoWay) != (to >= NeighborState::TwoWay) {
+            self.neighbor_change(id);
+        }
+    }
+
+    /// Inactivity, and the retransmissions of each neighbour.
+    pub(super) fn run_neighbor_timers(&mut self) {
+        for (id, key) in self.neighbor_ids() {
+            let Some(neighbor) = self.neighbor(id, key) else { continue };
+            if neighbor.dead_at <= self.now {
+                self.neighbor_event(id, key, NeighborEvent::InactivityTimer);
+                continue;
+            }
+            let (resend, ask) = (neighbor.exchange.resend, neighbor.ask_again);
+            let lsas = neighbor.resend_lsas;
+            if is_due(resend, self.now) {
+                self.resend_description(id, key);
+            }
+            if is_due(ask, self.now) {
+                self.ask_again(id, key);
+            }
+            if is_due(lsas, self.now) {
+                self.resend_lsas(id, key);
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The neighbour machine (RFC 2328 section 10): the table of transitions, pure, and what is remembered of
+//! one neighbour.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Time;
+use crate::packet::{Description, LsaHeader, LsaKey};
+
+/// States of a neighbour (section 10.1), in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum NeighborState {
+    /// Nothing heard, or silent for the dead interval.
+    Down,
+    /// Heard, but it has not heard us.
+    Init,
+    /// Both hear each other; no adjacency is wanted.
+    TwoWay,
+    /// Agreeing who leads the exchange.
+    ExStart,
+    /// Describing the databases.
+    Exchange,
+    /// Asking for what is missing.
+    Loading,
+    /// Databases are equal.
+    Full,
+}
+
+/// Events of a neighbour (section 10.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names are those of RFC 2328 section 10.2")]
+pub enum NeighborEvent {
+    HelloReceived,
+    TwoWayReceived,
+    NegotiationDone,
+    ExchangeDone,
+    BadLsReq,
+    LoadingDone,
+    AdjOk,
+    SeqNumberMismatch,
+    OneWay,
+    KillNbr,
+    InactivityTimer,
+    LinkDown,
+}
+
+/// The state after `event` (section 10.3). `wanted` says whether an adjacency should exist (section 10.4).
+/// An event that the RFC does not expect in a state changes nothing.
+pub(super) fn next_state(state: NeighborState, event: NeighborEvent, wanted: bool) -> NeighborState {
+    use NeighborEvent as E;
+    use NeighborState as S;
+    match (state, event) {
+        (_, E::KillNbr | E::InactivityTimer | E::LinkDown) => S::Down,
+        (S::Down, E::HelloReceived) => S::Init,
+        (S::Init, E::TwoWayReceived) | (S::TwoWay, E::AdjOk) => {
+            if wanted {
+                S::ExStart
+            } else {
+                S::TwoWay
+            }
+        }
+        (S::ExStart, E::NegotiationDone) => S::Exchange,
+        (S::Exchange, E::ExchangeDone) => S::Loading,
+        (S::Loading, E::LoadingDone) => S::Full,
+        (S::ExStart | S::Exchange | S::Loading | S::Full, E::AdjOk) if !wanted => S::TwoWay,
+        (S::Exchange | S::Loading | S::Full, E::SeqNumberMismatch | E::BadLsReq) => S::ExStart,
+        (S::TwoWay | S::ExStart | S::Exchange | S::Loading | S::Full, E::OneWay) => S::Init,
+        (
+            state,
+            E::HelloReceived
+            | E::TwoWayReceived
+            | E::NegotiationDone
+            | E::ExchangeDone
+            | E::BadLsReq
+            | E::LoadingDone
+            | E::AdjOk
+            | E::SeqNumberMismatch
+            | E::OneWay,
+        ) => state,
+    }
+}
+
+/// The database exchange with one neighbour.
+#[derive(Debug, Default)]
+pub(super) struct Exchange {
+    /// We lead.
+    pub(super) master: bool,
+    pub(super) sequence: u32,
+    /// Headers still to be described.
+    pub(super) summary: VecDeque<LsaHeader>,
+    pub(super) last_received: Option<Description>,
+    pub(super) last_sent: Option<Description>,
+    /// When the last description is sent again.
+    pub(super) resend: Option<Time>,
+}
+
+/// A neighbour on one interface.
+#[derive(Debug)]
+pub(super) struct Neighbor {
+    pub(super) router: Ipv4Addr,
+    pub(super) address: Ipv4Addr,
+    pub(super) state: NeighborState,
+    /// Since when it has been in this state.
+    pub(super) since: Time,
+    pub(super) priority: u8,
+    /// Whom it declares designated router and backup.
+    pub(super) dr: Ipv4Addr,
+    pub(super) bdr: Ipv4Addr,
+    /// Dead unless heard again.
+    pub(super) dead_at: Time,
+    pub(super) exchange: Exchange,
+    /// Options of its database descriptions.
+    pub(super) options: u8,
+    /// MTU in its last database description.
+    pub(super) mtu: Option<u16>,
+    /// LSAs it has newer than we do (link state request list).
+    pub(super) requests: BTreeMap<LsaKey, LsaHeader>,
+    /// Those asked for and not yet received, and when they are asked for again.
+    pub(super) asked: BTreeSet<LsaKey>,
+    pub(super) ask_again: Option<Time>,
+    /// LSAs sent and not acknowledged, and when each was sent (link state retransmission list).
+    pub(super) unacknowledged: BTreeMap<LsaKey, Time>,
+    pub(super) resend_lsas: Option<Time>,
+}
+
+impl Neighbor {
+    pub(super) fn new(router: Ipv4Addr, address: Ipv4Addr, now: Time) -> Self {
+        Self {
+            router,
+            address,
+            state: NeighborState::Down,
+            since: now,
+            priority: 0,
+            dr: Ipv4Addr::UNSPECIFIED,
+            bdr: Ipv4Addr::UNSPECIFIED,
+            dead_at: now,
+            exchange: Exchange::default(),
+            options: 0,
+            mtu: None,
+            requests: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            ask_again: None,
+            unacknowledged: BTreeMap::new(),
+            resend_lsas: None,
+        }
+    }
+
+    /// Forgets the exchange and every list (section 10.3, actions of leaving an adjacency). The sequence
+    /// number stays, so that the next exchange uses a new one.
+    pub(super) fn clear(&mut self) {
+        let sequence = self.exchange.sequence;
+        self.exchange = Exchange { sequence, ..Exchange::default() };
+        self.requests.clear();
+        self.asked.clear();
+        self.ask_again = None;
+        self.unacknowledged.clear();
+        self.resend_lsas = None;
+    }
+
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Time> {
+        [Some(self.dead_at), self.exchange.resend, self.ask_again, self.resend_lsas].into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NeighborEvent as E, NeighborState as S, next_state};
+
+    #[test]
+    fn transitions_follow_section_10_3() {
+        let rows = [
+            (S::Down, E::HelloReceived, true, S::Init),
+            (S::Init, E::TwoWayReceived, false, S::TwoWay),
+            (S::Init, E::TwoWayReceived, true, S::ExStart),
+            (S::TwoWay, E::AdjOk, true, S::ExStart),
+            (S::ExStart, E::NegotiationDone, true, S::Exchange),
+            (S::Exchange, E::ExchangeDone, true, S::Loading),
+            (S::Loading, E::LoadingDone, true, S::Full),
+            (S::Full, E::AdjOk, true, S::Full),
+            (S::Full, E::AdjOk, false, S::TwoWay),
+            (S::Full, E::SeqNumberMismatch, true, S::ExStart),
+            (S::Loading, E::BadLsReq, true, S::ExStart),
+            (S::Full, E::OneWay, true, S::Init),
+            (S::Init, E::OneWay, true, S::Init),
+            (S::Full, E::InactivityTimer, true, S::Down),
+            (S::ExStart, E::SeqNumberMismatch, true, S::ExStart),
+            (S::Down, E::TwoWayReceived, true, S::Down),
+        ];
+        for (state, event, wanted, expected) in rows {
+            assert_eq!(next_state(state, event, wanted), expected, "{state:?} {event:?} {wanted}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Our own LSAs (RFC 2328 section 12.4). What they should say follows from the state alone, and is compared
+//! with what the database holds after every input; so nothing has to remember to update them.
+//!
+//! Pace: the first change of an LSA leaves at once, the next instance no sooner than [`MIN_INTERVAL`] after
+//! it. Receivers drop an instance that comes within a second of the last and hear of it only by a
+//! retransmission seconds later, so one that waits is faster than one that hurries.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use ipnet::Ipv4Net;
+
+use super::{Event, Interface, InterfaceState, NeighborState, Scope, Speaker, Time, earlier, stop::Phase};
+use crate::packet::{
+    INITIAL_SEQUENCE, LinkKind, Lsa, LsaHeader, LsaKey, MAX_AGE, MAX_LINK_METRIC, MAX_SEQUENCE, NETWORK,
+    NetworkBody, ROUTER, RouterBody, RouterLink,
+};
+
+/// Least distance of two instances of one LSA: MinLSArrival of the receivers and some more.
+pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(1100);
+/// An LSA that does not change is sent anew after this time (LSRefreshTime).
+const REFRESH: Duration = Duration::from_secs(1800);
+/// How long the first Router-LSA waits, after the first adjacency is full, for others that are on the way.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// This many newer copies of one of our LSAs within [`CONTEST_WINDOW`] mean that somebody else has our id.
+const CONTEST_COUNT: u32 = 3;
+const CONTEST_WINDOW: Duration = Duration::from_secs(60);
+
+/// An LSA of ours, or one of an earlier life that has to be flushed.
+#[derive(Debug, Default)]
+struct Own {
+    /// When and as which instance it was last sent in this life.
+    last: Option<(Time, i32)>,
+    /// Newer copies seen since `contested_since`.
+    contested: u32,
+    contested_since: Time,
+}
+
+/// What was originated, and when the next thing is due.
+#[derive(Debug, Default)]
+pub(super) struct Originator {
+    own: BTreeMap<(Scope, LsaKey), Own>,
+    due: Option<Time>,
+    first_full: Option<Time>,
+    /// The first adjacency was full: from now on the Router-LSA says what is.
+    started: bool,
+}
+
+impl Originator {
+    pub(super) fn due(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// An adjacency became full, or ceased to be.
+    pub(super) fn note_adjacency(&mut self, now: Time) {
+        self.first_full.get_or_insert(now);
+    }
+
+    /// Whether each of our LSAs may be sent in a new instance now.
+    pub(super) fn may_send(&self, now: Time) -> bool {
+        let open = |own: &Own| own.last.is_none_or(|(at, _)| now.since(at) >= MIN_INTERVAL);
+        self.own.values().all(open)
+    }
+
+    pub(super) fn own_keys(&self) -> impl Iterator<Item = &(Scope, LsaKey)> {
+        self.own.keys()
+    }
+}
+
+impl Speaker {
+    /// Brings the database in line with what we have to say.
+    pub(super) fn originate(&mut self) {
+        self.originator.due = None;
+        if !self.enabled || !self.may_originate() {
+            return;
+        }
+        let wanted = self.wanted_lsas();
+        for ((scope, key), (options, body)) in &wanted {
+            self.maintain(*scope, *key, *options, body);
+        }
+        let own: BTreeSet<_> = self.originator.own.keys().copied().collect();
+        for (scope, key) in own.into_iter().filter(|own| !wanted.contains_key(own)) {
+            self.flush(scope, key);
+        }
+    }
+
+    /// The first Router-LSA waits for the first full adjacency, and a moment for others under way: after a
+    /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one.
+    fn may_originate(&mut self) -> bool {
+        if self.originator.started {
+            return true;
+        }
+        let Some(first_full) = self.originator.first_full else { return false };
+        let coming = |state| state >= NeighborState::ExStart && state < NeighborState::Full;
+        let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
+        let limit = first_full + FIRST_WAIT;
+        if neighbors.any(|neighbor| coming(neighbor.state)) && self.now < limit {
+            self.originator.due = Some(limit);
+            return false;
+        }
+        self.originator.started = true;
+        true
+    }
+
+    fn maintain(&mut self, scope: Scope, key: LsaKey, options: u8, body: &[u8]) {
+        let now = self.now;
+        let last = self.originator.own.entry((scope, key)).or_default().last;
+        let held = self.database(scope).and_then(|db| db.get(&key));
+        let current = |last: &(Time, i32)| {
+            held.is_some_and(|entry| {
+                let header = &entry.lsa.header;
+                header.sequence == last.1
+                    && header.options == options
+                    && entry.lsa.body() == body
+                    && entry.age(now) < MAX_AGE
+                    && now.since(last.0) < REFRESH
+            })
+        };
+        if let Some((at, _)) = last.filter(current) {
+            self.originate_by(at + REFRESH);
+            return;
+        }
+        if let Some((at, _)) = last.filter(|(at, _)| now.since(*at) < MIN_INTERVAL) {
+            self.originate_by(at + MIN_INTERVAL);
+            return;
+        }
+        let held_sequence = held.map(|entry| entry.lsa.header.sequence);
+        let sequence = match held_sequence.max(last.map(|(_, sequence)| sequence)) {
+            None => INITIAL_SEQUENCE,
+            Some(MAX_SEQUENCE) if held.is_some() => return self.flush(scope, key), // section 12.1.6
+            Some(MAX_SEQUENCE) => INITIAL_SEQUENCE,
+            Some(sequence) => sequence + 1,
+        };
+        let Ok(lsa) = Lsa::build(key, options, sequence, body) else { return };
+        self.install_and_flood(scope, lsa, None);
+        self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
+        self.originate_by(now + REFRESH);
+        self.spf.request(now);
+        self.event(Event::Originated { lsa: key.to_string(), sequence, flushed: false });
+    }
+
+    /// Takes an own LSA out of the domain (section 14.1), at the same pace as any instance.
+    fn flush(&mut self, scope: Scope, key: LsaKey) {
+        let now = self.now;
+        let last = self.originator.own.get(&(scope, key)).and_then(|own| own.last);
+        let soon = last.filter(|(at, _)| now.since(*at) < MIN_INTERVAL);
+        let held = self.database(scope).and_then(|db| db.get(&key));
+        let Some(entry) = held else {
+            match soon {
+                Some((at, _)) => self.originate_by(at + MIN_INTERVAL),
+                None if last.is_none_or(|(_, sequence)| sequence != MAX_SEQUENCE) => {
+                    self.originator.own.remove(&(scope, key));
+                }
+                None => {}
+            }
+            return;
+        };
+        if entry.age(now) == MAX_AGE {
+            self.originate_by(now + MIN_INTERVAL);
+            return; // under way, until everybody has acknowledged it
+        }
+        if let Some((at, _)) = soon {
+            return self.originate_by(at + MIN_INTERVAL);
+        }
+        let lsa = entry.lsa.with_age(MAX_AGE);
+        let sequence = lsa.header.sequence;
+        self.install_and_flood(scope, lsa, None);
+        self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
+        self.originate_by(now + MIN_INTERVAL);
+        self.event(Event::Originated { lsa: key.to_string(), sequence, flushed: true });
+    }
+
+    fn originate_by(&mut self, at: Time) {
+        self.originator.due = earlier(self.originator.due, Some(at));
+    }
+
+    /// A newer copy of one of our LSAs came in (section 13.4); the next [`Self::originate`] supersedes or
+    /// flushes it. Once is a restart, often is another router with our id.
+    pub(super) fn note_own_lsa_received(&mut self, scope: Scope, header: &LsaHeader) {
+        let (now, started) = (self.now, self.originator.started);
+        let own = self.originator.own.entry((scope, header.key)).or_default();
+        if !started || header.age_seconds() == MAX_AGE {
+            return;
+        }
+        if now.since(own.contested_since) > CONTEST_WINDOW {
+            (own.contested, own.contested_since) = (0, now);
+        }
+        own.contested += 1;
+        if own.contested == CONTEST_COUNT {
+            self.event(Event::RouterIdContested { lsa: header.key.to_string() });
+        }
+    }
+
+    /// What each of our LSAs should say: options and body.
+    fn wanted_lsas(&self) -> BTreeMap<(Scope, LsaKey), (u8, BytesMut)> {
+        let mut wanted = BTreeMap::new();
+        let phase = self.stopping.as_ref().map(|stopping| stopping.phase);
+        if matches!(phase, Some(Phase::Flush | Phase::Done)) {
+            return wanted;
+        }
+        let router = self.config.router_id;
+        let up = || self.interfaces.values().filter(|i| i.state != InterfaceState::Down);
+        for interface in up() {
+            let area = interface.config.area;
+            let options = Self::options(&interface.config);
+            let key = LsaKey { kind: ROUTER, id: router, router };
+            let body = || (options, self.router_lsa(area, phase.is_none()).emit());
+            wanted.entry((Scope::Area(area), key)).or_insert_with(body);
+            if let Some((id, body)) = self.network_lsa(interface) {
+                let key = LsaKey { kind: NETWORK, id, router };
+                wanted.insert((Scope::Area(area), key), (options, body.emit()));
+            }
+        }
+        wanted
+    }
+
+    /// Section 12.4.1. Never an area border or AS boundary router, never a way through.
+    fn router_lsa(&self, area: Ipv4Addr, with_announced: bool) -> RouterBody {
+        let mut links = Vec::new();
+        for interface in self.interfaces.values().filter(|interface| interface.config.area == area) {
+            Self::describe_interface(interface, &mut links);
+        }
+        if with_announced {
+            links.extend(self.announced.iter().map(|(net, metric)| stub(*net, *metric)));
+        }
+        RouterBody { flags: 0, links }
+    }
+
+    fn describe_interface(interface: &Interface, links: &mut Vec<RouterLink>) {
+        let Some(net) = interface.link.address else { return };
+        let link = |kind, id| RouterLink { kind, id, data: net.addr(), metric: MAX_LINK_METRIC };
+        let full = || interface.neighbors.values().filter(|n| n.state == NeighborState::Full);
+        match interface.state {
+            InterfaceState::Down => {}
+            InterfaceState::PointToPoint => {
+                links.extend(full().map(|neighbor| link(LinkKind::PointToPoint, neighbor.router)));
+                links.push(stub(net, interface.config.cost));
+            }
+            _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr)),
+            _ => links.push(stub(net, interface.config.cost)),
+        }
+    }
+
+    /// Section 12.4.2: the designated router describes the network, once it has a full adjacency.
+    fn network_lsa(&self, interface: &Interface) -> Option<(Ipv4Addr, NetworkBody)> {
+        let net = interface.link.address?;
+        if interface.state != InterfaceState::Dr || !interface.is_on_transit() {
+            return None;
+        }
+        let full = interface.neighbors.values().filter(|n| n.state == NeighborState::Full);
+        let mut routers: Vec<_> = full.map(|n| n.router).chain([self.config.router_id]).collect();
+        routers.sort_unstable();
+        Some((net.addr(), NetworkBody { mask: net.netmask(), routers }))
+    }
+}
+
+impl Interface {
+    /// Whether the network is a transit network for us: a full adjacency with the designated router, or as
+    /// the designated router with anybody.
+    pub(super) fn is_on_transit(&self) -> bool {
+        let mut full = self.neighbors.values().filter(|n| n.state == NeighborState::Full);
+        match self.state {
+            InterfaceState::Dr => full.next().is_some(),
+            InterfaceState::DrOther | InterfaceState::Backup => full.any(|n| n.address == self.dr),
+            _ => false,
+        }
+    }
+}
+
+fn stub(net: Ipv4Net, metric: u16) -> RouterLink {
+    RouterLink { kind: LinkKind::Stub, id: net.network(), data: net.netmask(), metric }
+}

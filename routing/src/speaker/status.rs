@@ -1,0 +1,201 @@
+//! What operators see of a speaker, ready to be serialised.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::{Interface, InterfaceState, Neighbor, NeighborState, Refusal, Route, Scope, Speaker};
+use crate::config::{Metric, Network};
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Device name.
+    pub name: String,
+    /// Device index, 0 while it does not exist.
+    pub index: u32,
+    /// Carrier and administratively up.
+    pub up: bool,
+    /// Address with prefix.
+    pub address: Option<Ipv4Net>,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Area.
+    pub area: Ipv4Addr,
+    /// Kind of network.
+    pub network: Network,
+    /// State.
+    pub state: InterfaceState,
+    /// Cost.
+    pub cost: u16,
+    /// Designated router (interface address), zero for none.
+    pub dr: Ipv4Addr,
+    /// Backup (interface address), zero for none.
+    pub bdr: Ipv4Addr,
+}
+
+/// One neighbour.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NeighborStatus {
+    /// Its router id.
+    pub router_id: Ipv4Addr,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Device it is heard on.
+    pub interface: String,
+    /// State.
+    pub state: NeighborState,
+    /// Its priority to become designated router.
+    pub priority: u8,
+    /// Whom it holds for the designated router, zero for nobody.
+    pub dr: Ipv4Addr,
+    /// Whom it holds for the backup, zero for nobody.
+    pub bdr: Ipv4Addr,
+    /// Milliseconds until it is declared dead.
+    pub dead_in_ms: u64,
+    /// Milliseconds in this state.
+    pub in_state_ms: u64,
+    /// LSAs it has not acknowledged.
+    pub unacknowledged: usize,
+    /// LSAs we still ask it for.
+    pub requested: usize,
+    /// Why it is not getting further, if that is known.
+    pub reason: Option<String>,
+}
+
+/// One LSA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LsaStatus {
+    /// `link NAME`, `area ID` or `domain`.
+    pub scope: String,
+    /// LS type.
+    pub kind: u8,
+    /// Link state id.
+    pub id: Ipv4Addr,
+    /// Originator.
+    pub router: Ipv4Addr,
+    /// Sequence number, as printed by routers.
+    pub sequence: u32,
+    /// Checksum.
+    pub checksum: u16,
+    /// Age in seconds.
+    pub age: u16,
+    /// Length in bytes.
+    pub length: u16,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Our router id.
+    pub router_id: Ipv4Addr,
+    /// Whether we speak.
+    pub enabled: bool,
+    /// Interfaces in the order of the configuration.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Neighbours by interface.
+    pub neighbors: Vec<NeighborStatus>,
+    /// Prefixes we announce.
+    pub announced: BTreeMap<Ipv4Net, Metric>,
+    /// Link state databases.
+    pub lsdb: Vec<LsaStatus>,
+    /// Learned routes that are meant for the kernel.
+    pub routes: Vec<Route>,
+    /// Why something was refused, and how often.
+    pub counters: BTreeMap<Refusal, u64>,
+}
+
+impl Speaker {
+    /// The state of everything at the time of the last input.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let neighbors = self.interfaces.values().flat_map(|interface| {
+            interface.neighbors.values().map(|neighbor| self.neighbor_status(interface, neighbor))
+        });
+        Status {
+            router_id: self.config.router_id,
+            enabled: self.enabled,
+            interfaces: self.interfaces.values().map(interface_status).collect(),
+            neighbors: neighbors.collect(),
+            announced: self.announced.clone(),
+            lsdb: self.lsdb_status(),
+            routes: self.routes.clone(),
+            counters: self.refusals.counts().clone(),
+        }
+    }
+
+    fn neighbor_status(&self, interface: &Interface, neighbor: &Neighbor) -> NeighborStatus {
+        let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        NeighborStatus {
+            router_id: neighbor.router,
+            address: neighbor.address,
+            interface: interface.config.name.clone(),
+            state: neighbor.state,
+            priority: neighbor.priority,
+            dr: neighbor.dr,
+            bdr: neighbor.bdr,
+            dead_in_ms: millis(neighbor.dead_at.since(self.now)),
+            in_state_ms: millis(self.now.since(neighbor.since)),
+            unacknowledged: neighbor.unacknowledged.len(),
+            requested: neighbor.requests.len(),
+            reason: reason(interface, neighbor),
+        }
+    }
+
+    fn lsdb_status(&self) -> Vec<LsaStatus> {
+        let mut all = Vec::new();
+        for (scope, database) in &self.databases {
+            let scope = match scope {
+                Scope::Link(id) => {
+                    format!("link {}", self.interfaces.get(id).map_or("?", |i| &i.config.name))
+                }
+                Scope::Area(area) => format!("area {area}"),
+                Scope::Domain => "domain".into(),
+            };
+            all.extend(database.iter().map(|(key, entry)| LsaStatus {
+                scope: scope.clone(),
+                kind: key.kind,
+                id: key.id,
+                router: key.router,
+                sequence: entry.lsa.header.sequence.cast_unsigned(),
+                checksum: entry.lsa.header.checksum,
+                age: entry.age(self.now),
+                length: entry.lsa.header.length,
+            }));
+        }
+        all
+    }
+}
+
+fn interface_status(interface: &Interface) -> InterfaceStatus {
+    InterfaceStatus {
+        name: interface.config.name.clone(),
+        index: interface.link.index,
+        up: interface.link.up,
+        address: interface.link.address,
+        mtu: interface.link.mtu,
+        area: interface.config.area,
+        network: interface.config.network,
+        state: interface.state,
+        cost: interface.config.cost,
+        dr: interface.dr,
+        bdr: interface.bdr,
+    }
+}
+
+/// Why a neighbour may be stuck where it is.
+fn reason(interface: &Interface, neighbor: &Neighbor) -> Option<String> {
+    match neighbor.state {
+        NeighborState::Init => Some("it does not list us in its Hellos".into()),
+        NeighborState::ExStart | NeighborState::Exchange => {
+            let (theirs, ours) = (neighbor.mtu?, interface.link.mtu);
+            (theirs != ours && theirs != 0).then(|| format!("MTU: peer {theirs}, ours {ours}"))
+        }
+        NeighborState::TwoWay if interface.is_broadcast() => {
+            Some("neither side is designated router or backup".into())
+        }
+        NeighborState::Loading => Some(format!("{} LSAs outstanding", neighbor.requests.len())),
+        NeighborState::Down | NeighborState::TwoWay | NeighborState::Full => None,
+    }
+}

@@ -1,0 +1,345 @@
+//! A network in one process: speakers, segments between them, a clock, and faults drawn from a seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    Time,
+    config::{Config, InterfaceConfig, Metric},
+    packet::ROUTER,
+    speaker::{Event, Input, InterfaceId, Link, NeighborState, Output, Route, Speaker, Status, Stop},
+};
+
+/// Router id of a node.
+pub(super) fn id(node: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 255, 0, u8::try_from(node + 1).expect("few nodes"))
+}
+
+/// What happens to packets on the way, in percent.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Faults {
+    pub(super) loss: u64,
+    pub(super) duplicate: u64,
+    /// Added to the delay of each packet, at most; more than the gap between packets reorders them.
+    pub(super) jitter: Duration,
+}
+
+struct Node {
+    router: Ipv4Addr,
+    interfaces: Vec<(InterfaceConfig, Link)>,
+    speaker: Option<Speaker>,
+    born: Duration,
+    routes: Vec<Route>,
+    events: Vec<Event>,
+    stopped: bool,
+    runs: u32,
+}
+
+struct Delivery {
+    node: usize,
+    interface: InterfaceId,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    payload: Vec<u8>,
+}
+
+/// The network.
+pub(super) struct Simulator {
+    nodes: Vec<Node>,
+    segments: Vec<Vec<(usize, InterfaceId)>>,
+    down: BTreeSet<usize>,
+    queue: BTreeMap<(Duration, u64), Delivery>,
+    now: Duration,
+    sent: u64,
+    random: u64,
+    trace: Vec<String>,
+    pub(super) faults: Faults,
+}
+
+impl Simulator {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            nodes: Vec::new(),
+            segments: Vec::new(),
+            down: BTreeSet::new(),
+            queue: BTreeMap::new(),
+            now: Duration::ZERO,
+            sent: 0,
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            trace: Vec::new(),
+            faults: Faults::default(),
+        }
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below.max(1)
+    }
+
+    /// Connects nodes; each gets one more interface.
+    pub(super) fn segment(&mut self, members: &[(usize, InterfaceConfig)]) {
+        let number = u8::try_from(self.segments.len()).expect("few segments");
+        let mut segment = Vec::new();
+        for (at, (node, config)) in members.iter().enumerate() {
+            while self.nodes.len() <= *node {
+                let router = id(self.nodes.len());
+                self.nodes.push(Node {
+                    router,
+                    interfaces: Vec::new(),
+                    speaker: None,
+                    born: Duration::ZERO,
+                    routes: Vec::new(),
+                    events: Vec::new(),
+                    stopped: false,
+                    runs: 0,
+                });
+            }
+            let interface = self.nodes[*node].interfaces.len();
+            let host = u8::try_from(at + 1).expect("few members");
+            let address = Ipv4Net::new(Ipv4Addr::new(10, 0, number, host), 24).ok();
+            let link = Link { up: true, index: 1, mtu: 1500, address };
+            let config = InterfaceConfig { name: format!("eth{interface}"), ..config.clone() };
+            self.nodes[*node].interfaces.push((config, link));
+            segment.push((*node, InterfaceId(interface)));
+        }
+        self.segments.push(segment);
+    }
+
+    pub(super) fn rename(&mut self, node: usize, router: Ipv4Addr) {
+        self.nodes[node].router = router;
+    }
+
+    /// (Re)starts every node.
+    pub(super) fn start(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.restart(node);
+        }
+    }
+
+    pub(super) fn restart(&mut self, at: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let interfaces = node.interfaces.iter().map(|(config, _)| config.clone()).collect();
+        node.runs += 1;
+        let seed = node.runs * 1000;
+        node.speaker = Some(Speaker::new(Config::new(node.router, interfaces), seed).expect("valid"));
+        node.born = now;
+        node.stopped = false;
+        let links: Vec<_> = node.interfaces.iter().map(|(_, link)| *link).collect();
+        self.input(at, Input::Enable);
+        for (interface, link) in links.into_iter().enumerate() {
+            self.input(at, Input::Link { interface: InterfaceId(interface), link });
+        }
+    }
+
+    pub(super) fn kill(&mut self, node: usize) {
+        self.nodes[node].speaker = None;
+    }
+
+    pub(super) fn stop(&mut self, node: usize, stop: Stop) {
+        self.input(node, Input::Stop(stop));
+    }
+
+    pub(super) fn announce(&mut self, node: usize, prefixes: &[(Ipv4Net, Metric)]) {
+        self.input(node, Input::Announce(prefixes.iter().copied().collect()));
+    }
+
+    /// Takes a segment down or up, as all its members see.
+    pub(super) fn set_link(&mut self, segment: usize, up: bool) {
+        if up {
+            self.down.remove(&segment)
+        } else {
+            self.down.insert(segment)
+        };
+        for (node, interface) in self.segments[segment].clone() {
+            self.nodes[node].interfaces[interface.0].1.up = up;
+            let link = self.nodes[node].interfaces[interface.0].1;
+            self.input(node, Input::Link { interface, link });
+        }
+    }
+
+    pub(super) fn mtu(&mut self, node: usize, interface: usize, mtu: u16) {
+        self.nodes[node].interfaces[interface].1.mtu = mtu;
+        let link = self.nodes[node].interfaces[interface].1;
+        self.input(node, Input::Link { interface: InterfaceId(interface), link });
+    }
+
+    pub(super) fn input(&mut self, at: usize, input: Input) {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let Some(speaker) = &mut node.speaker else { return };
+        speaker.handle(Time::from_start(now - node.born), input);
+        let outputs: Vec<_> = std::iter::from_fn(|| speaker.poll_output()).collect();
+        for output in outputs {
+            self.trace.push(format!("{now:?} {at} {output:?}"));
+            match output {
+                Output::Send { interface, destination, payload } => {
+                    self.transmit(at, interface, destination, &payload);
+                }
+                Output::Routes(routes) => self.nodes[at].routes = routes,
+                Output::Event(event) => self.nodes[at].events.push(event),
+                Output::Stopped => self.nodes[at].stopped = true,
+                Output::DesignatedGroup { .. } => {}
+            }
+        }
+    }
+
+    fn transmit(&mut self, from: usize, interface: InterfaceId, destination: Ipv4Addr, payload: &[u8]) {
+        let on = |members: &Vec<(usize, InterfaceId)>| members.contains(&(from, interface));
+        let Some(segment) = self.segments.iter().position(on).filter(|at| !self.down.contains(at)) else {
+            return;
+        };
+        let source = self.nodes[from].interfaces[interface.0].1.address.expect("has one").addr();
+        for (node, interface) in self.segments[segment].clone() {
+            let own = self.nodes[node].interfaces[interface.0].1.address.expect("has one").addr();
+            if node == from || !(destination.is_multicast() || destination == own) {
+                continue;
+            }
+            let copies = if self.draw(100) < self.faults.duplicate { 2 } else { 1 };
+            for _ in 0..copies {
+                if self.draw(100) < self.faults.loss {
+                    continue;
+                }
+                let jitter = u64::try_from(self.faults.jitter.as_micros()).expect("short");
+                let delay = Duration::from_micros(200 + self.draw(jitter));
+                self.sent += 1;
+                let payload = payload.to_vec();
+                let delivery = Delivery { node, interface, source, destination, payload };
+                self.queue.insert((self.now + delay, self.sent), delivery);
+            }
+        }
+    }
+
+    /// The next thing that happens, not after `limit`; false if there is none.
+    fn step(&mut self, limit: Duration) -> bool {
+        let timer = |(at, node): (usize, &Node)| {
+            let deadline = node.speaker.as_ref()?.next_deadline()?;
+            Some((node.born + deadline.since_start(), at))
+        };
+        let timer = self.nodes.iter().enumerate().filter_map(timer).min();
+        let packet = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let next = timer.map(|(at, _)| at).into_iter().chain(packet).min();
+        let Some(next) = next.filter(|next| *next <= limit) else {
+            self.now = limit;
+            return false;
+        };
+        self.now = self.now.max(next);
+        if packet == Some(next) {
+            let (_, delivery) = self.queue.pop_first().expect("not empty");
+            let Delivery { node, interface, source, destination, payload } = delivery;
+            self.input(node, Input::Packet { interface, source, destination, payload });
+        } else if let Some((_, node)) = timer {
+            self.input(node, Input::Timer);
+        }
+        true
+    }
+
+    pub(super) fn run(&mut self, span: Duration) {
+        let limit = self.now + span;
+        while self.step(limit) {}
+    }
+
+    /// Runs until `holds`, which must be within `span`.
+    #[track_caller]
+    pub(super) fn until(&mut self, span: Duration, holds: impl Fn(&Self) -> bool) {
+        let limit = self.now + span;
+        while !holds(self) {
+            assert!(self.step(limit), "not within {span:?}; {}", self.describe());
+        }
+    }
+
+    fn describe(&self) -> String {
+        let line = |(at, node): (usize, &Node)| match &node.speaker {
+            None => format!("\n{at}: dead"),
+            Some(speaker) => {
+                let status = speaker.status();
+                let neighbors: Vec<_> = status
+                    .neighbors
+                    .iter()
+                    .map(|n| (n.router_id, n.state, n.requested, n.unacknowledged))
+                    .collect();
+                let lsdb: Vec<_> =
+                    status.lsdb.iter().map(|l| (l.kind, l.id, l.sequence as i32, l.age)).collect();
+                format!("\n{at}: {neighbors:?}\n   {lsdb:?}\n   {:?} {:?}", node.routes, status.counters)
+            }
+        };
+        self.nodes.iter().enumerate().map(line).collect()
+    }
+
+    pub(super) fn trace(self) -> Vec<String> {
+        self.trace
+    }
+
+    pub(super) fn status(&self, node: usize) -> Status {
+        self.nodes[node].speaker.as_ref().expect("alive").status()
+    }
+
+    pub(super) fn events(&self, node: usize) -> &[Event] {
+        &self.nodes[node].events
+    }
+
+    pub(super) fn has_stopped(&self, node: usize) -> bool {
+        self.nodes[node].stopped
+    }
+
+    pub(super) fn address(&self, node: usize) -> Ipv4Addr {
+        self.nodes[node].interfaces[0].1.address.expect("has one").addr()
+    }
+
+    pub(super) fn designated(&self, node: usize) -> Ipv4Addr {
+        self.status(node).interfaces[0].dr
+    }
+
+    /// Full neighbours of a node.
+    pub(super) fn full(&self, node: usize) -> usize {
+        self.status(node).neighbors.iter().filter(|n| n.state == NeighborState::Full).count()
+    }
+
+    /// Whether this many directions are full in the whole network.
+    pub(super) fn all_full(&self, count: usize) -> bool {
+        (0..self.nodes.len()).map(|node| self.full(node)).sum::<usize>() == count
+    }
+
+    pub(super) fn neighbor_state(&self, node: usize, neighbor: usize) -> Option<NeighborState> {
+        let neighbors = self.status(node).neighbors;
+        neighbors.iter().find(|n| n.router_id == id(neighbor)).map(|n| n.state)
+    }
+
+    /// Whether all living nodes hold the same instances.
+    pub(super) fn databases_equal(&self) -> bool {
+        let view = |node: &Node| {
+            let speaker = node.speaker.as_ref()?;
+            let lsdb = speaker.status().lsdb;
+            let instance = |l: &crate::speaker::LsaStatus| (l.kind, l.id, l.router, l.sequence, l.checksum);
+            Some(lsdb.iter().map(instance).collect::<Vec<_>>())
+        };
+        let views: BTreeSet<_> = self.nodes.iter().filter_map(view).collect();
+        views.len() == 1
+    }
+
+    pub(super) fn lsa_count(&self, node: usize, kind: u8) -> usize {
+        self.status(node).lsdb.iter().filter(|l| l.kind == kind).count()
+    }
+
+    /// Sequence number of a Router-LSA as a node holds it.
+    pub(super) fn sequence(&self, node: usize, router: Ipv4Addr) -> Option<u32> {
+        let lsdb = self.status(node).lsdb;
+        lsdb.iter().find(|l| l.kind == ROUTER && l.router == router).map(|l| l.sequence)
+    }
+
+    pub(super) fn hops(&self, node: usize, prefix: Ipv4Net) -> usize {
+        let route = self.nodes[node].routes.iter().find(|route| route.prefix == prefix);
+        route.map_or(0, |route| route.next_hops.len())
+    }
+
+    pub(super) fn cost(&self, node: usize, prefix: Ipv4Net) -> Option<u32> {
+        self.nodes[node].routes.iter().find(|route| route.prefix == prefix).map(|route| route.cost)
+    }
+}

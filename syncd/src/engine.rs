@@ -1,0 +1,328 @@
+//! The task that owns the replica: takes commands of the node, events of the network and deadlines, one at a
+//! time, and carries out what the replica wants. It waits for nobody but its inputs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use director_proto::sync::{BootId, Frame};
+use director_proto::tables::{Digest, Epoch, ServiceTable};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+use tracing::{info, warn};
+
+use crate::config::{Config, StartError};
+use crate::net::dialer::Dialer;
+use crate::net::server::{self, SyncService};
+use crate::net::tls::Tls;
+use crate::net::{Kind, NetEvent};
+use crate::replica::{Event, Input, Output, ProposeError, Replica, Settings};
+use crate::status::Status;
+use crate::store::{self, Writer};
+
+use links::Links;
+
+mod links;
+
+/// Events that wait for the node; older ones give way when it does not listen.
+const EVENT_QUEUE: usize = 256;
+
+/// Events of the network that wait for the engine; then connections are read no further.
+const NET_QUEUE: usize = 256;
+
+/// Commands that wait for the engine.
+const COMMAND_QUEUE: usize = 16;
+
+/// Replication has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("replication has stopped")]
+pub struct Stopped;
+
+enum Command {
+    Propose {
+        services: BTreeMap<String, ServiceTable>,
+        hash_key_if_new: [u8; 16],
+        reply: oneshot::Sender<Result<Epoch, ProposeError>>,
+    },
+    ConfigDigest(Digest),
+    Status(oneshot::Sender<Status>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// The node's grip on replication, which ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Puts tables for `services` in force in the whole cluster. Only the leader's (or the seeder's) count;
+    /// services equal to those in force keep their epoch. `hash_key_if_new` becomes the key of the slot hash if
+    /// the cluster has no tables yet: take it from the operating system's random source.
+    pub async fn propose(
+        &self,
+        services: BTreeMap<String, ServiceTable>,
+        hash_key_if_new: [u8; 16],
+    ) -> Result<Epoch, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Propose { services, hash_key_if_new, reply };
+        self.commands.send(command).await.map_err(|_| ProposeError::Stopped)?;
+        answer.await.map_err(|_| ProposeError::Stopped)?
+    }
+
+    /// The services configured on this node have changed.
+    pub async fn set_config_digest(&self, digest: Digest) -> Result<(), Stopped> {
+        self.commands.send(Command::ConfigDigest(digest)).await.map_err(|_| Stopped)
+    }
+
+    /// What there is to see.
+    pub async fn status(&self) -> Result<Status, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Status(reply)).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Ends replication; returns when the connections are closed and the tables are on disk.
+    pub async fn shutdown(&self) {
+        let (reply, ended) = oneshot::channel();
+        if self.commands.send(Command::Shutdown(reply)).await.is_ok() {
+            // The engine may end without an answer; ended it has.
+            let _ = ended.await;
+        }
+    }
+}
+
+/// Starts replication. The events must be read; `Event`s missed by a slow reader are the oldest.
+pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), StartError> {
+    config.check()?;
+    let tls = config.tls.as_ref().map(Tls::load).transpose()?;
+    let saved = config.state_dir.as_deref().map(store::load).transpose()?.flatten();
+    let listener = match config.listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    let boot_id = BootId(getrandom::u64().map_err(StartError::Random)?);
+    let settings = settings(&config, boot_id, listener.as_ref());
+    let replica = Replica::new(Instant::now(), settings, config.config_digest, saved);
+    let (net, from_net) = mpsc::channel(NET_QUEUE);
+    let tasks = connect(&config, &replica, tls, listener, &net);
+    let (commands, from_node) = mpsc::channel(COMMAND_QUEUE);
+    let (to_node, events) = mpsc::channel(EVENT_QUEUE);
+    let engine = Engine {
+        replica,
+        links: Links::new(config.peers.clone()),
+        writer: config.state_dir.map(Writer::spawn),
+        to_node,
+        waiting: VecDeque::new(),
+        _net: net,
+        _tasks: tasks,
+    };
+    tokio::spawn(engine.run(from_node, from_net));
+    Ok((Handle { commands }, events))
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+fn settings(config: &Config, boot_id: BootId, listener: Option<&TcpListener>) -> Settings {
+    let endpoint = listener.and_then(|listener| listener.local_addr().ok());
+    Settings {
+        cluster: config.cluster.clone(),
+        router_id: config.router_id,
+        boot_id,
+        endpoint: endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+        software: config.version.clone(),
+        expected_peers: config.peers.len(),
+        // Nobody can answer a director that stands alone: there is nothing to wait for.
+        grace: if config.is_standalone() { Duration::ZERO } else { config.grace },
+        heartbeat: config.heartbeat,
+        dead: config.dead,
+    }
+}
+
+fn connect(
+    config: &Config,
+    replica: &Replica,
+    tls: Option<Tls>,
+    listener: Option<TcpListener>,
+    net: &mpsc::Sender<NetEvent>,
+) -> JoinSet<()> {
+    let hello = Arc::new(replica.hello());
+    let mut tasks = JoinSet::new();
+    for (peer, &address) in config.peers.iter().enumerate() {
+        for kind in [Kind::Exchange, Kind::Beat] {
+            let (tls, hello, engine) = (tls.clone(), Arc::clone(&hello), net.clone());
+            tasks.spawn(Dialer { peer, address, kind, tls, hello, engine }.run());
+        }
+    }
+    if let Some(listener) = listener {
+        let service = SyncService { hello, engine: net.clone() };
+        tasks.spawn(server::serve(listener, tls, service));
+    }
+    tasks
+}
+
+struct Engine {
+    replica: Replica,
+    links: Links,
+    writer: Option<Writer>,
+    to_node: mpsc::Sender<Event>,
+    waiting: VecDeque<Event>,
+    /// Keeps the receiving end open in a director without connections.
+    _net: mpsc::Sender<NetEvent>,
+    /// Dialers and listener, which end with the engine.
+    _tasks: JoinSet<()>,
+}
+
+impl Engine {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut net: mpsc::Receiver<NetEvent>) {
+        let to_node = self.to_node.clone();
+        let mut ended = None;
+        self.replica.handle(Instant::now(), Input::Tick);
+        loop {
+            self.carry_out();
+            let deadline = self.replica.next_deadline();
+            tokio::select! {
+                () = sleep_until(deadline.into()) => self.replica.handle(Instant::now(), Input::Tick),
+                event = net.recv() => match event {
+                    Some(event) => self.handle_net(event),
+                    None => break,
+                },
+                command = commands.recv() => match command {
+                    None => break,
+                    Some(Command::Shutdown(reply)) => {
+                        ended = Some(reply);
+                        break;
+                    }
+                    Some(command) => self.handle_command(command),
+                },
+                permit = permit(&to_node, self.waiting.is_empty()) => {
+                    if let Some(event) = self.waiting.pop_front() {
+                        permit.send(event);
+                    }
+                }
+            }
+        }
+        self.finish().await;
+        if let Some(reply) = ended {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(());
+        }
+    }
+
+    async fn finish(mut self) {
+        self.carry_out();
+        drop(self.links);
+        self._tasks.shutdown().await;
+        if let Some(writer) = self.writer {
+            writer.finish().await;
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Propose { services, hash_key_if_new, reply } => {
+                let result = self.replica.propose(now, services, hash_key_if_new);
+                // Whoever proposed may have stopped waiting: the tables count all the same.
+                let _ = reply.send(result);
+            }
+            Command::ConfigDigest(digest) => self.replica.handle(now, Input::ConfigDigest(digest)),
+            Command::Status(reply) => {
+                let _ = reply.send(self.links.status(now, &self.replica));
+            }
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    fn handle_net(&mut self, event: NetEvent) {
+        let now = Instant::now();
+        match event {
+            NetEvent::Greeting { hello, kind, origin, outgoing, reply } => {
+                let admitted = self.replica.admit(now, &hello);
+                let taken = admitted.map(|()| self.links.take(&hello, kind, origin, outgoing));
+                // A session that has ended meanwhile says so by its closed link.
+                let _ = reply.send(taken);
+            }
+            NetEvent::Frame { link, frame, size } => self.handle_frame(now, link, frame, size),
+            NetEvent::Closed { link } => self.links.remove(link),
+            NetEvent::Refused { origin, reason } => self.links.refused(now, origin, reason),
+            NetEvent::Unreachable { peer, reason } => self.links.unreachable(peer, reason),
+        }
+        self.replica.handle(now, Input::Refused(self.links.is_refused()));
+    }
+
+    fn handle_frame(&mut self, now: Instant, link: u64, frame: Frame, size: usize) {
+        let Some((from, boot_id)) = self.links.received(link, size) else { return };
+        match frame {
+            Frame::Report(report, sent_at) => {
+                if sent_at != 0 {
+                    self.links.send_on(link, &Frame::Echo(sent_at));
+                }
+                self.replica.handle(now, Input::Report { from, boot_id, report });
+            }
+            Frame::Echo(sent_at) => self.links.measured(now, from, sent_at),
+            Frame::Message(message) => self.replica.handle(now, Input::Message { from, boot_id, message }),
+            // Sessions keep these to themselves.
+            Frame::Hello(_) | Frame::Refusal(_) => {}
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.replica.poll_output() {
+            match output {
+                Output::Beat(report) => self.links.beat(Instant::now(), &report),
+                Output::Send { to, message } => self.links.send(to, message),
+                Output::Store(saved) => {
+                    if let Some(writer) = &self.writer {
+                        writer.save(saved);
+                    }
+                }
+                Output::Event(event) => self.tell(event),
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        match &event {
+            Event::TablesInForce(_)
+            | Event::NeedTables { .. }
+            | Event::Leader(_)
+            | Event::PeerUp { .. }
+            | Event::TablesAgree { .. }
+            | Event::Standing(crate::replica::Standing::Current)
+            | Event::Configuration { same: true, .. } => info!("{event}"),
+            _ => warn!("{event}"),
+        }
+        // Of what is said again and again, the node needs the latest only.
+        self.waiting.retain(|older| !supersedes(&event, older));
+        if self.waiting.len() >= EVENT_QUEUE {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(event);
+    }
+}
+
+fn supersedes(event: &Event, older: &Event) -> bool {
+    matches!(
+        (event, older),
+        (Event::TablesInForce(_), Event::TablesInForce(_) | Event::NeedTables { .. })
+            | (Event::Standing(_), Event::Standing(_))
+            | (Event::Leader(_), Event::Leader(_))
+    )
+}
+
+/// Room for an event; never, while there is none to send or nobody to read.
+async fn permit(to_node: &mpsc::Sender<Event>, idle: bool) -> mpsc::Permit<'_, Event> {
+    if idle {
+        return pending().await;
+    }
+    match to_node.reserve().await {
+        Ok(permit) => permit,
+        Err(_) => pending().await,
+    }
+}

@@ -1,0 +1,396 @@
+//! What one director knows of the cluster's tables, as a machine without sockets, clock or threads.
+//!
+//! Time is an argument, inputs go to [`Replica::handle`], results wait in [`Replica::poll_output`], and
+//! [`Replica::next_deadline`] says when to call again though nothing came in. The whole cluster can so run on
+//! a virtual clock, over a network that loses and reorders (`simulation`, in the tests).
+//!
+//! | file | owns |
+//! |---|---|
+//! | `admission` | who may speak: cluster, protocol, router id |
+//! | `input` | what the machine is told |
+//! | `member` | what is known of one other director |
+//! | `seeding` | how tables come into force where nobody has any |
+//! | `spreading` | deltas to those that follow, and their repetition |
+//! | `transfer` | snapshots, asked for piece by piece |
+//! | `output` | what the machine wants done and what it tells the node |
+//!
+//! Three rules carry it. Tables have a total order, the epoch, and the higher one wins wherever two meet.
+//! Heartbeats say what everybody holds, so that whoever lacks something asks for it: deltas only make that
+//! faster, and losing one costs time, not agreement. And what was on disk is a candidate: it comes into force
+//! only when the directors that can be reached agree that nobody holds anything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use director_proto::sync::{BootId, Message, Report};
+use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
+
+pub use admission::Refusal;
+pub use input::{Input, ProposeError, Saved, Settings};
+pub use member::Member;
+pub use output::{Event, Output, Standing};
+
+use transfer::Download;
+
+mod admission;
+mod input;
+mod member;
+mod output;
+mod seeding;
+mod spreading;
+mod transfer;
+
+/// Tables with their version, which costs a hash over everything.
+#[derive(Clone, Debug)]
+struct Held {
+    tables: Arc<TableSet>,
+    version: Version,
+}
+
+impl Held {
+    fn new(tables: TableSet) -> Self {
+        Self { version: tables.version(), tables: Arc::new(tables) }
+    }
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Replica {
+    settings: Settings,
+    config_digest: Digest,
+    /// Whether a configured peer that can be reached does not talk with us.
+    refused: bool,
+    started: Instant,
+    /// When the machine last did what was due.
+    handled: Instant,
+    /// Highest epoch number ever met, in force or not: what is decided here is above it.
+    floor: u64,
+    members: BTreeMap<Ipv4Addr, Member>,
+    /// Tables in force.
+    held: Option<Held>,
+    /// Tables from disk.
+    candidate: Option<Held>,
+    /// Encoding of `held`, made when first asked for.
+    snapshot: Option<(Version, Bytes)>,
+    download: Option<Download>,
+    /// Since when a live member holds a higher epoch.
+    lagging_since: Option<Instant>,
+    /// Since when a live member holds other tables under our epoch.
+    diverged_since: Option<Instant>,
+    /// The node was asked for tables.
+    asked: bool,
+    next_beat: Instant,
+    standing: Standing,
+    leader: Option<Ipv4Addr>,
+    outputs: VecDeque<Output>,
+}
+
+impl Replica {
+    /// A replica that starts to join at `now`; `saved` is what the disk held.
+    pub fn new(now: Instant, settings: Settings, config_digest: Digest, saved: Option<Saved>) -> Self {
+        let floor = saved.as_ref().map_or(0, |saved| saved.floor.max(saved.tables.epoch.number));
+        let candidate = saved.map(|saved| Held { version: saved.tables.version(), tables: saved.tables });
+        Self {
+            settings,
+            config_digest,
+            refused: false,
+            started: now,
+            handled: now,
+            floor,
+            members: BTreeMap::new(),
+            held: None,
+            candidate,
+            snapshot: None,
+            download: None,
+            lagging_since: None,
+            diverged_since: None,
+            asked: false,
+            next_beat: now,
+            standing: Standing::Joining,
+            leader: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes an input, then does whatever is due at `now`.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Tick => {}
+            Input::Report { from, boot_id, report } => self.handle_report(now, from, boot_id, report),
+            Input::Message { from, boot_id, message } => self.handle_message(now, from, boot_id, message),
+            Input::ConfigDigest(digest) => {
+                self.config_digest = digest;
+                self.next_beat = now;
+                self.compare_configurations();
+            }
+            Input::Refused(refused) => self.refused = refused,
+        }
+        self.handle_time(now);
+    }
+
+    /// Puts tables for `services` in force, if this director leads or is the one to seed; what is in force
+    /// already keeps its epoch. `hash_key_if_new` becomes the key where there are no tables yet.
+    pub fn propose(
+        &mut self,
+        now: Instant,
+        services: BTreeMap<String, ServiceTable>,
+        hash_key_if_new: [u8; 16],
+    ) -> Result<Epoch, ProposeError> {
+        self.handle_time(now);
+        let router_id = self.settings.router_id;
+        let (number, hash_key) = match (&self.held, self.leader) {
+            (Some(held), Some(leader)) if leader == router_id => {
+                if held.tables.services == services {
+                    return Ok(held.version.epoch);
+                }
+                (self.next_number(), held.tables.hash_key)
+            }
+            (_, Some(leader)) => return Err(ProposeError::NotLeader { leader }),
+            (None, None) if self.is_seeder(now) => (self.next_number(), hash_key_if_new),
+            (_, None) => return Err(ProposeError::Joining),
+        };
+        let epoch = Epoch { number, leader: router_id };
+        let tables = TableSet { epoch, hash_key, services };
+        tables.check()?;
+        self.decide(now, Held::new(tables));
+        self.handle_time(now);
+        Ok(epoch)
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Self::handle`] with [`Input::Tick`] at the latest.
+    pub fn next_deadline(&self) -> Instant {
+        let settings = &self.settings;
+        let grace = self.held.is_none().then(|| self.started + settings.grace);
+        let lag =
+            self.lagging_since.iter().flat_map(|&since| [since + settings.heartbeat, since + settings.dead]);
+        let diverged = self.diverged_since.map(|since| since + self.patience());
+        let download = self.download.as_ref().map(Download::deadline);
+        let members = self.members.values().flat_map(|member| member.deadlines(settings));
+        grace
+            .into_iter()
+            .chain(lag)
+            .chain(diverged)
+            .chain(download)
+            .chain(members)
+            // What was due has been done: only the future needs a call.
+            .filter(|deadline| *deadline > self.handled)
+            .fold(self.next_beat, Instant::min)
+    }
+
+    /// Identity and patience.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where this director stands.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Version of the tables in force here.
+    pub fn version(&self) -> Option<Version> {
+        self.held.as_ref().map(|held| held.version)
+    }
+
+    /// Tables in force here.
+    pub fn tables(&self) -> Option<&Arc<TableSet>> {
+        self.held.as_ref().map(|held| &held.tables)
+    }
+
+    /// Lowest router id among the live holders of the highest epoch.
+    pub fn leader(&self) -> Option<Ipv4Addr> {
+        self.leader
+    }
+
+    /// Digest of the services configured here.
+    pub fn config_digest(&self) -> Digest {
+        self.config_digest
+    }
+
+    /// The other directors met so far, by router id.
+    pub fn members(&self) -> impl Iterator<Item = (Ipv4Addr, &Member)> {
+        self.members.iter().map(|(router_id, member)| (*router_id, member))
+    }
+
+    fn handle_report(&mut self, now: Instant, from: Ipv4Addr, boot_id: BootId, report: Report) {
+        let Some(member) = self.members.get_mut(&from).filter(|member| member.boot_id() == boot_id) else {
+            return;
+        };
+        let numbers =
+            [report.tables, report.candidate].into_iter().flatten().map(|version| version.epoch.number);
+        self.floor = numbers.fold(self.floor, u64::max);
+        if member.handle_report(now, report) {
+            self.outputs.push_back(Output::Event(Event::PeerUp { router_id: from, boot_id }));
+            // The newcomer learns at once what we hold.
+            self.next_beat = now;
+        }
+        self.compare_configurations();
+    }
+
+    fn handle_message(&mut self, now: Instant, from: Ipv4Addr, boot_id: BootId, message: Message) {
+        let Some(member) = self.members.get_mut(&from).filter(|member| member.boot_id() == boot_id) else {
+            return;
+        };
+        match message {
+            Message::Acknowledge(version) => member.handle_version(version),
+            Message::Request(request) => self.serve(from, request),
+            Message::Chunk(chunk) => {
+                member.handle_version(chunk.version);
+                self.handle_chunk(now, from, &chunk);
+            }
+            Message::Delta(delta) => {
+                member.handle_version(delta.to);
+                self.handle_delta(now, from, &delta);
+            }
+        }
+    }
+
+    fn handle_time(&mut self, now: Instant) {
+        self.handled = now;
+        self.bury_the_silent(now);
+        self.compare_tables(now);
+        self.catch_up(now);
+        self.settle_divergence(now);
+        self.seed(now);
+        self.repeat_deltas(now);
+        self.announce(now);
+        if now >= self.next_beat {
+            self.next_beat = now + self.settings.heartbeat;
+            self.outputs.push_back(Output::Beat(self.report()));
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            tables: self.version(),
+            candidate: self.candidate.as_ref().map(|held| held.version),
+            config_digest: self.config_digest,
+            software: self.settings.software.clone(),
+        }
+    }
+
+    fn live(&self) -> impl Iterator<Item = (Ipv4Addr, &Member)> {
+        self.members().filter(|(_, member)| member.is_live())
+    }
+
+    /// Highest epoch in force at any live director, this one included.
+    fn highest(&self) -> Option<Epoch> {
+        let theirs = self.live().filter_map(|(_, member)| member.tables());
+        theirs.chain(self.version()).map(|version| version.epoch).max()
+    }
+
+    fn bury_the_silent(&mut self, now: Instant) {
+        for (router_id, member) in &mut self.members {
+            if member.bury_if_silent(now, self.settings.dead) {
+                self.outputs.push_back(Output::Event(Event::PeerDown { router_id: *router_id }));
+            }
+        }
+    }
+
+    fn compare_configurations(&mut self) {
+        for (router_id, member) in &mut self.members {
+            if let Some(same) = member.compare_configuration(self.config_digest) {
+                self.outputs.push_back(Output::Event(Event::Configuration { router_id: *router_id, same }));
+            }
+        }
+    }
+
+    /// Notices who holds other tables, and tells when it lasts.
+    fn compare_tables(&mut self, now: Instant) {
+        let ours = self.version();
+        let since = |present: Option<Instant>, condition: bool| condition.then(|| present.unwrap_or(now));
+        let is_higher = |epoch: Epoch| ours.is_some_and(|ours| epoch > ours.epoch);
+        let lagging = self.highest().is_some_and(is_higher);
+        self.lagging_since = since(self.lagging_since, lagging);
+        let diverged = self.live().filter_map(|(_, member)| member.tables()).any(|theirs| {
+            ours.is_some_and(|ours| ours.epoch == theirs.epoch && ours.digest != theirs.digest)
+        });
+        self.diverged_since = since(self.diverged_since, diverged);
+        let Some(ours) = ours else { return };
+        for (router_id, member) in &mut self.members {
+            if let Some(event) = member.compare_tables(now, *router_id, ours, self.settings.dead) {
+                self.outputs.push_back(Output::Event(event));
+            }
+        }
+    }
+
+    /// Two contents under one epoch: the lowest router id among their holders sends its own under a new one.
+    fn settle_divergence(&mut self, now: Instant) {
+        let (Some(held), Some(since)) = (&self.held, self.diverged_since) else { return };
+        let lowest = self.leader_among_holders() == Some(self.settings.router_id);
+        if !lowest || now < since + self.patience() {
+            return;
+        }
+        let epoch = Epoch { number: self.next_number(), leader: self.settings.router_id };
+        let tables = TableSet { epoch, ..TableSet::clone(&held.tables) };
+        self.decide(now, Held::new(tables));
+        self.diverged_since = None;
+    }
+
+    /// Above everything ever met, so that no epoch names two contents: not even after tables that only this
+    /// director held gave way to the cluster's.
+    fn next_number(&self) -> u64 {
+        self.floor.saturating_add(1)
+    }
+
+    /// Time for reports under way to arrive before acting on what they say.
+    fn patience(&self) -> Duration {
+        self.settings.heartbeat * 2
+    }
+
+    fn leader_among_holders(&self) -> Option<Ipv4Addr> {
+        let highest = self.highest()?;
+        let holds = |version: Option<Version>| version.is_some_and(|version| version.epoch == highest);
+        let others = self.live().filter(|(_, member)| holds(member.tables())).map(|(id, _)| id);
+        others.chain(holds(self.version()).then_some(self.settings.router_id)).min()
+    }
+
+    /// Tells the node where it stands and who leads, when that has changed.
+    fn announce(&mut self, now: Instant) {
+        let dead = self.settings.dead;
+        let standing = match (&self.held, self.diverged_since, self.lagging_since) {
+            (None, _, _) => Standing::Joining,
+            (_, Some(_), _) => Standing::Diverged,
+            (_, _, Some(since)) if now >= since + dead => Standing::Behind,
+            _ => Standing::Current,
+        };
+        let leader = self.leader_among_holders();
+        if standing != self.standing {
+            self.standing = standing;
+            self.outputs.push_back(Output::Event(Event::Standing(standing)));
+        }
+        if leader != self.leader {
+            self.leader = leader;
+            self.outputs.push_back(Output::Event(Event::Leader(leader)));
+        }
+    }
+
+    /// Puts tables in force here.
+    fn adopt(&mut self, now: Instant, held: Held) {
+        self.floor = self.floor.max(held.version.epoch.number);
+        let saved = Saved { tables: Arc::clone(&held.tables), floor: self.floor };
+        self.outputs.push_back(Output::Store(saved));
+        self.outputs.push_back(Output::Event(Event::TablesInForce(Arc::clone(&held.tables))));
+        self.held = Some(held);
+        self.candidate = None;
+        self.download = None;
+        self.snapshot = None;
+        self.asked = false;
+        // The others learn at once; this is an acknowledgement to all of them.
+        self.next_beat = now;
+        self.compare_tables(now);
+    }
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! What a replica is told: what it is, what has happened, and what there was before.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use director_proto::sync::{BootId, Message, Report};
+use director_proto::tables::{Digest, TableError, TableSet};
+
+/// What a replica is and how patient it is.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Identity in the cluster.
+    pub router_id: Ipv4Addr,
+    /// This run of the process.
+    pub boot_id: BootId,
+    /// Where the director listens, empty when it does not; tells a restart from a duplicate.
+    pub endpoint: String,
+    /// Software version.
+    pub software: String,
+    /// Other directors there should be.
+    pub expected_peers: usize,
+    /// How long to wait for them before seeding without them.
+    pub grace: Duration,
+    /// Interval of heartbeats.
+    pub heartbeat: Duration,
+    /// Silence after which a member counts as dead.
+    pub dead: Duration,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Nothing but time.
+    Tick,
+    /// A heartbeat of an admitted member.
+    Report {
+        /// Who sent it.
+        from: Ipv4Addr,
+        /// Which run of it.
+        boot_id: BootId,
+        /// What it holds.
+        report: Report,
+    },
+    /// A message of an admitted member.
+    Message {
+        /// Who sent it.
+        from: Ipv4Addr,
+        /// Which run of it.
+        boot_id: BootId,
+        /// What it says.
+        message: Message,
+    },
+    /// The node's services have changed.
+    ConfigDigest(Digest),
+    /// Whether a configured peer that can be reached does not talk with this director.
+    Refused(bool),
+}
+
+/// Why tables were not put in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Only the leader decides.
+    #[error("the cluster's leader is {leader}; propose there")]
+    NotLeader {
+        /// Who that is.
+        leader: Ipv4Addr,
+    },
+    /// The director holds no tables yet and may not seed.
+    #[error("the director has not joined the cluster yet")]
+    Joining,
+    /// Tables that nobody can use.
+    #[error("unusable tables: {0}")]
+    Tables(#[from] TableError),
+    /// The replication has ended.
+    #[error("replication has stopped")]
+    Stopped,
+}
+
+/// What a director keeps on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Tables that were in force last.
+    pub tables: Arc<TableSet>,
+    /// Highest epoch number met until then, possibly above the tables' own.
+    pub floor: u64,
+}

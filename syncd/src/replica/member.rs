@@ -1,0 +1,196 @@
+//! What is known of one other director.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use director_proto::sync::{BootId, Report};
+use director_proto::tables::{Delta, Digest, Version};
+
+use super::{Event, Settings};
+
+/// Runs of a director that were followed by another, remembered to tell a duplicate from a restart.
+const REMEMBERED_BOOTS: usize = 8;
+
+/// Another director.
+#[derive(Debug)]
+pub struct Member {
+    boot_id: BootId,
+    superseded: VecDeque<BootId>,
+    endpoint: String,
+    software: String,
+    heard: Option<Instant>,
+    live: bool,
+    tables: Option<Version>,
+    candidate: Option<Version>,
+    config_digest: Option<Digest>,
+    same_config: bool,
+    differs_since: Option<Instant>,
+    difference_told: bool,
+    /// Deltas sent and not acknowledged, oldest first.
+    pub(super) pending: VecDeque<Arc<Delta>>,
+    /// When `pending` was last sent.
+    pub(super) sent_at: Option<Instant>,
+    /// How often it was sent without an acknowledgement.
+    pub(super) attempts: u32,
+}
+
+impl Member {
+    pub(super) fn new(boot_id: BootId, endpoint: &str, software: &str) -> Self {
+        Self {
+            boot_id,
+            superseded: VecDeque::new(),
+            endpoint: endpoint.to_owned(),
+            software: software.to_owned(),
+            heard: None,
+            live: false,
+            tables: None,
+            candidate: None,
+            config_digest: None,
+            same_config: true,
+            differs_since: None,
+            difference_told: false,
+            pending: VecDeque::new(),
+            sent_at: None,
+            attempts: 0,
+        }
+    }
+
+    /// The run that follows this one, of which nothing is known yet.
+    pub(super) fn restarted(&mut self, boot_id: BootId, endpoint: &str, software: &str) {
+        let mut superseded = std::mem::take(&mut self.superseded);
+        superseded.retain(|boot| *boot != boot_id);
+        superseded.push_back(self.boot_id);
+        if superseded.len() > REMEMBERED_BOOTS {
+            superseded.pop_front();
+        }
+        *self = Self { superseded, ..Self::new(boot_id, endpoint, software) };
+    }
+
+    /// Which run of the director this is.
+    pub fn boot_id(&self) -> BootId {
+        self.boot_id
+    }
+
+    /// Where it listens, as it says.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Its software version.
+    pub fn software(&self) -> &str {
+        &self.software
+    }
+
+    /// Whether it was heard within the dead interval.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// When it was last heard.
+    pub fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// Version of the tables in force there.
+    pub fn tables(&self) -> Option<Version> {
+        self.tables
+    }
+
+    /// Whether it has our services configured; true while unknown.
+    pub fn has_same_config(&self) -> bool {
+        self.same_config
+    }
+
+    /// Deltas sent to it and not acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(super) fn candidate(&self) -> Option<Version> {
+        self.candidate
+    }
+
+    pub(super) fn was_superseded(&self, boot_id: BootId) -> bool {
+        self.superseded.contains(&boot_id)
+    }
+
+    /// Whether the member has come to life by this.
+    pub(super) fn handle_report(&mut self, now: Instant, report: Report) -> bool {
+        self.heard = Some(now);
+        self.candidate = report.candidate;
+        self.config_digest = Some(report.config_digest);
+        self.software = report.software;
+        if let Some(version) = report.tables {
+            self.handle_version(version);
+        }
+        !std::mem::replace(&mut self.live, true)
+    }
+
+    /// The member holds `version`. Reports and acknowledgements may overtake each other; one run of a director
+    /// never goes back, so the higher epoch is the newer.
+    pub(super) fn handle_version(&mut self, version: Version) {
+        if self.tables.is_some_and(|known| known.epoch > version.epoch) {
+            return;
+        }
+        self.tables = Some(version);
+        self.candidate = None;
+        let before = self.pending.len();
+        self.pending.retain(|delta| delta.to.epoch > version.epoch);
+        if self.pending.len() != before {
+            self.attempts = 0;
+        }
+    }
+
+    /// Whether the member has died by now.
+    pub(super) fn bury_if_silent(&mut self, now: Instant, dead: Duration) -> bool {
+        let silent = self.heard.is_none_or(|heard| now >= heard + dead);
+        if !self.live || !silent {
+            return false;
+        }
+        self.live = false;
+        self.pending.clear();
+        self.differs_since = None;
+        true
+    }
+
+    /// The new answer when the comparison changed.
+    pub(super) fn compare_configuration(&mut self, ours: Digest) -> Option<bool> {
+        let same = self.config_digest.is_none_or(|theirs| theirs == ours);
+        (std::mem::replace(&mut self.same_config, same) != same).then_some(same)
+    }
+
+    /// What to tell of its tables: a difference only once it has lasted for `dead`.
+    pub(super) fn compare_tables(
+        &mut self,
+        now: Instant,
+        router_id: Ipv4Addr,
+        ours: Version,
+        dead: Duration,
+    ) -> Option<Event> {
+        if !self.live {
+            return None;
+        }
+        if self.tables == Some(ours) {
+            self.differs_since = None;
+            return std::mem::take(&mut self.difference_told)
+                .then_some(Event::TablesAgree { router_id, version: ours });
+        }
+        let since = *self.differs_since.get_or_insert(now);
+        if self.difference_told || now < since + dead {
+            return None;
+        }
+        self.difference_told = true;
+        Some(Event::TablesDiffer { router_id, ours, theirs: self.tables })
+    }
+
+    pub(super) fn deadlines(&self, settings: &Settings) -> impl Iterator<Item = Instant> {
+        let dead = settings.dead;
+        let death = self.heard.filter(|_| self.live).map(|heard| heard + dead);
+        let tell = self.differs_since.filter(|_| !self.difference_told).map(|since| since + dead);
+        let repeat =
+            self.sent_at.filter(|_| !self.pending.is_empty()).map(|sent| sent + settings.heartbeat * 2);
+        [death, tell, repeat].into_iter().flatten()
+    }
+}

@@ -1,0 +1,149 @@
+//! What a replica wants done, and what it tells the node.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use director_proto::sync::{BootId, Message, Report};
+use director_proto::tables::{TableSet, Version};
+
+use super::Saved;
+
+/// Something to do.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send the heartbeat to every peer.
+    Beat(Report),
+    /// Send a message to a member. It may be lost: the replica repeats what matters.
+    Send {
+        /// To whom.
+        to: Ipv4Addr,
+        /// What.
+        message: Message,
+    },
+    /// Keep the tables on disk, in place of older ones.
+    Store(Saved),
+    /// Tell the node.
+    Event(Event),
+}
+
+/// How the tables of this director relate to the cluster's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It holds none yet: nothing may be announced.
+    Joining,
+    /// It holds the highest epoch known.
+    Current,
+    /// A live director has held a higher epoch for longer than the dead interval: withdraw.
+    Behind,
+    /// A live director holds other tables under the same epoch: withdraw.
+    Diverged,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Joining => "joining",
+            Self::Current => "current",
+            Self::Behind => "behind",
+            Self::Diverged => "diverged",
+        })
+    }
+}
+
+/// What the node learns; `Display` gives the line for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Forward by these tables from now on.
+    TablesInForce(Arc<TableSet>),
+    /// Deal tables and propose them: nobody has any (`None`), or old ones came back from disk and the
+    /// configuration may ask for others since.
+    NeedTables {
+        /// Tables to start from, in force already.
+        previous: Option<Arc<TableSet>>,
+    },
+    /// The director stands elsewhere now.
+    Standing(Standing),
+    /// Another director leads now; `None` while nobody holds tables.
+    Leader(Option<Ipv4Addr>),
+    /// A director is heard, for the first time or again.
+    PeerUp {
+        /// Which one.
+        router_id: Ipv4Addr,
+        /// Which run of it.
+        boot_id: BootId,
+    },
+    /// A director has been silent for the dead interval.
+    PeerDown {
+        /// Which one.
+        router_id: Ipv4Addr,
+    },
+    /// A peer's services are configured differently from ours, or no longer.
+    Configuration {
+        /// Which peer.
+        router_id: Ipv4Addr,
+        /// Whether they are equal now.
+        same: bool,
+    },
+    /// A peer has held other tables than this director for the dead interval.
+    TablesDiffer {
+        /// Which peer.
+        router_id: Ipv4Addr,
+        /// What is in force here.
+        ours: Version,
+        /// What is in force there, if anything.
+        theirs: Option<Version>,
+    },
+    /// A peer that differed holds our tables again.
+    TablesAgree {
+        /// Which peer.
+        router_id: Ipv4Addr,
+        /// What both hold.
+        version: Version,
+    },
+    /// Something a peer sent cannot be used; a snapshot is asked for instead.
+    TransferFailed {
+        /// Which peer.
+        router_id: Ipv4Addr,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TablesInForce(tables) => {
+                write!(f, "tables of epoch {} in force, {} services", tables.epoch, tables.services.len())
+            }
+            Self::NeedTables { previous: None } => write!(f, "no director has tables: dealing them"),
+            Self::NeedTables { previous: Some(tables) } => {
+                write!(f, "tables of epoch {} came back from disk", tables.epoch)
+            }
+            Self::Standing(standing) => write!(f, "this director is {standing}"),
+            Self::Leader(Some(leader)) => write!(f, "{leader} leads the cluster"),
+            Self::Leader(None) => write!(f, "the cluster has no leader: no director has tables"),
+            Self::PeerUp { router_id, boot_id } => write!(f, "peer {router_id} is up, boot {boot_id}"),
+            Self::PeerDown { router_id } => write!(f, "peer {router_id} is silent, taken for dead"),
+            Self::Configuration { router_id, same: true } => {
+                write!(f, "peer {router_id} has the same services configured again")
+            }
+            Self::Configuration { router_id, same: false } => {
+                write!(f, "peer {router_id} has other services configured; the leader's count")
+            }
+            Self::TablesDiffer { router_id, ours, theirs: Some(theirs) } => {
+                write!(f, "peer {router_id} forwards by other tables: {theirs}, here {ours}")
+            }
+            Self::TablesDiffer { router_id, ours, theirs: None } => {
+                write!(f, "peer {router_id} has no tables yet, here {ours}")
+            }
+            Self::TablesAgree { router_id, version } => {
+                write!(f, "peer {router_id} holds the same tables again: {version}")
+            }
+            Self::TransferFailed { router_id, reason } => {
+                write!(f, "tables from peer {router_id} are not usable: {reason}")
+            }
+        }
+    }
+}

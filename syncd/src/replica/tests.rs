@@ -1,0 +1,435 @@
+use std::time::Duration;
+
+use director_proto::sync::{BootId, Message, PROTOCOL};
+use director_proto::tables::Digest;
+
+use super::simulation::{Cluster, Weather, id, services};
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn agreed(seed: u64, size: usize) -> Cluster {
+    let mut cluster = Cluster::new(seed, size);
+    cluster.start_all();
+    cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+    // Everybody knows that everybody agrees.
+    cluster.run_for(SECOND / 2);
+    cluster
+}
+
+fn propose(cluster: &mut Cluster, node: usize, salt: u64) -> Result<Epoch, ProposeError> {
+    cluster.with(node, |replica, now| replica.propose(now, services(salt), [0; 16]))
+}
+
+fn events(cluster: &Cluster, node: usize, wanted: fn(&Event) -> bool) -> usize {
+    cluster.nodes[node].events.iter().filter(|event| wanted(event)).count()
+}
+
+#[test]
+fn a_director_alone_seeds_after_the_grace_time_and_not_before() {
+    let mut cluster = Cluster::new(1, 2);
+    cluster.start(0);
+    cluster.run_for(Duration::from_millis(2990));
+    assert_eq!(cluster.replica(0).standing(), Standing::Joining);
+    cluster.run_for(Duration::from_millis(20));
+    assert_eq!(cluster.replica(0).standing(), Standing::Current);
+}
+
+#[test]
+fn a_director_that_is_refused_and_heard_by_nobody_does_not_seed() {
+    let mut cluster = Cluster::new(1, 2);
+    cluster.start(0);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Refused(true)));
+    cluster.run_for(Duration::from_secs(10));
+    assert_eq!(cluster.replica(0).standing(), Standing::Joining);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Refused(false)));
+    cluster.run_for(Duration::from_millis(20));
+    assert_eq!(cluster.replica(0).standing(), Standing::Current);
+}
+
+#[test]
+fn a_director_that_is_refused_by_one_seeds_with_another() {
+    let mut cluster = Cluster::new(2, 3);
+    cluster.start(0);
+    cluster.start(1);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Refused(true)));
+    cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+}
+
+#[test]
+fn directors_that_all_meet_do_not_wait_for_the_grace_time() {
+    let mut cluster = Cluster::new(2, 3);
+    cluster.start_all();
+    cluster.run_until(SECOND, "agreement", Cluster::agrees);
+    assert_eq!(cluster.replica(2).leader(), Some(id(0)), "the lowest router id leads");
+    let epoch = Epoch { number: 1, leader: id(0) };
+    assert_eq!(cluster.replica(2).version().map(|version| version.epoch), Some(epoch));
+    let asked: Vec<usize> = (0..3)
+        .map(|node| events(&cluster, node, |event| matches!(event, Event::NeedTables { .. })))
+        .collect();
+    assert_eq!(asked, [1, 0, 0], "one director seeds");
+}
+
+#[test]
+fn a_joiner_is_not_current_before_it_holds_the_tables() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.start(1);
+    cluster.start(2);
+    cluster.run_until(5 * SECOND, "seeded by two", Cluster::agrees);
+    let version = cluster.replica(1).version();
+    cluster.start(0);
+    assert_eq!(cluster.replica(0).standing(), Standing::Joining);
+    cluster.run_until(SECOND, "joined", Cluster::agrees);
+    assert_eq!(cluster.replica(0).version(), version, "the joiner takes the tables there are");
+    assert_eq!(events(&cluster, 0, |event| matches!(event, Event::NeedTables { .. })), 0);
+    assert_eq!(cluster.replica(1).leader(), Some(id(0)), "and leads once it holds them");
+}
+
+#[test]
+fn a_change_reaches_everybody_as_a_delta() {
+    let mut cluster = agreed(4, 3);
+    cluster.nodes.iter_mut().for_each(|node| node.sent.clear());
+    propose(&mut cluster, 0, 77).expect("the leader proposes");
+    cluster.run_for(Duration::from_millis(50));
+    assert!(cluster.agrees(), "{}", cluster.describe());
+    let sent = cluster.nodes.iter().flat_map(|node| &node.sent);
+    assert_eq!(sent.filter(|(_, message)| matches!(message, Message::Chunk(_))).count(), 0);
+    assert!(cluster.replica(0).members().all(|(_, member)| member.unacknowledged() == 0));
+}
+
+#[test]
+fn proposing_what_is_in_force_changes_nothing() {
+    let mut cluster = agreed(5, 2);
+    let epoch = propose(&mut cluster, 0, 5).expect("leader");
+    assert_eq!(propose(&mut cluster, 0, 5), Ok(epoch));
+}
+
+#[test]
+fn only_the_leader_proposes_and_the_refusal_names_it() {
+    let mut cluster = agreed(6, 3);
+    assert_eq!(propose(&mut cluster, 2, 6), Err(ProposeError::NotLeader { leader: id(0) }));
+}
+
+#[test]
+fn a_joining_director_cannot_propose() {
+    let mut cluster = Cluster::new(7, 2);
+    cluster.start(0);
+    assert_eq!(propose(&mut cluster, 0, 7), Err(ProposeError::Joining));
+}
+
+#[test]
+fn unusable_tables_are_refused() {
+    let mut cluster = agreed(8, 2);
+    let mut wrong = services(1);
+    wrong.get_mut("web").expect("service").slots.truncate(7);
+    let result = cluster.with(0, |replica, now| replica.propose(now, wrong, [0; 16]));
+    assert!(matches!(result, Err(ProposeError::Tables(_))), "{result:?}");
+}
+
+#[test]
+fn a_lost_delta_is_repeated() {
+    let mut cluster = agreed(9, 2);
+    cluster.weather.loss = 100;
+    propose(&mut cluster, 0, 9).expect("leader");
+    cluster.weather.loss = 0;
+    assert_eq!(cluster.replica(0).members().map(|(_, member)| member.unacknowledged()).sum::<usize>(), 1);
+    cluster.run_until(SECOND, "repaired", Cluster::agrees);
+}
+
+#[test]
+fn a_delta_that_comes_twice_is_acknowledged_twice() {
+    let mut cluster = agreed(20, 2);
+    propose(&mut cluster, 0, 9).expect("leader");
+    let delta = cluster.nodes[0].sent.last().expect("a delta").1.clone();
+    let hello = cluster.replica(0).hello();
+    let version = cluster.replica(0).version().expect("in force");
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.nodes[1].sent.clear();
+    for _ in 0..2 {
+        let message = delta.clone();
+        cluster.with(1, |replica, now| replica.handle(now, Input::Message { from, boot_id, message }));
+    }
+    let acknowledgement = (id(0), Message::Acknowledge(version));
+    assert_eq!(cluster.nodes[1].sent, [acknowledgement.clone(), acknowledgement]);
+    assert_eq!(events(&cluster, 1, |event| matches!(event, Event::TransferFailed { .. })), 0);
+}
+
+#[test]
+fn a_heartbeat_that_was_overtaken_changes_nothing() {
+    let mut cluster = agreed(21, 2);
+    let hello = cluster.replica(1).hello();
+    let report = cluster.with(1, |replica, _| replica.report());
+    propose(&mut cluster, 0, 10).expect("leader");
+    cluster.run_for(Duration::from_millis(50));
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.with(0, |replica, now| replica.handle(now, Input::Report { from, boot_id, report }));
+    let known = cluster.replica(0).members().next().and_then(|(_, member)| member.tables());
+    assert_eq!(known, cluster.replica(0).version());
+}
+
+#[test]
+fn a_change_decided_by_another_than_its_sender_is_not_taken() {
+    let mut cluster = agreed(22, 3);
+    cluster.weather.loss = 100;
+    propose(&mut cluster, 0, 9).expect("leader");
+    let message = cluster.nodes[0].sent.last().expect("a delta").1.clone();
+    let hello = cluster.replica(1).hello();
+    let before = cluster.replica(2).version();
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.with(2, |replica, now| replica.handle(now, Input::Message { from, boot_id, message }));
+    assert_eq!(cluster.replica(2).version(), before);
+    assert_eq!(events(&cluster, 2, |event| matches!(event, Event::TransferFailed { .. })), 1);
+}
+
+#[test]
+fn a_corrupted_delta_leads_to_a_snapshot() {
+    let mut cluster = agreed(10, 2);
+    cluster.weather.corruption = 100;
+    propose(&mut cluster, 0, 10).expect("leader");
+    cluster.weather.corruption = 0;
+    cluster.run_until(SECOND, "repaired", Cluster::agrees);
+    assert_eq!(events(&cluster, 1, |event| matches!(event, Event::TransferFailed { .. })), 1);
+    let asked = |(_, message): &(Ipv4Addr, Message)| matches!(message, Message::Request(_));
+    assert!(cluster.nodes[1].sent.iter().any(asked));
+}
+
+#[test]
+fn the_higher_epoch_wins_after_a_partition() {
+    let mut cluster = agreed(11, 4);
+    cluster.part(&[0, 1]);
+    cluster.run_for(2 * SECOND);
+    propose(&mut cluster, 0, 20).expect("leads its side");
+    propose(&mut cluster, 2, 21).expect("leads the other");
+    propose(&mut cluster, 2, 22).expect("leads the other");
+    let winner = cluster.replica(2).version();
+    cluster.cut.clear();
+    cluster.run_until(2 * SECOND, "healed", Cluster::agrees);
+    assert_eq!(cluster.replica(0).version(), winner);
+    assert_eq!(cluster.replica(3).leader(), Some(id(0)), "any holder may lead again");
+}
+
+#[test]
+fn a_director_that_cannot_follow_says_that_it_is_behind() {
+    let mut cluster = agreed(12, 2);
+    propose(&mut cluster, 0, 30).expect("leader");
+    // Heartbeats arrive, nothing else does: the tables never come.
+    let report = cluster.with(0, |replica, _| replica.report());
+    let mut lonely = Cluster::new(12, 2);
+    lonely.start(1);
+    lonely.run_for(4 * SECOND);
+    let hello = cluster.replica(0).hello();
+    let higher = Report {
+        tables: report.tables.map(|version| Version {
+            epoch: Epoch { number: version.epoch.number + 5, ..version.epoch },
+            ..version
+        }),
+        ..report
+    };
+    lonely.with(1, |replica, now| replica.admit(now, &hello)).expect("admitted");
+    let (from, boot_id) = (hello.router_id, hello.boot_id);
+    for _ in 0..8 {
+        let report = higher.clone();
+        lonely.with(1, |replica, now| replica.handle(now, Input::Report { from, boot_id, report }));
+        lonely.run_for(Duration::from_millis(200));
+    }
+    assert_eq!(lonely.replica(1).standing(), Standing::Behind);
+    assert_eq!(events(&lonely, 1, |event| matches!(event, Event::TablesDiffer { .. })), 1, "told once");
+    assert_eq!(lonely.replica(1).leader(), Some(id(0)));
+}
+
+#[test]
+fn two_contents_under_one_epoch_are_seen_and_settled() {
+    let mut cluster = Cluster::new(13, 2);
+    cluster.disks_may_fail = true;
+    // The first seeds alone and lends its epoch to the second, then loses its disk and seeds the same epoch.
+    cluster.start(0);
+    cluster.run_for(4 * SECOND);
+    cluster.start(1);
+    cluster.run_until(SECOND, "joined", Cluster::agrees);
+    cluster.part(&[0]);
+    cluster.crash(0);
+    cluster.nodes[0].disk = None;
+    cluster.start(0);
+    cluster.run_for(4 * SECOND);
+    let epoch = |cluster: &Cluster, node: usize| cluster.replica(node).version().map(|version| version.epoch);
+    assert_eq!(epoch(&cluster, 0), epoch(&cluster, 1));
+    cluster.cut.clear();
+    cluster
+        .run_until(SECOND, "divergence seen", |cluster| cluster.replica(1).standing() == Standing::Diverged);
+    cluster.run_until(2 * SECOND, "settled", Cluster::agrees);
+    assert_eq!(epoch(&cluster, 1), Some(Epoch { number: 2, leader: id(0) }), "one of the two speaks");
+}
+
+#[test]
+fn a_cluster_that_restarts_as_a_whole_comes_back_with_the_highest_tables_from_disk() {
+    let mut cluster = agreed(14, 3);
+    cluster.crash(1);
+    cluster.run_for(2 * SECOND);
+    propose(&mut cluster, 0, 40).expect("leader");
+    cluster.run_until(SECOND, "agreement of two", Cluster::agrees);
+    let version = cluster.replica(0).version();
+    cluster.crash(0);
+    cluster.crash(2);
+    cluster.start_all();
+    cluster.run_until(SECOND, "agreement", Cluster::agrees);
+    assert_eq!(cluster.replica(1).version(), version);
+}
+
+#[test]
+fn a_restarted_director_with_the_same_tables_on_disk_needs_no_snapshot() {
+    let mut cluster = agreed(15, 2);
+    let version = cluster.replica(0).version();
+    cluster.crash(1);
+    cluster.nodes[0].sent.clear();
+    cluster.start(1);
+    cluster.run_until(SECOND, "rejoined", Cluster::agrees);
+    assert_eq!(cluster.replica(1).version(), version);
+    assert!(!cluster.nodes[0].sent.iter().any(|(_, message)| matches!(message, Message::Chunk(_))));
+}
+
+#[test]
+fn a_silent_peer_is_taken_for_dead_and_leadership_passes() {
+    let mut cluster = agreed(16, 3);
+    cluster.crash(0);
+    cluster.run_for(Duration::from_millis(1300));
+    assert_eq!(events(&cluster, 1, |event| matches!(event, Event::PeerDown { .. })), 1);
+    assert_eq!(cluster.replica(2).leader(), Some(id(1)));
+    propose(&mut cluster, 1, 50).expect("the next one leads");
+}
+
+#[test]
+fn a_source_that_dies_during_a_snapshot_is_left_for_another() {
+    let mut cluster = Cluster::new(17, 3);
+    cluster.start(0);
+    cluster.start(1);
+    cluster.run_until(5 * SECOND, "seeded", Cluster::agrees);
+    cluster.weather = Weather { longest_delay_ms: 1, ..Weather::default() };
+    cluster.start(2);
+    cluster.run_until(SECOND, "the joiner asks", |cluster| !cluster.nodes[2].sent.is_empty());
+    assert_eq!(cluster.nodes[2].sent[0].0, id(0));
+    cluster.crash(0);
+    cluster.run_until(5 * SECOND, "joined", Cluster::agrees);
+    assert_eq!(cluster.replica(2).leader(), Some(id(1)));
+}
+
+#[test]
+fn a_source_that_never_answers_is_left_for_another() {
+    let mut cluster = Cluster::new(23, 3);
+    cluster.start(0);
+    cluster.start(1);
+    cluster.run_until(5 * SECOND, "seeded", Cluster::agrees);
+    cluster.stalled.insert((0, 2));
+    cluster.cut.insert((1, 2));
+    cluster.start(2);
+    cluster.run_until(SECOND, "the joiner asks the only one it hears", |cluster| {
+        !cluster.nodes[2].sent.is_empty()
+    });
+    cluster.cut.clear();
+    cluster.run_until(5 * SECOND, "joined", Cluster::agrees);
+    assert_eq!(events(&cluster, 2, |event| matches!(event, Event::TransferFailed { .. })), 1);
+}
+
+#[test]
+fn a_configuration_that_differs_is_told_once_per_change() {
+    let mut cluster = agreed(18, 2);
+    let differ = |event: &Event| matches!(event, Event::Configuration { same: false, .. });
+    let agree = |event: &Event| matches!(event, Event::Configuration { same: true, .. });
+    cluster.with(1, |replica, now| replica.handle(now, Input::ConfigDigest(Digest([1; 32]))));
+    cluster.run_for(2 * SECOND);
+    assert_eq!((events(&cluster, 0, differ), events(&cluster, 1, differ)), (1, 1));
+    cluster.with(0, |replica, now| replica.handle(now, Input::ConfigDigest(Digest([1; 32]))));
+    cluster.run_for(2 * SECOND);
+    assert_eq!((events(&cluster, 0, agree), events(&cluster, 1, agree)), (1, 1));
+}
+
+#[test]
+fn tables_above_a_discarded_candidate_get_a_number_of_their_own() {
+    let mut cluster = agreed(19, 3);
+    cluster.part(&[0]);
+    cluster.run_for(2 * SECOND);
+    let lost = propose(&mut cluster, 0, 60).expect("leads alone");
+    cluster.crash(0);
+    cluster.cut.clear();
+    cluster.start(0);
+    cluster.run_until(2 * SECOND, "joined the others", Cluster::agrees);
+    assert!(
+        cluster.replica(0).version().is_some_and(|version| version.epoch < lost),
+        "the live cluster counts"
+    );
+    cluster.crash(0);
+    cluster.start(0);
+    cluster.run_until(2 * SECOND, "rejoined", Cluster::agrees);
+    let next = propose(&mut cluster, 0, 61).expect("leader");
+    assert!(next > lost, "{next} after {lost}");
+}
+
+mod admission {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut director_proto::sync::Hello)) -> String {
+        let mut cluster = agreed(30, 2);
+        let mut hello = cluster.replica(1).hello();
+        change(&mut hello);
+        cluster.with(0, |replica, now| replica.admit(now, &hello)).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn another_protocol_is_refused() {
+        let text = refusal(|hello| hello.protocol = PROTOCOL + 1);
+        assert!(text.starts_with("10.255.0.2 speaks sync protocol 2, 10.255.0.1 speaks 1"), "{text}");
+    }
+
+    #[test]
+    fn another_cluster_is_refused() {
+        let text = refusal(|hello| hello.cluster = "core".into());
+        assert!(
+            text.starts_with(r#"10.255.0.2 is of cluster "core", 10.255.0.1 is of cluster "edge""#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn our_own_router_id_is_refused() {
+        let text = refusal(|hello| hello.router_id = id(0));
+        assert!(text.starts_with("router id 10.255.0.1 of the director at"), "{text}");
+    }
+
+    #[test]
+    fn our_own_process_is_refused() {
+        let mut cluster = agreed(31, 2);
+        let hello = cluster.replica(0).hello();
+        let error = cluster.with(0, |replica, now| replica.admit(now, &hello));
+        assert_eq!(error, Err(Refusal::Itself { router_id: id(0) }));
+    }
+
+    #[test]
+    fn a_second_director_with_a_living_peers_router_id_is_refused() {
+        let text = refusal(|hello| {
+            hello.boot_id = BootId(7);
+            hello.endpoint = "10.255.0.9:7000".into();
+        });
+        assert!(text.contains("belongs to another one"), "{text}");
+    }
+
+    #[test]
+    fn a_restart_is_admitted_and_its_former_run_is_not() {
+        let mut cluster = agreed(32, 2);
+        let former = cluster.replica(1).hello();
+        cluster.crash(1);
+        cluster.start(1);
+        cluster.run_until(SECOND, "rejoined", Cluster::agrees);
+        let error = cluster.with(0, |replica, now| replica.admit(now, &former));
+        assert!(matches!(error, Err(Refusal::DuplicateRouterId { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_router_id_is_free_again_once_its_owner_is_silent() {
+        let mut cluster = agreed(33, 2);
+        let mut hello = cluster.replica(1).hello();
+        hello.boot_id = BootId(7);
+        hello.endpoint = "10.255.0.9:7000".into();
+        cluster.crash(1);
+        cluster.run_for(2 * SECOND);
+        assert_eq!(cluster.with(0, |replica, now| replica.admit(now, &hello)), Ok(()));
+    }
+}

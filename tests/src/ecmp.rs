@@ -1,0 +1,119 @@
+//! The lab's `ecmp` topology with the real director, for tests: up, down, and questions to its nodes.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use lab::deploy::{Lab, Options};
+use lab::topology::Topology;
+use serde_json::Value;
+
+/// The virtual IP of the topology.
+pub const VIP: &str = "203.0.113.10";
+
+/// The running lab; dropping it takes it down.
+pub struct Ecmp {
+    /// The lab itself.
+    pub lab: Lab,
+}
+
+impl Ecmp {
+    /// Builds the binaries, makes certificates and content in `folder`, and brings the topology up as lab `name`.
+    ///
+    /// # Errors
+    /// Whatever of that fails.
+    pub fn up(name: &str, folder: &Path) -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let (director, lab) = (binary("director")?, binary("lab")?);
+        let data = folder.join("data");
+        let prepared =
+            Command::new(root.join("lab/ecmp/prepare.sh")).arg(&data).env("LAB", &lab).status()?.success();
+        if !prepared {
+            bail!("lab/ecmp/prepare.sh failed");
+        }
+        let topology = Topology::load_with(root.join("lab/ecmp.clab.yml"), &|variable| match variable {
+            "DIRECTOR" => Some(director.display().to_string()),
+            "ECMP_DATA" => Some(data.display().to_string()),
+            other => std::env::var(other).ok(),
+        })?
+        .renamed(name)?;
+        Ok(Self { lab: Lab::up(&topology, &Options::default())? })
+    }
+
+    /// What `director QUESTION --json` says on a node.
+    ///
+    /// # Errors
+    /// If the director there does not answer.
+    pub fn ask(&self, node: &str, question: &str) -> Result<Value> {
+        let text = self.lab.sh(node, &format!("director {question} --json"))?;
+        serde_json::from_str(&text).with_context(|| format!("{node}, {question}: {text}"))
+    }
+
+    /// Next hops for the VIP in a switch's kernel.
+    ///
+    /// # Errors
+    /// If the switch cannot be asked.
+    pub fn next_hops(&self, switch: &str) -> Result<usize> {
+        let routes: Value = serde_json::from_str(&self.lab.sh(switch, &format!("ip -j route show {VIP}"))?)?;
+        let usable =
+            |hop: &Value| !hop["flags"].as_array().is_some_and(|flags| flags.iter().any(|f| f == "dead"));
+        Ok(match &routes[0] {
+            Value::Null => 0,
+            route => match route["nexthops"].as_array() {
+                Some(hops) => hops.iter().filter(|hop| usable(hop)).count(),
+                None => 1,
+            },
+        })
+    }
+
+    /// Digest of the first service's table on a node.
+    ///
+    /// # Errors
+    /// If the director there does not answer.
+    pub fn digest(&self, node: &str) -> Result<String> {
+        let services = self.ask(node, "services")?;
+        Ok(services["services"][0]["table_digest"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Errors
+/// If it still does not after `limit`; the last error of the condition, if it had one.
+pub fn wait(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match condition() {
+            Ok(true) => return Ok(()),
+            last if begin.elapsed() > limit => {
+                last.with_context(|| format!("waiting for: {what}"))?;
+                bail!("{what}: not so after {limit:?}");
+            }
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The binary of this workspace called `name`, built if need be.
+fn binary(name: &str) -> Result<PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "-p", name, "--bin", name, "--message-format=json-render-diagnostics"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut found = None;
+    for line in BufReader::new(cargo.stdout.take().context("cargo's output")?).lines() {
+        let message: Value = serde_json::from_str(&line?)?;
+        if message["target"]["name"] == name
+            && let Some(path) = message["executable"].as_str()
+        {
+            found = Some(PathBuf::from(path));
+        }
+    }
+    if !cargo.wait()?.success() {
+        bail!("cargo build -p {name} failed");
+    }
+    found.with_context(|| format!("cargo names no executable {name}"))
+}

@@ -1,0 +1,191 @@
+//! Three real directors behind two real switches: one history of what operators do, each step checked on all nodes.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cluster_tests::ecmp::{Ecmp, VIP, wait};
+use cluster_tests::requirement::{Requirement, met};
+
+const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
+const SWITCHES: [&str; 2] = ["switch1", "switch2"];
+const CONFIG: &str = "/etc/director/director.toml";
+/// BIRD looks at its routes once a second, and both switches answer within a few Hellos.
+const CONVERGENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_cluster_agrees_follows_changes_and_loses_no_one_by_accident() -> Result<()> {
+    let programs = ["bird", "nginx", "curl", "openssl", "ethtool"].map(Requirement::Program);
+    if !met(&[Requirement::Root]) || !met(&programs) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let ecmp = Ecmp::up(&format!("hist-{}", std::process::id()), folder.path())?;
+    let told = history(&ecmp);
+    if told.is_err() {
+        for director in DIRECTORS {
+            let log = ecmp.lab.sh(director, "tail -n 25 /var/log/director.log").unwrap_or_default();
+            eprintln!("--- {director}\n{log}");
+        }
+    }
+    told
+}
+
+fn history(ecmp: &Ecmp) -> Result<()> {
+    let first = directors_agree_and_serve(ecmp)?;
+    let second = a_change_reaches_all(ecmp, &first)?;
+    a_bad_file_changes_nothing(ecmp, &second)?;
+    a_second_director_is_refused(ecmp)?;
+    a_clean_stop_leaves_nothing(ecmp)?;
+    a_killed_daemon_forwards_and_is_taken_over(ecmp)?;
+    an_outsider_announces_nothing(ecmp)
+}
+
+fn all_next_hops(ecmp: &Ecmp, count: usize) -> Result<()> {
+    wait(&format!("{count} next hops on both switches"), CONVERGENCE, || {
+        Ok(SWITCHES.iter().map(|switch| ecmp.next_hops(switch)).collect::<Result<Vec<_>>>()? == [count; 2])
+    })
+}
+
+fn requests_succeed(ecmp: &Ecmp) -> Result<()> {
+    for _ in 0..10 {
+        ecmp.lab.sh("client", &format!("curl -sf -m 5 -o /dev/null http://{VIP}/tiny"))?;
+    }
+    Ok(())
+}
+
+/// Waits until every director has the same table and returns its digest.
+fn agreement(ecmp: &Ecmp, other_than: &str) -> Result<String> {
+    wait("equal digests on all directors", Duration::from_secs(20), || {
+        let digests = DIRECTORS.iter().map(|director| ecmp.digest(director)).collect::<Result<Vec<_>>>()?;
+        Ok(digests.iter().all(|digest| !digest.is_empty() && digest != other_than && *digest == digests[0]))
+    })?;
+    ecmp.digest(DIRECTORS[0])
+}
+
+fn directors_agree_and_serve(ecmp: &Ecmp) -> Result<String> {
+    all_next_hops(ecmp, 3)?;
+    let digest = agreement(ecmp, "")?;
+    for director in DIRECTORS {
+        wait("serving", Duration::from_secs(10), || Ok(ecmp.ask(director, "status")?["state"] == "serving"))?;
+        let neighbors = ecmp.ask(director, "neighbors")?;
+        let full = neighbors["neighbors"]
+            .as_array()
+            .map_or(0, |all| all.iter().filter(|n| n["state"] == "Full").count());
+        ensure!(full == 2, "{director}: {neighbors}");
+        let peers = ecmp.ask(director, "peers")?;
+        let good = peers["peers"].as_array().map_or(0, |all| {
+            all.iter()
+                .filter(|p| p["state"] == "up" && p["same_tables"] == true && p["same_config"] == true)
+                .count()
+        });
+        ensure!(good == 2, "{director}: {peers}");
+    }
+    requests_succeed(ecmp)?;
+    Ok(digest)
+}
+
+/// Takes the read-only file out of the way and puts an edited copy in its place.
+fn edit(ecmp: &Ecmp, director: &str, sed: &str) -> Result<()> {
+    let script = format!(
+        "cp {CONFIG} /tmp/edited.toml && (umount {CONFIG} 2>/dev/null || true) && sed '{sed}' /tmp/edited.toml > {CONFIG}"
+    );
+    ecmp.lab.sh(director, &script).map(drop)
+}
+
+fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
+    // The third real server gets weight 0: it keeps no slot.
+    for director in DIRECTORS {
+        edit(ecmp, director, "/10.0.2.13/,$ s/weight = 100/weight = 0/")?;
+    }
+    // The leader last: what the others are told is theirs to remember, not to carry out.
+    for director in ["director3", "director2", "director1"] {
+        let changes = ecmp.ask(director, "reload")?;
+        ensure!(changes["changes"][0].as_str().is_some_and(|line| line.contains("100 -> 0")), "{changes}");
+    }
+    let digest = agreement(ecmp, before)?;
+    let services = ecmp.ask("director2", "services")?;
+    let reals = services["services"][0]["reals"].as_array().cloned().unwrap_or_default();
+    let mut slots: Vec<u64> = reals.iter().filter_map(|real| real["slots"].as_u64()).collect();
+    slots.sort_unstable();
+    ensure!(slots == [32_768, 32_769], "{services}");
+    requests_succeed(ecmp)?;
+    Ok(digest)
+}
+
+fn a_bad_file_changes_nothing(ecmp: &Ecmp, digest: &str) -> Result<()> {
+    edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"fastest\"/")?;
+    let refused = ecmp.ask("director1", "reload").expect_err("a bad file is refused").to_string();
+    ensure!(refused.contains("use \"mh\" or \"ch\""), "{refused}");
+    ensure!(ecmp.digest("director1")? == digest, "tables changed by a file that was refused");
+    edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"mh\"/")
+}
+
+fn a_second_director_is_refused(ecmp: &Ecmp) -> Result<()> {
+    let output = ecmp.lab.exec("director1", &["director", "run", "--config", CONFIG])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("another director runs here"), "{said}");
+    Ok(())
+}
+
+fn a_clean_stop_leaves_nothing(ecmp: &Ecmp) -> Result<()> {
+    ecmp.lab.sh("director2", "kill -TERM $(cat /run/director.pid)")?;
+    all_next_hops(ecmp, 2)?;
+    wait("the daemon's end", Duration::from_secs(10), || {
+        Ok(ecmp
+            .lab
+            .sh("director2", "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true")?
+            .is_empty())
+    })?;
+    let left = ecmp.lab.sh(
+        "director2",
+        "ip link show eth1 | grep -o xdp || true; ip route show proto 201; ls /run/director/bpf",
+    )?;
+    ensure!(left.trim().is_empty(), "left behind: {left}");
+    requests_succeed(ecmp)?;
+    ecmp.lab.sh("director2", &format!("start director director run --config {CONFIG}"))?;
+    all_next_hops(ecmp, 3)?;
+    agreement(ecmp, "").map(drop)
+}
+
+fn a_killed_daemon_forwards_and_is_taken_over(ecmp: &Ecmp) -> Result<()> {
+    ecmp.lab.sh("director3", "kill -9 $(cat /run/director.pid)")?;
+    // Well within the dead interval the switches still use it, and it forwards.
+    for _ in 0..5 {
+        requests_succeed(ecmp)?;
+    }
+    ecmp.lab.sh("director3", &format!("start director director run --config {CONFIG}"))?;
+    wait("serving again", CONVERGENCE, || Ok(ecmp.ask("director3", "status")?["state"] == "serving"))?;
+    let status = ecmp.ask("director3", "status")?;
+    ensure!(status["data_plane"] == "adopted", "{status}");
+    all_next_hops(ecmp, 3)
+}
+
+/// A director of another cluster is refused by all it asks, says so on both sides, and announces no VIP.
+fn an_outsider_announces_nothing(ecmp: &Ecmp) -> Result<()> {
+    ecmp.lab.sh("director3", "kill -TERM $(cat /run/director.pid)")?;
+    all_next_hops(ecmp, 2)?;
+    edit(ecmp, "director3", "s/^name = \"ecmp\"/name = \"elsewhere\"/")?;
+    ecmp.lab.sh(
+        "director3",
+        &format!("rm -rf /var/lib/director; start director director run --config {CONFIG}"),
+    )?;
+    wait("refusals", Duration::from_secs(20), || {
+        let peers = ecmp.ask("director3", "peers")?;
+        Ok(peers["peers"]
+            .as_array()
+            .is_some_and(|all| all.len() == 2 && all.iter().all(|p| p["state"] == "refused")))
+    })?;
+    let peers = ecmp.ask("director3", "peers")?;
+    ensure!(peers["peers"][0]["refused"].as_str().is_some_and(|why| why.contains("ecmp")), "{peers}");
+    wait("a log line on the other side", Duration::from_secs(10), || {
+        Ok(ecmp.lab.sh("director1", "grep -c elsewhere /var/log/director.log || true")?.trim() != "0")
+    })?;
+    // Longer than the grace time: it still does not help itself to tables of its own.
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(5) {
+        ensure!(ecmp.ask("director3", "status")?["state"] == "joining");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    ensure!(SWITCHES.iter().all(|switch| ecmp.next_hops(switch).is_ok_and(|count| count == 2)));
+    requests_succeed(ecmp)
+}
