@@ -1,8 +1,7 @@
 //! The lab's `ecmp` topology with the real director, for tests: up, down, and questions to its nodes.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -20,7 +19,7 @@ pub struct Ecmp {
 }
 
 impl Ecmp {
-    /// Builds the binaries, makes certificates and content in `folder`, and brings the topology up as lab `name`.
+    /// Makes certificates and content in `folder`, and brings the topology up as lab `name`.
     ///
     /// # Errors
     /// Whatever of that fails.
@@ -96,24 +95,13 @@ pub fn wait(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<b
     }
 }
 
-/// The binary of this workspace called `name`, built if need be.
+/// The binary of this workspace called `name`, beside the folder of test executables.
 fn binary(name: &str) -> Result<PathBuf> {
-    let mut cargo = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "-p", name, "--bin", name, "--message-format=json-render-diagnostics"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut found = None;
-    for line in BufReader::new(cargo.stdout.take().context("cargo's output")?).lines() {
-        let message: Value = serde_json::from_str(&line?)?;
-        if message["target"]["name"] == name
-            && let Some(path) = message["executable"].as_str()
-        {
-            found = Some(PathBuf::from(path));
-        }
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).context("the test's build folder")?;
+    let path = folder.join(name);
+    if !path.exists() {
+        bail!("no {}: run cargo build --workspace --bins first (tests/run.sh does)", path.display());
     }
-    if !cargo.wait()?.success() {
-        bail!("cargo build -p {name} failed");
-    }
-    found.with_context(|| format!("cargo names no executable {name}"))
+    Ok(path)
 }
