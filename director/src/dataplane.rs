@@ -36,7 +36,9 @@ use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
 pub use apply::ApplyReport;
 pub use attach::{AttachedInterface, AttachedMode};
 pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
-pub use spec::{Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError};
+pub use spec::{
+    Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, TunnelSources,
+};
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
 
 use maps::Maps;
@@ -59,6 +61,18 @@ pub enum XdpMode {
     Generic,
 }
 
+/// Who answers echo requests to a VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EchoPolicy {
+    /// The data plane, while some service of the address has a real server; else nobody.
+    #[default]
+    WhileServed,
+    /// The data plane, always.
+    Always,
+    /// The kernel, if it owns the address.
+    Kernel,
+}
+
 /// What [`Dataplane::open`] needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -74,6 +88,12 @@ pub struct Options {
     pub flow_capacity: u32,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
+    /// Our addresses in tunnels to real servers.
+    pub tunnel_sources: TunnelSources,
+    /// Who answers echo requests to a VIP.
+    pub echo: EchoPolicy,
+    /// Most ICMP errors (packet too big) that each processor sends in a second.
+    pub icmp_rate: u32,
 }
 
 impl Default for Options {
@@ -85,6 +105,9 @@ impl Default for Options {
             flow_accounting: false,
             flow_capacity: 65_536,
             discard_pins: false,
+            tunnel_sources: TunnelSources::default(),
+            echo: EchoPolicy::default(),
+            icmp_rate: 100,
         }
     }
 }
@@ -154,7 +177,7 @@ impl Dataplane {
             .map_err(OpenError::Program)?;
         program.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
-        maps.write_config(|config| fresh_config(config, options.flow_accounting))?;
+        maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&maps)?;
         let next_hops = plan.next_hops(&maps)?;
         let mut dataplane =
@@ -254,10 +277,19 @@ fn load(pin_dir: &Path, flows: u32) -> Result<Ebpf, OpenError> {
     loader.load(OBJECT).map_err(OpenError::Load)
 }
 
-fn fresh_config(config: Config, flow_accounting: bool) -> Config {
+fn fresh_config(config: Config, options: &Options) -> Config {
     let others = config.flags & !Config::FLAG_FLOW_ACCOUNTING;
-    let flags = if flow_accounting { others | Config::FLAG_FLOW_ACCOUNTING } else { others };
-    Config { magic: CONFIG_MAGIC, layout: LAYOUT_VERSION, flags, ..config }
+    let flags = if options.flow_accounting { others | Config::FLAG_FLOW_ACCOUNTING } else { others };
+    let sources = options.tunnel_sources;
+    Config {
+        magic: CONFIG_MAGIC,
+        layout: LAYOUT_VERSION,
+        flags,
+        icmp_rate: options.icmp_rate,
+        tunnel_v4: sources.v4.map(|source| maps::address(source.into())).unwrap_or_default(),
+        tunnel_v6: sources.v6.map(|source| maps::address(source.into())).unwrap_or_default(),
+        ..config
+    }
 }
 
 /// `entry` with the way replaced; the largest packet is capped at what the field holds.

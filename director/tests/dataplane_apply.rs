@@ -12,7 +12,7 @@ use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
 use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{
     Adoption, ApplyError, Dataplane, Forwarding, HashInput, NextHop, OpenError, Options, Protocol, RealSpec,
-    ServiceAddress, ServiceSpec, SpecError,
+    ServiceAddress, ServiceSpec, SpecError, TunnelSources,
 };
 use director_common::SLOTS;
 use director_common::tables::LAYOUT_VERSION;
@@ -44,7 +44,11 @@ fn hop(last: u8) -> NextHop {
 
 /// A data plane that knows the ways to 10.0.2.11 to 10.0.2.19.
 fn ready() -> Dataplane {
-    let mut dataplane = open(&options());
+    ready_with(&options())
+}
+
+fn ready_with(options: &Options) -> Dataplane {
+    let mut dataplane = open(options);
     dataplane.set_hash_key(KEY).expect("key");
     dataplane.declare_interface(INGRESS, OUR_MAC, true).expect("interface");
     for last in 11..20 {
@@ -72,7 +76,7 @@ fn applying_twice_changes_nothing() {
         let mut dataplane = ready();
         let slots = Slots::new();
         let first = dataplane.apply(&services(&slots)).expect("apply");
-        assert_eq!(first.added.len(), 8);
+        assert_eq!(first.added.len(), services(&slots).len());
         let second = dataplane.apply(&services(&slots)).expect("apply");
         assert!(second.is_unchanged(), "{second:?}");
     });
@@ -167,23 +171,23 @@ fn a_hundred_changes_exhaust_nothing() {
 #[test]
 fn a_wrong_specification_changes_nothing_and_names_the_culprit() {
     isolated(|| {
-        let mut dataplane = ready();
+        let v4_only = TunnelSources { v6: None, ..options().tunnel_sources };
+        let mut dataplane = ready_with(&Options { tunnel_sources: v4_only, ..options() });
         let (one, stray) = (dealt(&[0]), dealt(&[5]));
         dataplane.apply(&[web("web", &["10.0.2.11"], &one)]).expect("apply");
         let good = web("web", &["10.0.2.12"], &one);
         let port = ServiceSpec { reals: vec![RealSpec { port: 8080, ..real("10.0.2.11") }], ..good.clone() };
-        let six = ServiceSpec {
-            addresses: vec![ServiceAddress { address: ip("2001:db8::1"), protocol: Protocol::Tcp, port: 80 }],
-            ..good.clone()
-        };
+        let real = RealSpec { address: ip("2001:db8::1"), port: 80 };
+        let six = ServiceSpec { reals: vec![real], ..good.clone() };
         let long = "x".repeat(57);
         let wrong: Vec<(&str, Vec<ServiceSpec<'_>>)> = vec![
             ("slot 0 names position 5", vec![web("web", &["10.0.2.11"], &stray)]),
             ("has 3 slots instead of 65537", vec![web("web", &["10.0.2.11"], &one[..3])]),
             ("two services named 'web'", vec![good.clone(), good.clone()]),
             ("both want", vec![good.clone(), web("other", &["10.0.2.11"], &one)]),
-            ("cannot change the port 80", vec![port]),
-            ("only IPv4", vec![six]),
+            ("the port 80 of the service", vec![port]),
+            ("no source address", vec![ServiceSpec { forwarding: Forwarding::Ipip, ..six }]),
+            ("port 0", vec![ServiceSpec { forwarding: Forwarding::Gue { port: 0 }, ..good.clone() }]),
             ("has no address", vec![ServiceSpec { addresses: vec![], ..good.clone() }]),
             ("1 to 56 bytes", vec![web(&long, &["10.0.2.11"], &one)]),
         ];
@@ -214,7 +218,7 @@ fn a_new_process_adopts_tables_ways_key_and_counters() {
 
         let (mut second, adoption) = Dataplane::open(&options()).expect("open");
         let Adoption::Adopted { services: names, .. } = adoption else { panic!("{adoption:?}") };
-        assert_eq!(names.len(), 8);
+        assert_eq!(names.len(), services(&slots).len());
         assert_eq!(second.counters().expect("counters"), counters);
         assert_eq!(second.hash_key().expect("key"), KEY);
         assert_eq!(second.next_hop(ip("10.0.2.11")), Some(HERE));
@@ -235,7 +239,7 @@ fn maps_of_another_version_are_refused_with_the_way_out() {
         drop(first);
         let pin = options().pin_dir.join("CONFIG");
         let map = Map::Array(MapData::from_pin(pin).expect("pin"));
-        let mut config: Array<MapData, [u32; 8]> = map.try_into().expect("array");
+        let mut config: Array<MapData, [u32; 16]> = map.try_into().expect("array");
         let mut value = config.get(&0, 0).expect("config");
         assert_eq!(value[1], LAYOUT_VERSION);
         value[1] += 1;

@@ -10,6 +10,7 @@ use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{Dataplane, NextHop, Options};
 use director_common::verdict::Outcome;
 use director_common::{Action, Verdict};
+use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -61,8 +62,19 @@ fn kernel_agrees_on_every_case() {
     });
 }
 
+/// How many damaged packets: some in every run, more where somebody asks for it.
+fn fuzz_cases() -> u32 {
+    let asked = std::env::var("DIRECTOR_FUZZ_CASES").ok();
+    asked.map_or(20_000, |cases| cases.parse().expect("DIRECTOR_FUZZ_CASES is a number"))
+}
+
+/// The clock that the program reads, in seconds.
+fn now() -> u32 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("clock").tv_sec() as u32
+}
+
 #[test]
-fn kernel_agrees_on_20_000_damaged_packets() {
+fn kernel_agrees_on_damaged_packets() {
     isolated(|| {
         let mut dataplane = open(&options());
         fill(&mut dataplane);
@@ -74,15 +86,13 @@ fn kernel_agrees_on_20_000_damaged_packets() {
             prop::bool::weighted(0.3),
             any::<u32>(),
         );
-        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(20_000) });
+        let mut runner =
+            TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(fuzz_cases()) });
         let result = runner.run(&input, |(which, damage, length, truncate, source)| {
             let mut frame = cases[which.index(cases.len())].1.clone();
-            if frame.len() >= 34 && !truncate {
+            if !truncate && frame.len() >= 34 && frame[12..14] == [0x08, 0x00] {
                 frame[26..30].copy_from_slice(&source.to_be_bytes());
-                frame[24..26].fill(0);
-                let end = (14 + usize::from(frame[14] & 15) * 4).clamp(34, frame.len());
-                let sum = dataplane_fixture::packets::checksum(&frame[14..end / 2 * 2]);
-                frame[24..26].copy_from_slice(&sum.to_be_bytes());
+                dataplane_fixture::packets::fix_checksum(&mut frame);
             }
             for (at, value) in damage {
                 let at = at.index(frame.len());
@@ -92,8 +102,14 @@ fn kernel_agrees_on_20_000_damaged_packets() {
                 frame.truncate(length.index(frame.len() + 1).max(14));
             }
             let mut want = frame.clone();
-            let verdict: Verdict = memory.run(INGRESS, &mut want).verdict;
+            memory.now.set(now());
+            let decision = memory.run(INGRESS, &mut want);
+            let (verdict, follows): (Verdict, bool) = (decision.verdict, decision.forward.follows != 0);
             let (got, out) = kernel(&dataplane, &frame);
+            if follows && got == code(Action::Drop) && out == frame {
+                // The kernel's memory of first fragments is bounded, and has forgotten this one.
+                return Ok(());
+            }
             prop_assert_eq!(got, code(verdict.disposition().0), "{:?}", verdict);
             prop_assert_eq!(out, want, "{:?}", verdict);
             Ok(())
@@ -153,8 +169,8 @@ fn forwarding_costs_a_small_multiple_of_passing() {
         };
         let client = ("198.51.100.7", 1);
         let packet = |destination, ttl| Packet::tcp(client, destination, ACK).with(|p| p.ttl = ttl);
-        let not_ip = packet(("10.9.9.9", 80), 64).with(|p| p.ethertype = 0x86dd);
-        let passed = measure("not IPv4", &not_ip.bytes());
+        let not_ip = packet(("10.9.9.9", 80), 64).with(|p| p.ethertype = 0x0806);
+        let passed = measure("not IP", &not_ip.bytes());
         let not_ours = measure("not for a VIP", &packet(("10.9.9.9", 80), 64).bytes());
         let forwarded = measure("forwarded", &packet(("203.0.113.10", 80), 255).bytes());
         assert!(not_ours < 10 * passed && forwarded < 20 * passed);

@@ -4,13 +4,13 @@
 //! and is never changed; only a packet that a service owns is checked in full. Before the destination is
 //! known to be a VIP a malformed packet is the kernel's to judge; after, it is dropped under its own name.
 
-use crate::packet::{
-    self, ETHERTYPE_IPV4, Ethernet, Frame, Ipv4, Ipv4Error, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, Ports,
-    TransportError,
-};
-use crate::slot::slot_of_flow;
-use crate::tables::{Address, Config, HashInput, Interface, RealEntry, ServiceEntry, ServiceKey, Tables};
-use crate::verdict::{DropReason, Forward, PassReason, Verdict};
+mod fragment;
+mod icmp;
+
+use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
+use crate::slot::{entropy_of, hash_of_flow, slot_of};
+use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, ServiceKey, Tables};
+use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
 
 /// A verdict, and what it is accounted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,19 @@ pub struct Decision<'a> {
     pub service: u32,
     /// Length of the IP packet in bytes, as it claims; 0 if no service owns it.
     pub bytes: u32,
+    /// The largest packet that would have been forwarded, in bytes, if it was too big.
+    pub mtu: u32,
     /// Where it goes, if it is forwarded.
     pub forward: Forward,
+    /// Its header, if it is forwarded.
+    pub ip: Ip,
     /// The way there, if it is forwarded: a reference into the tables, since link addresses copied byte by byte
     /// would fill the small stack of the program in the kernel.
     pub way: Option<&'a RealEntry>,
+    /// The service's entry, if it is forwarded.
+    pub entry: Option<&'a ServiceEntry>,
+    /// Our address, if it is forwarded by a tunnel.
+    pub tunnel_source: Option<&'a Address>,
 }
 
 impl Decision<'_> {
@@ -34,18 +42,29 @@ impl Decision<'_> {
     pub const NO_SERVICE: u32 = u32::MAX;
 }
 
-/// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes nothing:
-/// [`rewrite`] does, if the verdict is to forward.
+/// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes no byte of
+/// it: [`rewrite`] does, if the verdict is to forward or answer. The flow it belongs to is left in `flow`, whatever was
+/// in there: the caller lends the room, since the stack of the program in the kernel is small.
 #[inline(always)]
-pub fn decide<'a>(frame: &impl Frame, ifindex: u32, tables: &'a impl Tables) -> Decision<'a> {
+pub fn decide<'a>(
+    frame: &impl Frame,
+    ifindex: u32,
+    tables: &'a impl Tables,
+    flow: &mut FlowKey,
+) -> Decision<'a> {
+    *flow = FlowKey::default();
     let mut decision = Decision {
         verdict: Verdict::Pass(PassReason::NoService),
         service: Decision::NO_SERVICE,
         bytes: 0,
+        mtu: 0,
         forward: Forward::default(),
+        ip: Ip::default(),
         way: None,
+        entry: None,
+        tunnel_source: None,
     };
-    decision.verdict = match judge(frame, ifindex, tables, &mut decision) {
+    decision.verdict = match judge(frame, ifindex, tables, flow, &mut decision) {
         Ok(()) if decision.forward.ifindex == ifindex => Verdict::Transmit,
         Ok(()) => Verdict::Redirect,
         Err(verdict) => verdict,
@@ -53,20 +72,38 @@ pub fn decide<'a>(frame: &impl Frame, ifindex: u32, tables: &'a impl Tables) -> 
     decision
 }
 
-/// Applies a decision to forward to the frame it was made for: link addresses, time to live, checksum.
+/// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop limit, checksum, the headers of a tunnel, link
+/// addresses. A VLAN tag stays as it is.
 ///
-/// The time to live is decremented, as a router does and as LVS does on its way to a real server: should two
+/// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two
 /// directors ever send a packet to each other, it dies instead of circling for ever.
 ///
 /// # Errors
-/// [`DropReason::RewriteFailed`] if the decision is not to forward, or the frame is shorter than the one decided
+/// [`DropReason::RewriteFailed`] if the decision is neither, or the frame is shorter than the one decided
 /// on.
 #[inline(always)]
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
+    if let Verdict::Answer(reason) = decision.verdict {
+        let answered = match reason {
+            AnswerReason::Echo => packet::icmp::emit_echo_reply(frame, &decision.ip),
+            AnswerReason::TooBig => packet::icmp::emit_too_big(frame, &decision.ip, decision.mtu),
+        };
+        return answered.ok_or(DropReason::RewriteFailed);
+    }
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
-    Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac)
-        .and_then(|()| Ipv4::emit_decremented_ttl(frame, decision.forward.ttl, decision.forward.checksum))
-        .ok_or(DropReason::RewriteFailed)
+    let entry = decision.entry.ok_or(DropReason::RewriteFailed)?;
+    decision.ip.emit_decremented_hop_limit(frame).ok_or(DropReason::RewriteFailed)?;
+    if let Some(encapsulation) = entry.encapsulation() {
+        let outer = Outer {
+            encapsulation,
+            port: entry.tunnel_port,
+            source: decision.tunnel_source.ok_or(DropReason::RewriteFailed)?,
+            destination: &way.address,
+            entropy: decision.forward.entropy,
+        };
+        outer.emit(frame, &decision.ip).ok_or(DropReason::RewriteFailed)?;
+    }
+    Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac).ok_or(DropReason::RewriteFailed)
 }
 
 /// Fills in `decision`; an error is the verdict of a packet that is not forwarded.
@@ -75,74 +112,86 @@ fn judge<'a>(
     frame: &impl Frame,
     ifindex: u32,
     tables: &'a impl Tables,
+    flow: &mut FlowKey,
     decision: &mut Decision<'a>,
 ) -> Result<(), Verdict> {
     let ethernet = Ethernet::parse(frame).ok_or(Verdict::Pass(PassReason::ShortFrame))?;
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
-        return Err(Verdict::Pass(PassReason::NotIpv4));
-    }
-    let ipv4 = Ipv4::parse(frame).map_err(|error| {
-        Verdict::Pass(match error {
-            Ipv4Error::Short => PassReason::ShortHeader,
-            Ipv4Error::Version => PassReason::BadVersion,
-            Ipv4Error::HeaderLength => PassReason::BadHeaderLength,
-        })
-    })?;
+    let ip = Ip::parse(frame, &ethernet, flow).map_err(Verdict::Pass)?;
     let config = tables.config().ok_or(Verdict::Pass(PassReason::NotConfigured))?;
-    let service = find_service(frame, &ipv4, config, tables, &mut decision.forward)?;
+    decision.ip = ip;
+    // Both end early by `?`: of a result carried on, the verifier would see bytes of the other variant.
+    let service = if ip.protocol == ip.icmp() && ip.broken.is_none() {
+        let is_ours =
+            || tables.interface(ifindex).is_some_and(|interface| interface.mac == ethernet.destination);
+        icmp::find_service(frame, is_ours, config, tables, flow, decision)?
+    } else {
+        find_service(frame, &ip, config, tables, flow, decision)?
+    };
+    let forward = &mut decision.forward;
+    forward.follows = frame.launder(usize::from(forward.follows)) as u16;
+    forward.related = frame.launder(usize::from(forward.related)) as u16;
     let interface = match tables.interface(ifindex) {
         Some(interface) if interface.mac == ethernet.destination => interface,
         _ => return Err(Verdict::Pass(PassReason::OtherStation)),
     };
     decision.service = service.service;
-    decision.bytes = u32::from(ipv4.total_len);
-    check(frame, &ipv4, service, &mut decision.forward).map_err(Verdict::Drop)?;
-    let way =
-        choose(tables, config, service, interface, &ipv4, &mut decision.forward).map_err(Verdict::Drop)?;
+    decision.bytes = ip.total_len as u32;
+    decision.forward.opens = check(frame, &ip).map_err(Verdict::Drop)?;
+    let way = match choose(tables, config, service, interface, flow, decision) {
+        Err(DropReason::TooBig) if may_answer(decision, flow) && tables.take_token(config.icmp_rate) => {
+            return Err(Verdict::Answer(AnswerReason::TooBig));
+        }
+        chosen => chosen.map_err(Verdict::Drop)?,
+    };
+    if ethernet.is_tagged() && way.ifindex != ifindex {
+        return Err(Verdict::Drop(DropReason::VlanRedirect));
+    }
+    if ip.more_fragments && ip.fragment_offset == 0 {
+        fragment::note(tables, flow, decision);
+    }
     decision.way = Some(way);
+    decision.entry = Some(service);
     Ok(())
 }
 
-/// The service for the packet's destination. Notes the flow on the way; a later fragment has no ports, so all
-/// those of one client count as one flow.
+/// The service for the packet's destination. Completes the flow on the way; a later fragment whose first one was
+/// not seen has no ports, so all those of one client count as one flow.
 #[inline(always)]
 fn find_service<'a>(
     frame: &impl Frame,
-    ipv4: &Ipv4,
+    ip: &Ip,
     config: &Config,
     tables: &'a impl Tables,
-    forward: &mut Forward,
+    flow: &mut FlowKey,
+    decision: &mut Decision<'a>,
 ) -> Result<&'a ServiceEntry, Verdict> {
-    let address = Address::from_ipv4(ipv4.destination);
-    let protocol = ipv4.protocol;
+    let (address, protocol) = (flow.destination, ip.protocol);
+    if let Some(reason) = ip.broken {
+        return Err(unless_vip(address, tables, Verdict::Drop(reason)));
+    }
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
-        let reason =
-            if protocol == PROTOCOL_ICMP { PassReason::IcmpToVip } else { PassReason::ProtocolToVip };
-        return Err(unless_vip(address, tables, Verdict::Pass(reason)));
+        return Err(unless_vip(address, tables, Verdict::Pass(PassReason::ProtocolToVip)));
     }
-    forward.flow.source = Address::from_ipv4(ipv4.source);
-    forward.flow.destination = address;
-    forward.flow.protocol = protocol;
-    if ipv4.fragment_offset != 0 {
-        return match tables.service(&ServiceKey::fragment(address, protocol)) {
-            Some(service) => Ok(service),
-            None => Err(unless_vip(address, tables, Verdict::Drop(DropReason::Fragment))),
-        };
+    flow.protocol = protocol;
+    if ip.fragment_offset != 0 {
+        return fragment::find_service(config, tables, flow, decision);
     }
-    let Some(ports) = Ports::parse(frame, ipv4) else {
+    let Some(ports) = Ports::parse(frame, ip) else {
         return Err(unless_vip(address, tables, Verdict::Drop(DropReason::ShortTransport)));
     };
-    forward.flow.source_port = ports.source;
-    forward.flow.destination_port = ports.destination;
-    if let Some(service) = tables.service(&ServiceKey::service(address, protocol, ports.destination)) {
-        return Ok(service);
+    flow.source_port = ports.source;
+    flow.destination_port = ports.destination;
+    find_owner(flow, config, tables).ok_or(Verdict::Pass(PassReason::NoService))
+}
+
+/// The service that has the flow's destination.
+#[inline(always)]
+fn find_owner<'a>(flow: &FlowKey, config: &Config, tables: &'a impl Tables) -> Option<&'a ServiceEntry> {
+    let key = ServiceKey::service(flow.destination, flow.protocol, flow.destination_port);
+    match tables.service(&key) {
+        None if config.has(Config::FLAG_ANY_PORT) => tables.service(&ServiceKey { port: 0, ..key }),
+        found => found,
     }
-    if config.has(Config::FLAG_ANY_PORT)
-        && let Some(service) = tables.service(&ServiceKey::service(address, protocol, 0))
-    {
-        return Ok(service);
-    }
-    Err(Verdict::Pass(PassReason::NoService))
 }
 
 /// `verdict` if `address` is a VIP, else the packet is none of ours.
@@ -154,77 +203,108 @@ fn unless_vip(address: Address, tables: &impl Tables, verdict: Verdict) -> Verdi
     }
 }
 
-/// Checks all of a packet that a service owns, and notes what of it forwarding needs.
+/// Checks all of a packet that a service owns; 1 if it begins a connection, else 0.
 #[inline(always)]
-fn check(
-    frame: &impl Frame,
-    ipv4: &Ipv4,
-    service: &ServiceEntry,
-    forward: &mut Forward,
-) -> Result<(), DropReason> {
-    let payload_len = ipv4.payload_len().ok_or(DropReason::BadLength)?;
-    if !ipv4.length_fits(frame) {
+fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
+    let payload_len = ip.payload_len().ok_or(DropReason::BadLength)?;
+    if !ip.length_holds(frame) {
         return Err(DropReason::BadLength);
     }
-    if !ipv4.checksum_holds(frame) {
+    if !ip.checksum_holds(frame) {
         return Err(DropReason::BadChecksum);
     }
-    if ipv4.fragment_offset == 0 {
-        let opens = packet::check_transport(frame, ipv4, payload_len).map_err(|error| match error {
+    let mut opens = false;
+    if fragment::overlaps(ip) {
+        return Err(DropReason::FragmentOverlap);
+    }
+    if ip.fragment_offset == 0 {
+        opens = packet::check_transport(frame, ip, payload_len).map_err(|error| match error {
+            TransportError::Short if ip.more_fragments => DropReason::FragmentTiny,
             TransportError::Short => DropReason::ShortTransport,
             TransportError::Length => DropReason::BadTransport,
         })?;
-        forward.opens = u8::from(opens);
     }
-    if ipv4.is_fragment() && service.hash_input() == HashInput::SourcePort {
-        return Err(DropReason::FragmentNeedsPort);
-    }
-    if ipv4.ttl <= 1 {
+    if ip.hop_limit <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    forward.ttl = ipv4.ttl;
-    forward.checksum = ipv4.checksum;
-    Ok(())
+    Ok(u16::from(opens))
+}
+
+/// Whether a packet that is too big gets an answer: only if no router may fragment it, and never an error about an
+/// error, a later fragment, or to a source that cannot be one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e).
+/// One with options or extension headers is dropped too: the answer shows a bare header only.
+#[inline(always)]
+fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
+    let ip = &decision.ip;
+    let bare = ip.payload.wrapping_sub(ip.start) == if ip.is_v6() { 40 } else { 20 };
+    let ([six, ..], [four, ..]) = (flow.source.0, flow.source.low());
+    let first = if ip.is_v6() { six } else { four };
+    let unicast = if ip.is_v6() { first != 0xff && first != 0 } else { first != 0 && first < 224 };
+    decision.mtu != 0
+        && ip.dont_fragment
+        && ip.fragment_offset == 0
+        && decision.forward.related == 0
+        && bare
+        && unicast
 }
 
 /// Chooses the real server that owns the flow's slot, and notes the way to it.
 #[inline(always)]
 fn choose<'a>(
     tables: &'a impl Tables,
-    config: &Config,
+    config: &'a Config,
     service: &ServiceEntry,
     interface: &Interface,
-    ipv4: &Ipv4,
-    forward: &mut Forward,
+    flow: &FlowKey,
+    decision: &mut Decision<'a>,
 ) -> Result<&'a RealEntry, DropReason> {
-    let (index, real) = pick_real(tables, config, service, forward)?;
+    let forward = &mut decision.forward;
+    let real = pick_real(tables, config, service, flow, forward)?;
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
     }
-    if interface.is_native() && real.mtu != 0 && ipv4.total_len > real.mtu {
+    let (mut bytes, mut overhead) = (decision.bytes, 0);
+    if let Some(encapsulation) = service.encapsulation() {
+        let source = if real.address.is_v4() { &config.tunnel_v4 } else { &config.tunnel_v6 };
+        if *source == Address::default() {
+            return Err(DropReason::BadTable);
+        }
+        decision.tunnel_source = Some(source);
+        overhead = packet::overhead(encapsulation, &real.address) as u32;
+        bytes = bytes.wrapping_add(overhead);
+        // Longer than a length field can say, whatever the interface takes.
+        if bytes > u32::from(u16::MAX) {
+            return Err(DropReason::TooBig);
+        }
+    }
+    if interface.is_native() && real.mtu != 0 && bytes > u32::from(real.mtu) {
+        decision.mtu = u32::from(real.mtu).wrapping_sub(overhead);
         return Err(DropReason::TooBig);
     }
-    forward.real = index;
     forward.ifindex = real.ifindex;
     Ok(real)
 }
 
-/// The real server that owns the flow's slot, and its index.
+/// The real server that owns the flow's slot.
 #[inline(always)]
 fn pick_real<'a>(
     tables: &'a impl Tables,
     config: &Config,
     service: &ServiceEntry,
-    forward: &Forward,
-) -> Result<(u32, &'a RealEntry), DropReason> {
-    let flow = &forward.flow;
-    let number = slot_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
-    let slot = tables.slot(service.table, number).ok_or(DropReason::BadTable)?;
+    flow: &FlowKey,
+    forward: &mut Forward,
+) -> Result<&'a RealEntry, DropReason> {
+    let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
+    forward.entropy = entropy_of(hash, flow.source_port);
+    let slot = tables.slot(service.table, slot_of(hash)).ok_or(DropReason::BadTable)?;
+    if forward.follows != 0 && forward.real.wrapping_sub(service.real_base) < service.real_count {
+        return tables.real(forward.real).ok_or(DropReason::BadTable);
+    }
     // Nothing is tracked yet, so the current owner takes the packet in every state.
     let position = u32::from(slot.current().ok_or(DropReason::NoRealServer)?);
     if position >= service.real_count {
         return Err(DropReason::BadTable);
     }
-    let index = service.real_base.wrapping_add(position);
-    Ok((index, tables.real(index).ok_or(DropReason::BadTable)?))
+    forward.real = service.real_base.wrapping_add(position);
+    tables.real(forward.real).ok_or(DropReason::BadTable)
 }

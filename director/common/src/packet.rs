@@ -4,11 +4,16 @@
 //! says which error means what. Offsets are named once, next to the header they belong to.
 
 mod ethernet;
+pub mod icmp;
+mod ip;
 mod ipv4;
+mod ipv6;
+mod outer;
 mod transport;
 
-pub use ethernet::{ETHERTYPE_IPV4, Ethernet};
-pub use ipv4::{Ipv4, Ipv4Error};
+pub use ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet};
+pub use ip::Ip;
+pub use outer::{Outer, overhead};
 pub use transport::{Ports, TransportError, check as check_transport};
 
 /// IP protocol number of ICMP.
@@ -17,6 +22,10 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of the authentication header.
+pub const PROTOCOL_AH: u8 = 51;
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
 /// IP protocol number of SCTP.
 pub const PROTOCOL_SCTP: u8 = 132;
 
@@ -29,9 +38,19 @@ pub trait Frame {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Replaces the `N` bytes at `offset`, if the frame holds them all; else changes nothing.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+    /// Makes the frame `N` bytes longer in front, with anything in them; `None` where it cannot be.
+    fn grow<const N: usize>(&mut self) -> Option<()>;
+    /// Cuts the frame to its first `len` bytes; `None` if it is shorter, or cannot be cut.
+    fn truncate(&mut self, len: usize) -> Option<()>;
+    /// `offset` itself. In the kernel, with all that its verifier knows of it forgotten: else it would go through
+    /// the rest of the program once for every value an offset can have.
+    #[inline(always)]
+    fn launder(&self, offset: usize) -> usize {
+        offset
+    }
 }
 
-/// A frame in user space.
+/// A frame in user space, of fixed length.
 #[derive(Debug)]
 pub struct Buffer<'a>(pub &'a mut [u8]);
 
@@ -47,5 +66,13 @@ impl Frame for Buffer<'_> {
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
         *self.0.get_mut(offset..)?.first_chunk_mut::<N>()? = bytes;
         Some(())
+    }
+
+    fn grow<const N: usize>(&mut self) -> Option<()> {
+        None
+    }
+
+    fn truncate(&mut self, _len: usize) -> Option<()> {
+        None
     }
 }

@@ -98,12 +98,12 @@ pub const fn slot_of(hash: u64) -> u32 {
     ((hash >> 32).wrapping_mul(SLOTS as u64) >> 32) as u32
 }
 
-/// The slot of a flow: a keyed hash over an unambiguous encoding of the source address (4 bytes for IPv4, 16
+/// The hash that [`slot_of`] makes a flow's slot of: a keyed hash over an unambiguous encoding of the source address (4 bytes for IPv4, 16
 /// for IPv6) and, where the service says so, the source port in network order behind it.
 #[inline(always)]
-pub fn slot_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) -> u32 {
+pub fn hash_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) -> u64 {
     let [p0, p1] = port.to_be_bytes();
-    let hash = match (source.ipv4(), input) {
+    match (source.ipv4(), input) {
         (Some(address), HashInput::Source) => siphash13(key, address),
         (Some([a, b, c, d]), HashInput::SourcePort) => siphash13(key, [a, b, c, d, p0, p1]),
         (None, HashInput::Source) => siphash13(key, source.0),
@@ -111,8 +111,21 @@ pub fn slot_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) 
             let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = source.0;
             siphash13(key, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, p0, p1])
         }
-    };
-    slot_of(hash)
+    }
+}
+
+/// The slot of a flow: [`slot_of`] its [`hash_of_flow`].
+#[inline(always)]
+pub fn slot_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) -> u32 {
+    slot_of(hash_of_flow(key, source, port, input))
+}
+
+/// Bits that differ between flows, for a tunnel: what of the hash no slot depends on, and the source port, which
+/// may not be in the hash.
+#[inline(always)]
+pub const fn entropy_of(hash: u64, port: u16) -> u32 {
+    // 2^32 divided by the golden ratio spreads the port over all bits.
+    (hash as u32) ^ (port as u32).wrapping_mul(0x9e37_79b1).rotate_left(16)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::siphash::HashKey;
 use crate::slot::{SLOTS, Slot};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
@@ -20,6 +20,8 @@ pub const MAX_SERVICE_KEYS: usize = 8_192;
 pub const MAX_REALS: usize = 8_192;
 /// Slot tables: two for each service, since a new one is complete before the old one goes.
 pub const MAX_TABLES: usize = MAX_SERVICES * 2;
+/// Most datagrams in fragments that are remembered at one time.
+pub const MAX_FRAGMENTS: usize = 16_384;
 /// Most interfaces with the program on them.
 pub const MAX_INTERFACES: usize = 64;
 /// Longest name of a service in bytes.
@@ -48,10 +50,22 @@ impl Address {
     /// The IPv4 address this maps, if it does.
     #[inline(always)]
     pub const fn ipv4(self) -> Option<[u8; 4]> {
-        match self.0 {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
-            _ => None,
-        }
+        if self.is_v4() { Some(self.low()) } else { None }
+    }
+
+    /// Whether this maps an IPv4 address. Compared by words: see the type's alignment.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.0;
+        u32::from_ne_bytes([a, b, c, d]) | u32::from_ne_bytes([e, f, g, h]) == 0
+            && u32::from_be_bytes([i, j, k, l]) == 0xffff
+    }
+
+    /// The last four bytes: all of an IPv4 address.
+    #[inline(always)]
+    pub const fn low(&self) -> [u8; 4] {
+        let [.., a, b, c, d] = self.0;
+        [a, b, c, d]
     }
 }
 
@@ -62,6 +76,17 @@ pub enum HashInput {
     Source,
     /// The source address and port.
     SourcePort,
+}
+
+/// A kind of tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// IP in IP, any family in any.
+    Ipip,
+    /// Generic routing encapsulation, without key or checksum.
+    Gre,
+    /// Generic UDP encapsulation.
+    Gue,
 }
 
 /// Settings of the whole data plane: the only element of its map.
@@ -76,12 +101,16 @@ pub struct Config {
     pub hash_key: HashKey,
     /// Sum of `FLAG_*`.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Most ICMP errors that are sent in a second, by each processor.
+    pub icmp_rate: u32,
+    /// Our address in tunnels over IPv4; all zeroes where there is none.
+    pub tunnel_v4: Address,
+    /// Our address in tunnels over IPv6; all zeroes where there is none.
+    pub tunnel_v6: Address,
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
-// SAFETY: `repr(C)` of integers without padding (2 x 4 + 2 x 8 + 2 x 4 = 32).
+const _: () = assert!(size_of::<Config>() == 64);
+// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 2 x 4 + 2 x 16 = 64).
 unsafe impl Plain for Config {}
 
 impl Config {
@@ -156,15 +185,42 @@ pub struct ServiceEntry {
     pub real_count: u32,
     /// Sum of `FLAG_*`.
     pub flags: u32,
+    /// How packets reach the real servers: one of `FORWARD_*`.
+    pub forwarding: u16,
+    /// UDP port of the real servers' end of a tunnel; only for [`Self::FORWARD_GUE`].
+    pub tunnel_port: u16,
 }
 
-const _: () = assert!(size_of::<ServiceEntry>() == 20);
-// SAFETY: `repr(C)` of five u32 without padding.
+const _: () = assert!(size_of::<ServiceEntry>() == 24);
+// SAFETY: `repr(C)` of integers without padding (5 x 4 + 2 x 2 = 24).
 unsafe impl Plain for ServiceEntry {}
 
 impl ServiceEntry {
     /// The slot depends on the source port too.
     pub const FLAG_HASH_PORT: u32 = 1;
+    /// Of a VIP's marker: answer echo requests to it.
+    pub const FLAG_ECHO: u32 = 1 << 8;
+    /// Of a VIP's marker: leave echo requests to the kernel, which answers if it owns the address.
+    pub const FLAG_ECHO_KERNEL: u32 = 1 << 9;
+    /// The link addresses change and nothing else.
+    pub const FORWARD_DIRECT: u16 = 0;
+    /// In a tunnel, see [`Encapsulation::Ipip`].
+    pub const FORWARD_IPIP: u16 = 1;
+    /// In a tunnel, see [`Encapsulation::Gre`].
+    pub const FORWARD_GRE: u16 = 2;
+    /// In a tunnel, see [`Encapsulation::Gue`].
+    pub const FORWARD_GUE: u16 = 3;
+
+    /// The tunnel to the real servers, if they are reached by one.
+    #[inline(always)]
+    pub const fn encapsulation(&self) -> Option<Encapsulation> {
+        match self.forwarding {
+            Self::FORWARD_IPIP => Some(Encapsulation::Ipip),
+            Self::FORWARD_GRE => Some(Encapsulation::Gre),
+            Self::FORWARD_GUE => Some(Encapsulation::Gue),
+            _ => None,
+        }
+    }
 
     /// What the service hashes.
     #[inline(always)]
@@ -243,6 +299,59 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 // SAFETY: `repr(C)` of bytes and aligned u16 without padding (16 + 16 + 2 + 2 + 1 + 3 = 40).
 unsafe impl Plain for FlowKey {}
 
+/// Limits how many ICMP errors a processor sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TokenBucket {
+    /// The second that `taken` counts for.
+    pub second: u32,
+    /// Tokens taken in it.
+    pub taken: u32,
+}
+
+const _: () = assert!(size_of::<TokenBucket>() == 8);
+// SAFETY: `repr(C)` of two u32.
+unsafe impl Plain for TokenBucket {}
+
+impl TokenBucket {
+    /// Takes a token, of which there are `rate` in each second; false if none is left.
+    #[inline(always)]
+    pub const fn take(&mut self, now: u32, rate: u32) -> bool {
+        if self.second != now {
+            *self = Self { second: now, taken: 0 };
+        }
+        if self.taken >= rate {
+            return false;
+        }
+        self.taken = self.taken.wrapping_add(1);
+        true
+    }
+}
+
+/// What the first fragment of a datagram showed. Its key is a [`FlowKey`] whose ports are the two halves of the
+/// datagram's identification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentEntry {
+    /// The client's port.
+    pub source_port: u16,
+    /// The service's port.
+    pub destination_port: u16,
+    /// Real server's index in the real-server map.
+    pub real: u32,
+    /// When it came: seconds of [`Tables::now`].
+    pub seen: u32,
+}
+
+const _: () = assert!(size_of::<FragmentEntry>() == 12);
+// SAFETY: `repr(C)` of integers without padding (2 x 2 + 2 x 4 = 12).
+unsafe impl Plain for FragmentEntry {}
+
+impl FragmentEntry {
+    /// Seconds for which a datagram's other fragments are expected (RFC 8200, section 4.5).
+    pub const LIFE: u32 = 60;
+}
+
 /// The user-space side's memory of a service, by service index: lets a new process match names again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -274,6 +383,14 @@ pub trait Tables {
     fn slot(&self, table: u32, slot: u32) -> Option<Slot>;
     /// Real server number `index`.
     fn real(&self, index: u32) -> Option<&RealEntry>;
+    /// Seconds of a clock that only goes forward.
+    fn now(&self) -> u32;
+    /// Takes a token of this processor's [`TokenBucket`], of which there are `rate` in each second.
+    fn take_token(&self, rate: u32) -> bool;
+    /// Writes what is known of a datagram's first fragment to `entry`; false if nothing is.
+    fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool;
+    /// Notes what a first fragment showed. The oldest is forgotten for it where there is no room.
+    fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry);
     /// The interface a packet came in by.
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
 }

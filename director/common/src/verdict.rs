@@ -1,7 +1,5 @@
 //! Every outcome a packet can have, its XDP action and its counter.
 
-use crate::tables::FlowKey;
-
 /// What the kernel is told to do with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -23,6 +21,8 @@ pub enum Verdict {
     Transmit,
     /// To a real server, out of another interface.
     Redirect,
+    /// Back to where it came from, as an answer.
+    Answer(AnswerReason),
     /// It is the kernel's.
     Pass(PassReason),
     /// It ends here.
@@ -40,14 +40,16 @@ pub struct Forward {
     pub real: u32,
     /// Interface to leave by.
     pub ifindex: u32,
-    /// Header checksum on arrival.
-    pub checksum: u16,
-    /// Time to live on arrival; it leaves with one less.
-    pub ttl: u8,
+    /// Bits that differ between flows and are the same within one: for the source port of a tunnel.
+    pub entropy: u32,
     /// 1 if it begins a connection (TCP SYN without ACK), else 0.
-    pub opens: u8,
-    /// The flow it belongs to.
-    pub flow: FlowKey,
+    pub opens: u16,
+    /// 1 if `real` was chosen for the first fragment of the same datagram, else 0.
+    pub follows: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// 1 if it is no packet of the flow but an ICMP error about one, else 0.
+    pub related: u16,
 }
 
 macro_rules! reasons {
@@ -77,21 +79,33 @@ macro_rules! reasons {
 }
 
 reasons! {
+    /// What a packet is answered by.
+    AnswerReason {
+        /// An echo reply.
+        Echo = "echo",
+        /// An ICMP error: larger than fits on the way to the real server.
+        TooBig = "too-big-answered",
+    }
+}
+
+reasons! {
     /// Why a packet is left to the kernel.
     PassReason {
         /// The frame is shorter than an Ethernet header.
         ShortFrame = "short-frame",
-        /// Neither IPv4 nor anything else that can be for a VIP (ARP, IPv6, a VLAN tag, …).
-        NotIpv4 = "not-ipv4",
-        /// The frame ends within the IPv4 header.
+        /// Neither IPv4 nor IPv6, plain or behind one VLAN tag (ARP, several tags, …).
+        NotIp = "not-ip",
+        /// The frame ends within the IP header.
         ShortHeader = "short-header",
-        /// The IP version is not 4 although the frame says IPv4.
+        /// The IP version is another than the frame says.
         BadVersion = "bad-version",
         /// The IPv4 header claims to be shorter than 20 bytes.
         BadHeaderLength = "bad-header-length",
+        /// An IPv6 header with an address that maps an IPv4 address.
+        MappedAddress = "mapped-address",
         /// No service for this address, protocol and port.
         NoService = "no-service",
-        /// ICMP to a VIP: the kernel answers.
+        /// ICMP to a VIP that is neither an echo request nor about a flow.
         IcmpToVip = "icmp-to-vip",
         /// To a VIP, but a protocol that is not balanced.
         ProtocolToVip = "protocol-to-vip",
@@ -107,26 +121,47 @@ reasons! {
     DropReason {
         /// The frame ends within the transport header.
         ShortTransport = "short-transport",
-        /// The IPv4 total length is longer than the frame or shorter than the headers.
+        /// The packet's length is longer than the frame or shorter than the headers.
         BadLength = "bad-length",
         /// The IPv4 header checksum is wrong.
         BadChecksum = "bad-checksum",
         /// The TCP data offset or the UDP length cannot be.
         BadTransport = "bad-transport",
-        /// A fragment without ports, and no single service of this address hashes by source alone.
+        /// A later fragment whose first one has not been seen, and several services have this address.
         Fragment = "fragment",
-        /// A fragment for a service that hashes by source port, which only a first fragment has.
+        /// A later fragment whose first one has not been seen, for a service that hashes by source port.
         FragmentNeedsPort = "fragment-needs-port",
-        /// The time to live ends here.
+        /// A first fragment that does not hold the whole transport header.
+        FragmentTiny = "fragment-tiny",
+        /// A later fragment that would overwrite the transport header.
+        FragmentOverlap = "fragment-overlap",
+        /// More or longer IPv6 extension headers than are walked, or the frame ends within one.
+        BadExtension = "bad-extension",
+        /// An IPv6 routing header with segments left.
+        RoutingHeader = "routing-header",
+        /// An ICMP message in fragments.
+        IcmpFragment = "icmp-fragment",
+        /// An ICMP error that does not show the ports of the packet it is about.
+        IcmpInner = "icmp-inner",
+        /// An ICMP error about a packet that the VIP it was sent to did not send.
+        IcmpMismatch = "icmp-mismatch",
+        /// An ICMP error about a flow of no service.
+        IcmpNoService = "icmp-no-service",
+        /// An echo request to a VIP without any real server.
+        EchoUnserved = "echo-unserved",
+        /// The time to live or hop limit ends here.
         TtlExpired = "ttl-expired",
         /// The service has no real server.
         NoRealServer = "no-real-server",
         /// The way to the real server is not known.
         NoNextHop = "no-next-hop",
-        /// Larger than the interface towards the real server takes.
+        /// May be fragmented or cannot be answered about, or too many answers were given: larger, with the headers of a tunnel if there is one, than the interface towards the real server takes.
         TooBig = "too-big",
-        /// The tables contradict each other: a slot names a server that is not there.
+        /// The tables contradict each other: a slot names a server that is not there, or there is no address of
+        /// ours for a tunnel.
         BadTable = "bad-table",
+        /// It came with a VLAN tag, which holds on its own link only, and would leave by another interface.
+        VlanRedirect = "vlan-redirect",
         /// A bounds check failed while the frame was rewritten.
         RewriteFailed = "rewrite-failed",
     }
@@ -136,14 +171,17 @@ reasons! {
 const TRANSMITTED: u32 = 0;
 /// A packet left by another interface.
 const REDIRECTED: u32 = 1;
+/// First counter of [`AnswerReason`].
+const ANSWERED: u32 = 2;
 /// First counter of [`PassReason`].
 const PASSED: u32 = 8;
 /// First counter of [`DropReason`].
-const DROPPED: u32 = 40;
+const DROPPED: u32 = 32;
 
 /// Counters of outcomes: one per way to forward, [`PassReason`] and [`DropReason`].
 pub const OUTCOME_COUNTERS: usize = 72;
 
+const _: () = assert!(AnswerReason::ALL.len() <= (PASSED - ANSWERED) as usize);
 const _: () = assert!(PassReason::ALL.len() <= (DROPPED - PASSED) as usize);
 const _: () = assert!(DropReason::ALL.len() <= OUTCOME_COUNTERS - DROPPED as usize);
 
@@ -154,6 +192,7 @@ impl Verdict {
         match self {
             Self::Transmit => (Action::Transmit, TRANSMITTED),
             Self::Redirect => (Action::Redirect, REDIRECTED),
+            Self::Answer(reason) => (Action::Transmit, ANSWERED.wrapping_add(reason as u32)),
             Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(reason as u32)),
             Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(reason as u32)),
         }
@@ -164,6 +203,12 @@ impl Verdict {
     pub const fn is_forward(self) -> bool {
         matches!(self, Self::Transmit | Self::Redirect)
     }
+
+    /// The frame is to be rewritten before it leaves.
+    #[inline(always)]
+    pub const fn rewrites(self) -> bool {
+        self.is_forward() || matches!(self, Self::Answer(_))
+    }
 }
 
 /// One kind of outcome: what an outcome counter stands for.
@@ -173,6 +218,8 @@ pub enum Outcome {
     Transmitted,
     /// Forwarded out of another interface.
     Redirected,
+    /// Sent back as an answer.
+    Answered(AnswerReason),
     /// Left to the kernel.
     Passed(PassReason),
     /// Discarded.
@@ -180,8 +227,22 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The name used in counters, metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transmitted => "transmitted",
+            Self::Redirected => "redirected",
+            Self::Answered(reason) => reason.name(),
+            Self::Passed(reason) => reason.name(),
+            Self::Dropped(reason) => reason.name(),
+        }
+    }
+
     /// Every outcome with the number of its counter.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
+        let answered = AnswerReason::ALL
+            .iter()
+            .map(|reason| (ANSWERED.wrapping_add(*reason as u32), Self::Answered(*reason)));
         let passed =
             PassReason::ALL.iter().map(|reason| (PASSED.wrapping_add(*reason as u32), Self::Passed(*reason)));
         let dropped = DropReason::ALL
@@ -189,6 +250,7 @@ impl Outcome {
             .map(|reason| (DROPPED.wrapping_add(*reason as u32), Self::Dropped(*reason)));
         [(TRANSMITTED, Self::Transmitted), (REDIRECTED, Self::Redirected)]
             .into_iter()
+            .chain(answered)
             .chain(passed)
             .chain(dropped)
     }

@@ -1,6 +1,8 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF is not stable yet; building `core` for it is not either.
+#![feature(asm_experimental_arch)]
 
 mod frame;
 mod maps;
@@ -11,7 +13,7 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use director_common::counters::TrafficCounters;
 use director_common::decide::rewrite;
-use director_common::tables::Config;
+use director_common::tables::{Config, FlowKey};
 use director_common::{Action, Decision, Verdict, decide};
 
 use frame::XdpFrame;
@@ -23,13 +25,14 @@ pub fn director(context: XdpContext) -> u32 {
     // SAFETY: the kernel passes a valid context for the duration of the program.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     let mut frame = XdpFrame::new(&context);
-    let mut decision = decide(&frame, ifindex, &KernelTables);
-    if decision.verdict.is_forward()
+    let Some(flow) = maps::scratch() else { return XDP_PASS };
+    let mut decision = decide(&frame, ifindex, &KernelTables, flow);
+    if decision.verdict.rewrites()
         && let Err(reason) = rewrite(&mut frame, &decision)
     {
         decision.verdict = Verdict::Drop(reason);
     }
-    account(&decision);
+    account(&decision, flow);
     let (action, outcome) = decision.verdict.disposition();
     maps::count_outcome(outcome);
     match action {
@@ -45,7 +48,7 @@ pub fn director(context: XdpContext) -> u32 {
 
 /// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
 #[inline(always)]
-fn account(decision: &Decision<'_>) {
+fn account(decision: &Decision<'_>, flow: &FlowKey) {
     if decision.service == Decision::NO_SERVICE {
         return;
     }
@@ -65,7 +68,7 @@ fn account(decision: &Decision<'_>) {
     if maps::config().is_some_and(|config| config.has(Config::FLAG_FLOW_ACCOUNTING)) {
         // SAFETY: a helper without arguments.
         let now = unsafe { bpf_ktime_get_ns() };
-        maps::count_flow(&forward.flow, decision.service, forward.real, bytes, now);
+        maps::count_flow(flow, decision.service, forward.real, bytes, now);
     }
 }
 

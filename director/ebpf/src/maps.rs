@@ -2,11 +2,13 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::tables::{
-    Config, FlowKey, Interface, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES,
-    RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
+    Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS,
+    MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
+    TokenBucket,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, Slot};
@@ -37,6 +39,15 @@ static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
 /// User space sets the real size when it creates the map: 1 where flows are not accounted.
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
+
+#[btf_map]
+static FRAGMENTS: LruHashMap<FlowKey, FragmentEntry, MAX_FRAGMENTS> = LruHashMap::new();
+/// One for each processor.
+#[btf_map]
+static BUCKETS: PerCpuArray<TokenBucket, 1> = PerCpuArray::new();
+/// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
+#[btf_map]
+static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
 
 /// The maps as [`Tables`].
 pub struct KernelTables;
@@ -70,6 +81,37 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn take_token(&self, rate: u32) -> bool {
+        // SAFETY: as in `count_outcome`.
+        BUCKETS.get_ptr_mut(0).is_some_and(|bucket| unsafe { (*bucket).take(self.now(), rate) })
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool {
+        // SAFETY: elements of an LRU map stay mapped; of a recycled one the service does not match or the
+        // datagram is sent elsewhere, as if it had not been seen.
+        match unsafe { FRAGMENTS.get(key) } {
+            Some(found) => {
+                *entry = *found;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry) {
+        // A full map evicts; any other failure only means that later fragments find nothing.
+        let _ = FRAGMENTS.insert(key, entry, 0);
+    }
+
+    #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         // SAFETY: as in `service`.
         unsafe { INTERFACES.get(&ifindex) }
@@ -89,6 +131,13 @@ pub fn count_outcome(outcome: u32) {
         // SAFETY: an element of this processor; nothing interrupts an XDP program on its processor with another.
         unsafe { *counter += 1 };
     }
+}
+
+/// Room for the flow of the packet that this processor has in hand.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut FlowKey> {
+    // SAFETY: an element of this processor, taken once for each run of the program.
+    SCRATCH.get_ptr_mut(0).map(|flow| unsafe { &mut *flow })
 }
 
 /// This processor's counters of a service.

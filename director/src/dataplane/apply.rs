@@ -13,8 +13,8 @@ use director_common::{SLOTS, Slot};
 use super::error::ApplyError;
 use super::maps::{self, Shared};
 use super::plan::{Block, Placement};
-use super::spec::{HashInput, Keys, RealSpec, ServiceSpec, check, pack};
-use super::{Dataplane, with_way};
+use super::spec::{HashInput, Keys, NO_REAL, RealSpec, ServiceSpec, check, pack};
+use super::{Dataplane, EchoPolicy, with_way};
 
 /// What [`Dataplane::apply`] changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,12 +49,13 @@ impl Dataplane {
     /// [`ApplyError::Spec`] before anything is changed; [`ApplyError::Full`] or [`ApplyError::Map`] when part of
     /// it may be: every service is then entirely old or entirely new.
     pub fn apply(&mut self, services: &[ServiceSpec<'_>]) -> Result<ApplyReport, ApplyError> {
-        let keys = check(services)?;
+        let keys = check(services, &self.options.tunnel_sources)?;
         let mut report = ApplyReport::default();
         // An address that becomes a VIP, or all of one's ports, is announced to the program first.
         self.set_any_port(any_port(&keys) || any_port_in(self.plan.keys.keys()))?;
         for vip in &keys.vips {
-            self.set_key(*vip, ServiceEntry::default(), &mut report)?;
+            let entry = self.marker(*vip, services, &keys);
+            self.set_key(*vip, entry, &mut report)?;
         }
         for (service, keys) in services.iter().zip(&keys.services) {
             self.apply_service(service, keys, &mut report)?;
@@ -73,6 +74,24 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn hash_key(&self) -> Result<[u8; 16], ApplyError> {
         Ok(HashKey::to_bytes(self.maps.hash_key()?))
+    }
+
+    /// The marker of a VIP, which says who answers echo requests to it.
+    fn marker(&self, vip: ServiceKey, services: &[ServiceSpec<'_>], keys: &Keys) -> ServiceEntry {
+        let served = || {
+            let of_vip = services
+                .iter()
+                .zip(&keys.services)
+                .filter(|(_, keys)| keys.iter().any(|key| key.address == vip.address));
+            of_vip.into_iter().any(|(service, _)| service.slots.iter().any(|slot| *slot != NO_REAL))
+        };
+        let flags = match self.options.echo {
+            EchoPolicy::WhileServed if served() => ServiceEntry::FLAG_ECHO,
+            EchoPolicy::WhileServed => 0,
+            EchoPolicy::Always => ServiceEntry::FLAG_ECHO,
+            EchoPolicy::Kernel => ServiceEntry::FLAG_ECHO_KERNEL,
+        };
+        ServiceEntry { flags, ..ServiceEntry::default() }
     }
 
     fn set_any_port(&mut self, any: bool) -> Result<(), ApplyError> {
@@ -110,8 +129,10 @@ impl Dataplane {
             HashInput::Source => 0,
             HashInput::SourcePort => ServiceEntry::FLAG_HASH_PORT,
         };
+        let (forwarding, tunnel_port) = service.forwarding.packed();
+        let (real_base, real_count) = (block.base, block.count);
         let entry =
-            ServiceEntry { service: index, table, real_base: block.base, real_count: block.count, flags };
+            ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
         let new = Placement { index, table, block, slots };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));

@@ -1,12 +1,12 @@
 //! What the caller asks for, checked before anything changes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 use director_common::slot::MAX_POSITION;
 use director_common::tables::{
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceKey, SlotTable,
+    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry, ServiceKey, SlotTable,
 };
 use director_common::{SLOTS, Slot};
 
@@ -43,6 +43,42 @@ pub enum Forwarding {
     /// itself.
     #[default]
     DirectReturn,
+    /// IP in IP, to the real server's address, of either family.
+    Ipip,
+    /// GRE (RFC 2784).
+    Gre,
+    /// Generic UDP encapsulation.
+    Gue {
+        /// UDP port of the real servers' end.
+        port: u16,
+    },
+}
+
+impl Forwarding {
+    /// The same as the maps say it: `FORWARD_*` and the port.
+    pub(super) const fn packed(self) -> (u16, u16) {
+        match self {
+            Self::DirectReturn => (ServiceEntry::FORWARD_DIRECT, 0),
+            Self::Ipip => (ServiceEntry::FORWARD_IPIP, 0),
+            Self::Gre => (ServiceEntry::FORWARD_GRE, 0),
+            Self::Gue { port } => (ServiceEntry::FORWARD_GUE, port),
+        }
+    }
+}
+
+/// Our addresses in tunnels, by family of the real server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSources {
+    /// Towards real servers with an IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// Towards real servers with an IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl TunnelSources {
+    fn reaches(&self, real: IpAddr) -> bool {
+        if real.is_ipv4() { self.v4.is_some() } else { self.v6.is_some() }
+    }
 }
 
 /// One address a service answers on.
@@ -104,18 +140,24 @@ pub enum SpecError {
         /// What both want.
         address: ServiceAddress,
     },
-    /// An address family that is not forwarded.
-    #[error("service '{service}': {address} is not an IPv4 address, and only IPv4 is forwarded so far")]
-    Family {
+    /// A tunnel needs an address of ours.
+    #[error(
+        "service '{service}': the tunnel to {address} has no source address of that family: set the node's tunnel \
+         source"
+    )]
+    NoTunnelSource {
         /// The service.
         service: String,
-        /// The address.
+        /// The real server.
         address: IpAddr,
     },
-    /// Direct return cannot rewrite ports.
+    /// Port 0 is no port.
+    #[error("service '{0}': port 0 cannot be the far end of a tunnel")]
+    TunnelPort(String),
+    /// Neither direct return nor a tunnel can rewrite ports.
     #[error(
-        "service '{service}': real server {address} has port {port}, but direct return cannot change the \
-         port {wanted} of the service"
+        "service '{service}': real server {address} has port {port}, but direct return and tunnels cannot change \
+         the port {wanted} of the service"
     )]
     Port {
         /// The service.
@@ -177,11 +219,12 @@ pub(super) struct Keys {
 }
 
 /// Checks the whole list, and works out its keys.
-pub(super) fn check(services: &[ServiceSpec<'_>]) -> Result<Keys, SpecError> {
+pub(super) fn check(services: &[ServiceSpec<'_>], sources: &TunnelSources) -> Result<Keys, SpecError> {
     limit("services", services.len(), MAX_SERVICES)?;
     let mut names = BTreeSet::new();
     for service in services {
         check_service(service)?;
+        check_tunnel(service, sources)?;
         if !names.insert(service.name) {
             return Err(SpecError::DuplicateName(service.name.to_owned()));
         }
@@ -207,20 +250,12 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
     if service.addresses.is_empty() {
         return Err(SpecError::NoAddress(name()));
     }
-    let addresses = service.addresses.iter().map(|address| address.address);
-    if let Some(address) =
-        addresses.chain(service.reals.iter().map(|real| real.address)).find(IpAddr::is_ipv6)
-    {
-        return Err(SpecError::Family { service: name(), address });
-    }
     let max_reals = usize::from(MAX_POSITION) + 1;
     let count = service.reals.len();
     if count > max_reals.min(MAX_REALS) {
         return Err(SpecError::TooManyReals { service: name(), count, limit: max_reals.min(MAX_REALS) });
     }
-    match service.forwarding {
-        Forwarding::DirectReturn => check_ports(service)?,
-    }
+    check_ports(service)?;
     if service.slots.len() != SLOTS {
         return Err(SpecError::SlotCount { service: name(), count: service.slots.len() });
     }
@@ -228,6 +263,20 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
     match service.slots.iter().position(|position| stray(*position)) {
         Some(slot) => {
             Err(SpecError::Position { service: name(), slot, position: service.slots[slot], count })
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_tunnel(service: &ServiceSpec<'_>, sources: &TunnelSources) -> Result<(), SpecError> {
+    match service.forwarding {
+        Forwarding::DirectReturn => return Ok(()),
+        Forwarding::Gue { port: 0 } => return Err(SpecError::TunnelPort(service.name.to_owned())),
+        Forwarding::Ipip | Forwarding::Gre | Forwarding::Gue { .. } => {}
+    }
+    match service.reals.iter().find(|real| !sources.reaches(real.address)) {
+        Some(real) => {
+            Err(SpecError::NoTunnelSource { service: service.name.to_owned(), address: real.address })
         }
         None => Ok(()),
     }

@@ -265,6 +265,7 @@ fn outcome_name(outcome: Outcome) -> String {
     match outcome {
         Outcome::Transmitted => "transmitted".to_owned(),
         Outcome::Redirected => "redirected".to_owned(),
+        Outcome::Answered(reason) => format!("answered: {reason}"),
         Outcome::Passed(reason) => format!("passed: {reason}"),
         Outcome::Dropped(reason) => format!("dropped: {reason}"),
     }

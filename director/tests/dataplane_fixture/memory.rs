@@ -1,15 +1,39 @@
 //! The tables of a specification in user space, as the oracle for those in the kernel.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use director::dataplane::{HashInput, NextHop, ServiceSpec};
+use director::dataplane::{Forwarding, HashInput, NextHop, ServiceSpec};
 use director_common::decide::rewrite;
-use director_common::packet::Buffer;
+use director_common::packet::{Buffer, Frame};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, Interface, LAYOUT_VERSION, RealEntry, ServiceEntry, ServiceKey, Tables,
+    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RealEntry,
+    ServiceEntry, ServiceKey, Tables, TokenBucket,
 };
 use director_common::{Decision, Slot, decide};
+
+/// A frame that can grow in front, as one in the kernel.
+pub struct Growing<'a>(pub &'a mut Vec<u8>);
+
+impl Frame for Growing<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..)?.first_chunk::<N>().copied()
+    }
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        Buffer(self.0).write(offset, bytes)
+    }
+    fn grow<const N: usize>(&mut self) -> Option<()> {
+        self.0.splice(0..0, [0; N]);
+        Some(())
+    }
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        (len <= self.0.len()).then(|| self.0.truncate(len))
+    }
+}
 
 /// Tables in ordinary memory.
 #[derive(Debug)]
@@ -19,9 +43,12 @@ pub struct Memory {
     pub slots: Vec<Vec<Slot>>,
     pub reals: Vec<RealEntry>,
     pub interfaces: HashMap<u32, Interface>,
+    pub fragments: RefCell<HashMap<FlowKey, FragmentEntry>>,
+    pub now: Cell<u32>,
+    pub bucket: Cell<TokenBucket>,
 }
 
-fn mapped(address: std::net::IpAddr) -> Address {
+pub fn mapped(address: std::net::IpAddr) -> Address {
     match address {
         std::net::IpAddr::V4(address) => Address(address.to_ipv6_mapped().octets()),
         std::net::IpAddr::V6(address) => Address(address.octets()),
@@ -35,9 +62,20 @@ impl Memory {
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
             flags: Config::FLAG_ANY_PORT,
-            reserved: 0,
+            icmp_rate: super::cases::ICMP_RATE,
+            tunnel_v4: mapped(super::cases::TUNNEL_V4),
+            tunnel_v6: mapped(super::cases::TUNNEL_V6),
         };
-        Self { config, services: HashMap::new(), slots: vec![], reals: vec![], interfaces: HashMap::new() }
+        Self {
+            config,
+            services: HashMap::new(),
+            slots: vec![],
+            reals: vec![],
+            interfaces: HashMap::new(),
+            fragments: RefCell::default(),
+            now: Cell::new(1_000),
+            bucket: Cell::default(),
+        }
     }
 
     pub fn add(&mut self, spec: &ServiceSpec<'_>, next_hop: impl Fn(std::net::IpAddr) -> Option<NextHop>) {
@@ -48,6 +86,13 @@ impl Memory {
             real_base: self.reals.len() as u32,
             real_count: spec.reals.len() as u32,
             flags,
+            forwarding: match spec.forwarding {
+                Forwarding::DirectReturn => ServiceEntry::FORWARD_DIRECT,
+                Forwarding::Ipip => ServiceEntry::FORWARD_IPIP,
+                Forwarding::Gre => ServiceEntry::FORWARD_GRE,
+                Forwarding::Gue { .. } => ServiceEntry::FORWARD_GUE,
+            },
+            tunnel_port: if let Forwarding::Gue { port } = spec.forwarding { port } else { 0 },
         };
         self.slots.push(
             spec.slots
@@ -69,15 +114,17 @@ impl Memory {
         for address in &spec.addresses {
             let vip = mapped(address.address);
             self.services.insert(ServiceKey::service(vip, address.protocol.number(), address.port), entry);
-            self.services.insert(ServiceKey::vip(vip), ServiceEntry::default());
+            let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
+            let marker = self.services.entry(ServiceKey::vip(vip)).or_default();
+            marker.flags |= if served { ServiceEntry::FLAG_ECHO } else { 0 };
         }
     }
 
     /// Decides and rewrites as the program does.
-    pub fn run(&self, ifindex: u32, frame: &mut [u8]) -> Decision<'_> {
-        let mut buffer = Buffer(frame);
-        let decision = decide(&buffer, ifindex, self);
-        if decision.verdict.is_forward() {
+    pub fn run(&self, ifindex: u32, frame: &mut Vec<u8>) -> Decision<'_> {
+        let mut buffer = Growing(frame);
+        let decision = decide(&buffer, ifindex, self, &mut FlowKey::default());
+        if decision.verdict.rewrites() {
             rewrite(&mut buffer, &decision).expect("same frame");
         }
         decision
@@ -96,6 +143,27 @@ impl Tables for Memory {
     }
     fn real(&self, index: u32) -> Option<&RealEntry> {
         self.reals.get(index as usize)
+    }
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+    fn take_token(&self, rate: u32) -> bool {
+        let mut bucket = self.bucket.get();
+        let taken = bucket.take(self.now(), rate);
+        self.bucket.set(bucket);
+        taken
+    }
+    fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool {
+        match self.fragments.borrow().get(key) {
+            Some(found) => {
+                *entry = *found;
+                true
+            }
+            None => false,
+        }
+    }
+    fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry) {
+        self.fragments.borrow_mut().insert(*key, *entry);
     }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.interfaces.get(&ifindex)

@@ -9,7 +9,7 @@ pub mod packets;
 use std::path::PathBuf;
 use std::process::Command;
 
-use director::dataplane::{Dataplane, Options};
+use director::dataplane::{Dataplane, Options, TunnelSources};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -45,7 +45,16 @@ pub fn run(program: &str, arguments: &str) -> String {
 
 /// Options with the folder of pins in the thread's own /run.
 pub fn options() -> Options {
-    Options { pin_dir: PathBuf::from("/run/director/bpf"), ..Options::default() }
+    let (std::net::IpAddr::V4(v4), std::net::IpAddr::V6(v6)) = (cases::TUNNEL_V4, cases::TUNNEL_V6) else {
+        panic!("one of each family");
+    };
+    let tunnel_sources = TunnelSources { v4: Some(v4), v6: Some(v6) };
+    Options {
+        pin_dir: PathBuf::from("/run/director/bpf"),
+        tunnel_sources,
+        icmp_rate: cases::ICMP_RATE,
+        ..Options::default()
+    }
 }
 
 /// A new data plane.

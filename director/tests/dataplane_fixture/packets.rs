@@ -1,6 +1,6 @@
 //! Packets, byte by byte, by an encoder that shares no code with the parser under test.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// The director's interface.
 pub const OUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
@@ -11,34 +11,46 @@ pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
 pub const SYN_ACK: u8 = SYN | ACK;
 
-/// An IPv4 packet under construction.
+/// An IP packet under construction; the family is that of its addresses.
 #[derive(Clone, Debug)]
 pub struct Packet {
     pub destination_mac: [u8; 6],
+    pub vlan: Option<u16>,
     pub ethertype: u16,
     pub version: u8,
+    /// Options of IPv4.
     pub options: Vec<u8>,
+    /// Extension headers of IPv6: type, and the bytes behind its first.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    pub traffic_class: u8,
     pub ttl: u8,
     pub protocol: u8,
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// The field of IPv4. In IPv6 a fragment header follows from it, if it is not 0.
     pub fragment: u16,
+    pub identification: u32,
     pub payload: Vec<u8>,
     pub padding: usize,
 }
 
 impl Packet {
     pub fn new(protocol: u8, source: &str, destination: &str, payload: Vec<u8>) -> Self {
+        let destination: IpAddr = destination.parse().expect("destination");
         Self {
             destination_mac: OUR_MAC,
-            ethertype: 0x0800,
-            version: 4,
+            vlan: None,
+            ethertype: if destination.is_ipv4() { 0x0800 } else { 0x86dd },
+            version: if destination.is_ipv4() { 4 } else { 6 },
             options: Vec::new(),
+            extensions: Vec::new(),
+            traffic_class: 0,
             ttl: 64,
             protocol,
             source: source.parse().expect("source"),
-            destination: destination.parse().expect("destination"),
+            destination,
             fragment: 0,
+            identification: 0x1234,
             payload,
             padding: 0,
         }
@@ -68,28 +80,86 @@ impl Packet {
         self
     }
 
+    /// The checksum of an ICMP message whose own field is 0 (or 0 if it is right).
+    pub fn icmp_checksum(&self) -> u16 {
+        let mut summed = Vec::new();
+        if let (IpAddr::V6(source), IpAddr::V6(destination)) = (self.source, self.destination) {
+            // RFC 8200, section 8.1.
+            summed.extend(source.octets());
+            summed.extend(destination.octets());
+            summed.extend((self.payload.len() as u32).to_be_bytes());
+            summed.extend([0, 0, 0, self.protocol]);
+        }
+        summed.extend(&self.payload);
+        if summed.len() % 2 == 1 {
+            summed.push(0);
+        }
+        checksum(&summed)
+    }
+
     /// The frame, with a right header checksum.
     pub fn bytes(&self) -> Vec<u8> {
-        let header_len = 20 + self.options.len();
-        let total = (header_len + self.payload.len()) as u16;
-        let mut header = vec![self.version << 4 | (header_len / 4) as u8, 0];
-        header.extend(total.to_be_bytes());
-        header.extend([0x12, 0x34]);
-        header.extend(self.fragment.to_be_bytes());
-        header.extend([self.ttl, self.protocol, 0, 0]);
-        header.extend(self.source.octets());
-        header.extend(self.destination.octets());
-        header.extend(&self.options);
-        let sum = checksum(&header);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
         let mut frame = Vec::new();
         frame.extend(self.destination_mac);
         frame.extend(ROUTER_MAC);
+        if let Some(vlan) = self.vlan {
+            frame.extend([0x81, 0x00]);
+            frame.extend(vlan.to_be_bytes());
+        }
         frame.extend(self.ethertype.to_be_bytes());
-        frame.extend(header);
+        frame.extend(match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                self.header_v4(source.octets(), destination.octets())
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                self.header_v6(source.octets(), destination.octets())
+            }
+            mixed => panic!("{mixed:?}"),
+        });
         frame.extend(&self.payload);
         frame.extend(std::iter::repeat_n(0, self.padding));
         frame
+    }
+
+    fn header_v4(&self, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+        let header_len = 20 + self.options.len();
+        let total = (header_len + self.payload.len()) as u16;
+        let mut header = vec![self.version << 4 | (header_len / 4) as u8, self.traffic_class];
+        header.extend(total.to_be_bytes());
+        header.extend((self.identification as u16).to_be_bytes());
+        header.extend(self.fragment.to_be_bytes());
+        header.extend([self.ttl, self.protocol, 0, 0]);
+        header.extend(source);
+        header.extend(destination);
+        header.extend(&self.options);
+        let sum = checksum(&header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        header
+    }
+
+    fn header_v6(&self, source: [u8; 16], destination: [u8; 16]) -> Vec<u8> {
+        let mut chain = self.extensions.clone();
+        if self.fragment != 0 {
+            // Offset and the flag for more change places (RFC 8200, section 4.5).
+            let field = (self.fragment & 0x1fff) << 3 | self.fragment >> 13 & 1;
+            let mut body = vec![0];
+            body.extend(field.to_be_bytes());
+            body.extend(self.identification.to_be_bytes());
+            chain.push((44, body));
+        }
+        let mut extensions = Vec::new();
+        for (at, (_, body)) in chain.iter().enumerate() {
+            extensions.push(chain.get(at + 1).map_or(self.protocol, |(next, _)| *next));
+            extensions.extend(body);
+        }
+        let first = u32::from(self.version) << 28 | u32::from(self.traffic_class) << 20;
+        let mut header = first.to_be_bytes().to_vec();
+        header.extend(((extensions.len() + self.payload.len()) as u16).to_be_bytes());
+        header.extend([chain.first().map_or(self.protocol, |(kind, _)| *kind), self.ttl]);
+        header.extend(source);
+        header.extend(destination);
+        header.extend(extensions);
+        header
     }
 }
 
@@ -100,4 +170,15 @@ pub fn checksum(header: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// Makes the header checksum of an IPv4 packet right again, as far as the frame holds the header.
+pub fn fix_checksum(frame: &mut [u8]) {
+    if frame.len() < 34 || frame[12..14] != [0x08, 0x00] {
+        return;
+    }
+    frame[24..26].fill(0);
+    let end = (14 + usize::from(frame[14] & 15) * 4).clamp(34, frame.len());
+    let sum = checksum(&frame[14..end / 2 * 2]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }

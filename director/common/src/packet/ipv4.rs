@@ -1,134 +1,92 @@
 //! IPv4 (RFC 791, section 3.1).
 
-use super::{Ethernet, Frame};
+use super::Frame;
+use super::ip::Ip;
+use crate::tables::{Address, FlowKey};
+use crate::verdict::PassReason;
 
-/// The fields of an IPv4 header that the data plane uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4 {
-    /// Length of the header in bytes: 20 to 60.
-    pub header_len: usize,
-    /// Length of the packet in bytes, header included, as it claims.
-    pub total_len: u16,
-    /// Time to live.
-    pub ttl: u8,
-    /// What follows.
-    pub protocol: u8,
-    /// Header checksum as received.
-    pub checksum: u16,
-    /// Offset of this fragment in units of 8 bytes; 0 in a whole packet.
-    pub fragment_offset: u16,
-    /// More fragments follow.
-    pub more_fragments: bool,
-    /// Who sent it.
-    pub source: [u8; 4],
-    /// Who it is for.
-    pub destination: [u8; 4],
+/// Length of a header without options in bytes.
+pub(super) const LEN: usize = 20;
+const TTL: usize = 8;
+const CHECKSUM: usize = 10;
+
+/// Parses the header at `start`, which may have options.
+#[inline(always)]
+pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Result<Ip, PassReason> {
+    let header = frame.read::<LEN>(start).ok_or(PassReason::ShortHeader)?;
+    let [version_ihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] =
+        header;
+    if version_ihl >> 4 != 4 {
+        return Err(PassReason::BadVersion);
+    }
+    let header_len = usize::from(version_ihl & 0x0f).wrapping_mul(4);
+    if header_len < LEN {
+        return Err(PassReason::BadHeaderLength);
+    }
+    flow.source = Address::from_ipv4([s0, s1, s2, s3]);
+    flow.destination = Address::from_ipv4([d0, d1, d2, d3]);
+    let fragment = u16::from_be_bytes([f0, f1]);
+    Ok(Ip {
+        version: 4,
+        start,
+        payload: start.wrapping_add(header_len),
+        total_len: usize::from(u16::from_be_bytes([l0, l1])),
+        hop_limit: ttl,
+        traffic_class: tos,
+        protocol,
+        checksum: u16::from_be_bytes([c0, c1]),
+        fragment_offset: fragment & 0x1fff,
+        more_fragments: fragment & 0x2000 != 0,
+        dont_fragment: fragment & 0x4000 != 0,
+        identification: u32::from(u16::from_be_bytes([i0, i1])),
+        broken: None,
+    })
 }
 
-/// Why there is no usable IPv4 header, so that its destination cannot be trusted either.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ipv4Error {
-    /// The frame ends within the first 20 bytes.
-    Short,
-    /// The version is not 4.
-    Version,
-    /// The header claims to be shorter than 20 bytes.
-    HeaderLength,
+/// The checksum of the header of `header_len` bytes at `start` is right (RFC 1071): the sum over all of it,
+/// options included, is -0.
+#[inline(always)]
+pub(super) fn checksum_holds(frame: &impl Frame, start: usize, header_len: usize) -> bool {
+    let mut sum = 0_u32;
+    for word in 0..15_usize {
+        let offset = word.wrapping_mul(4);
+        if offset >= header_len {
+            break;
+        }
+        let Some([a, b, c, d]) = frame.read(start.wrapping_add(offset)) else { return false };
+        sum = sum.wrapping_add(u32::from(u16::from_be_bytes([a, b])));
+        sum = sum.wrapping_add(u32::from(u16::from_be_bytes([c, d])));
+    }
+    // At most 30 words of 16 bits: two folds suffice.
+    fold(fold(sum)) == 0xffff
 }
 
-impl Ipv4 {
-    /// Length of a header without options.
-    pub const MIN_LEN: usize = 20;
-    const START: usize = Ethernet::LEN;
-    const TTL: usize = Self::START + 8;
-    const CHECKSUM: usize = Self::START + 10;
+/// Writes a time to live of `new` instead of `old`, and the checksum that follows from that and from `checksum`,
+/// as received (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
+#[inline(always)]
+pub(super) fn emit_ttl(
+    frame: &mut impl Frame,
+    start: usize,
+    (old, new): (u8, u8),
+    checksum: u16,
+) -> Option<()> {
+    // The other half of the 16-bit word is the protocol: its share of ~m + m' is -0.
+    let change = u32::from(!(u16::from(old) << 8)).wrapping_add(u32::from(new) << 8);
+    let sum = fold(fold(u32::from(!checksum).wrapping_add(change)));
+    frame.write(start.wrapping_add(TTL), [new])?;
+    frame.write(start.wrapping_add(CHECKSUM), (!(sum as u16)).to_be_bytes())
+}
 
-    /// Offset of what follows the header, from the start of the frame.
-    #[inline(always)]
-    pub const fn payload_offset(&self) -> usize {
-        Self::START.wrapping_add(self.header_len)
-    }
-
-    /// Bytes of the packet behind the header; `None` if its length is smaller than its header.
-    #[inline(always)]
-    pub fn payload_len(&self) -> Option<usize> {
-        usize::from(self.total_len).checked_sub(self.header_len)
-    }
-
-    /// The packet is a fragment, first or later.
-    #[inline(always)]
-    pub const fn is_fragment(&self) -> bool {
-        self.more_fragments || self.fragment_offset != 0
-    }
-
-    /// Parses the header behind an Ethernet header. Lengths are checked by [`Self::length_fits`] and the sum
-    /// by [`Self::checksum_holds`]: only a packet that concerns us pays for those.
-    ///
-    /// # Errors
-    /// See [`Ipv4Error`].
-    #[inline(always)]
-    pub fn parse(frame: &impl Frame) -> Result<Self, Ipv4Error> {
-        let header = frame.read::<{ Self::MIN_LEN }>(Self::START).ok_or(Ipv4Error::Short)?;
-        let [version_ihl, _, l0, l1, _, _, f0, f1, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] =
-            header;
-        if version_ihl >> 4 != 4 {
-            return Err(Ipv4Error::Version);
-        }
-        let header_len = usize::from(version_ihl & 0x0f).wrapping_mul(4);
-        if header_len < Self::MIN_LEN {
-            return Err(Ipv4Error::HeaderLength);
-        }
-        let fragment = u16::from_be_bytes([f0, f1]);
-        Ok(Self {
-            header_len,
-            total_len: u16::from_be_bytes([l0, l1]),
-            ttl,
-            protocol,
-            checksum: u16::from_be_bytes([c0, c1]),
-            fragment_offset: fragment & 0x1fff,
-            more_fragments: fragment & 0x2000 != 0,
-            source: [s0, s1, s2, s3],
-            destination: [d0, d1, d2, d3],
-        })
-    }
-
-    /// The packet, as long as it claims to be, is within the frame. (Padding behind it is allowed.)
-    #[inline(always)]
-    pub fn length_fits(&self, frame: &impl Frame) -> bool {
-        Self::START.wrapping_add(usize::from(self.total_len)) <= frame.len()
-    }
-
-    /// The header's checksum is right (RFC 1071): the sum over the whole header, options included, is -0.
-    #[inline(always)]
-    pub fn checksum_holds(&self, frame: &impl Frame) -> bool {
-        let mut sum = 0_u32;
-        for word in 0..15_usize {
-            let offset = word.wrapping_mul(4);
-            if offset >= self.header_len {
-                break;
-            }
-            let Some([a, b, c, d]) = frame.read(Self::START.wrapping_add(offset)) else { return false };
-            sum = sum.wrapping_add(u32::from(u16::from_be_bytes([a, b])));
-            sum = sum.wrapping_add(u32::from(u16::from_be_bytes([c, d])));
-        }
-        // At most 30 words of 16 bits: two folds suffice.
-        fold(fold(sum)) == 0xffff
-    }
-
-    /// Writes a time to live one less than `ttl` (which must not be 0), and the checksum that follows from
-    /// it and from `checksum`, both as received (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
-    #[inline(always)]
-    pub fn emit_decremented_ttl(frame: &mut impl Frame, ttl: u8, checksum: u16) -> Option<()> {
-        // The 16-bit word changes from m to m - 0x0100, so ~m + m' is -0x0100 = ~0x0100.
-        let sum = fold(u32::from(!checksum).wrapping_add(u32::from(!0x0100_u16)));
-        frame.write(Self::TTL, [ttl.wrapping_sub(1)])?;
-        frame.write(Self::CHECKSUM, (!(sum as u16)).to_be_bytes())
-    }
+/// Exchanges the addresses, which no checksum notices.
+#[inline(always)]
+pub(super) fn emit_swapped(frame: &mut impl Frame, start: usize) -> Option<()> {
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = frame.read(start.wrapping_add(12))?;
+    frame.write(start.wrapping_add(12), [d0, d1, d2, d3, s0, s1, s2, s3])
 }
 
 /// Adds the carries above 16 bits back in, once.
 #[inline(always)]
-const fn fold(sum: u32) -> u32 {
+pub(super) const fn fold(sum: u32) -> u32 {
     (sum & 0xffff).wrapping_add(sum >> 16)
 }
 
@@ -137,7 +95,7 @@ mod tests {
     extern crate std;
     use proptest::prelude::*;
 
-    use super::super::Buffer;
+    use super::super::{Buffer, Ethernet};
     use super::*;
 
     /// RFC 1071, section 4.1, word for word, as the oracle.
@@ -158,6 +116,10 @@ mod tests {
         frame
     }
 
+    fn parsed(frame: &mut [u8]) -> Ip {
+        parse(&Buffer(frame), Ethernet::LEN, &mut FlowKey::default()).expect("valid header")
+    }
+
     proptest! {
         #[test]
         fn checksum_agrees_with_the_rfc_at_every_header_length(
@@ -169,12 +131,11 @@ mod tests {
             let sum = rfc_1071(&header);
             header[10..12].copy_from_slice(&sum.to_be_bytes());
             let mut frame = frame_of(&header);
-            let ipv4 = Ipv4::parse(&Buffer(&mut frame)).expect("valid header");
-            prop_assert!(ipv4.checksum_holds(&Buffer(&mut frame)));
+            prop_assert!(parsed(&mut frame).checksum_holds(&Buffer(&mut frame)));
             // One flipped bit behind the first byte never goes unnoticed.
             let bit = 8 + flip % (header.len() * 8 - 8);
             frame[Ethernet::LEN + bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!ipv4.checksum_holds(&Buffer(&mut frame)));
+            prop_assert!(!checksum_holds(&Buffer(&mut frame), Ethernet::LEN, header.len()));
         }
 
         #[test]
@@ -185,14 +146,12 @@ mod tests {
             let sum = rfc_1071(&header);
             header[10..12].copy_from_slice(&sum.to_be_bytes());
             let mut frame = frame_of(&header);
-            Ipv4::emit_decremented_ttl(&mut Buffer(&mut frame), ttl, sum).expect("long enough");
-            let after = Ipv4::parse(&Buffer(&mut frame)).expect("valid header");
-            prop_assert_eq!(after.ttl, ttl - 1);
-            prop_assert!(after.checksum_holds(&Buffer(&mut frame)));
-            prop_assert_eq!((after.source, after.destination), {
-                let before = Ipv4::parse(&Buffer(&mut frame_of(&header))).expect("valid header");
-                (before.source, before.destination)
-            });
+            parsed(&mut frame).emit_decremented_hop_limit(&mut Buffer(&mut frame)).expect("long enough");
+            prop_assert_eq!(parsed(&mut frame).hop_limit, ttl - 1);
+            prop_assert!(parsed(&mut frame).checksum_holds(&Buffer(&mut frame)));
+            let (before, after) = (frame_of(&header), frame);
+            prop_assert_eq!(&before[..22], &after[..22]);
+            prop_assert_eq!(&before[26..], &after[26..]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The first bytes of TCP (RFC 9293, section 3.1) and UDP (RFC 768).
 
-use super::{Frame, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+use super::{Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP};
 
 /// Source and destination port, where every balanced protocol has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,23 +32,23 @@ const UDP_LEN: usize = 8;
 const UDP_LENGTH: usize = 4;
 
 impl Ports {
-    /// The ports behind `ipv4`, or `None` if the frame ends before them.
+    /// The ports behind `ip`, or `None` if the frame ends before them.
     #[inline(always)]
-    pub fn parse(frame: &impl Frame, ipv4: &Ipv4) -> Option<Self> {
-        let [a, b, c, d] = frame.read(ipv4.payload_offset())?;
+    pub fn parse(frame: &impl Frame, ip: &Ip) -> Option<Self> {
+        let [a, b, c, d] = frame.read(ip.payload)?;
         Some(Self { source: u16::from_be_bytes([a, b]), destination: u16::from_be_bytes([c, d]) })
     }
 }
 
-/// Checks the header behind `ipv4` (not a later fragment), whose `payload_len` bytes are known to be within
+/// Checks the header behind `ip` (not a later fragment), whose `payload_len` bytes are known to be within
 /// the frame, and tells whether the packet begins a connection.
 ///
 /// # Errors
 /// [`TransportError`] if the packet is too short for its header or the header contradicts it.
 #[inline(always)]
-pub fn check(frame: &impl Frame, ipv4: &Ipv4, payload_len: usize) -> Result<bool, TransportError> {
-    let start = ipv4.payload_offset();
-    match ipv4.protocol {
+pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<bool, TransportError> {
+    let start = ip.payload;
+    match ip.protocol {
         PROTOCOL_TCP => {
             if payload_len < TCP_MIN_LEN {
                 return Err(TransportError::Short);
@@ -56,8 +56,12 @@ pub fn check(frame: &impl Frame, ipv4: &Ipv4, payload_len: usize) -> Result<bool
             let [offset, flags] =
                 frame.read(start.wrapping_add(TCP_OFFSET_FLAGS)).ok_or(TransportError::Short)?;
             let header_len = usize::from(offset >> 4).wrapping_mul(4);
-            if header_len < TCP_MIN_LEN || header_len > payload_len {
+            if header_len < TCP_MIN_LEN {
                 return Err(TransportError::Length);
+            }
+            if header_len > payload_len {
+                // Options may be in the next fragment, but then nobody has judged them.
+                return Err(if ip.more_fragments { TransportError::Short } else { TransportError::Length });
             }
             Ok(flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
         }
@@ -68,7 +72,7 @@ pub fn check(frame: &impl Frame, ipv4: &Ipv4, payload_len: usize) -> Result<bool
             let length = frame.read(start.wrapping_add(UDP_LENGTH)).ok_or(TransportError::Short)?;
             let length = usize::from(u16::from_be_bytes(length));
             // The length of a first fragment is that of the whole datagram.
-            if length < UDP_LEN || (length > payload_len && !ipv4.more_fragments) {
+            if length < UDP_LEN || (length > payload_len && !ip.more_fragments) {
                 return Err(TransportError::Length);
             }
             Ok(false)

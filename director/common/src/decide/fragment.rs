@@ -1,0 +1,63 @@
+//! Fragments: the later ones of a datagram have no ports, and go where the first one went.
+
+use super::{Decision, find_owner, unless_vip};
+use crate::packet::{Ip, PROTOCOL_TCP};
+use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, ServiceEntry, ServiceKey, Tables};
+use crate::verdict::{DropReason, Verdict};
+
+/// Length of the part of a TCP header that every segment has, in units of fragment offsets, rounded up.
+const TCP_UNITS: u16 = 3;
+
+/// Runs `use_key` on `flow` as the key of its datagram.
+#[inline(always)]
+fn with_key<T>(flow: &mut FlowKey, identification: u32, use_key: impl FnOnce(&FlowKey) -> T) -> T {
+    let ports = (flow.source_port, flow.destination_port);
+    (flow.source_port, flow.destination_port) = ((identification >> 16) as u16, identification as u16);
+    let result = use_key(flow);
+    (flow.source_port, flow.destination_port) = ports;
+    result
+}
+
+/// The service of a later fragment. If its first one is known, `flow` gets the ports and the real server is that
+/// one's; else it is forwarded only where neither service nor real server depends on ports.
+#[inline(always)]
+pub(super) fn find_service<'a>(
+    config: &Config,
+    tables: &'a impl Tables,
+    flow: &mut FlowKey,
+    decision: &mut Decision<'a>,
+) -> Result<&'a ServiceEntry, Verdict> {
+    let mut entry = FragmentEntry::default();
+    let known = with_key(flow, decision.ip.identification, |key| tables.fragment(key, &mut entry));
+    if known && tables.now().wrapping_sub(entry.seen) <= FragmentEntry::LIFE {
+        (flow.source_port, flow.destination_port) = (entry.source_port, entry.destination_port);
+        (decision.forward.real, decision.forward.follows) = (entry.real, 1);
+        return find_owner(flow, config, tables).ok_or(Verdict::Drop(DropReason::Fragment));
+    }
+    let Some(service) = tables.service(&ServiceKey::fragment(flow.destination, flow.protocol)) else {
+        return Err(unless_vip(flow.destination, tables, Verdict::Drop(DropReason::Fragment)));
+    };
+    match service.hash_input() {
+        HashInput::Source => Ok(service),
+        HashInput::SourcePort => Err(Verdict::Drop(DropReason::FragmentNeedsPort)),
+    }
+}
+
+/// Whether a later fragment spares the transport header: one that does not could give a datagram other ports or
+/// flags than those it was judged by (RFC 1858, RFC 3128).
+#[inline(always)]
+pub(super) const fn overlaps(ip: &Ip) -> bool {
+    ip.protocol == PROTOCOL_TCP && ip.fragment_offset != 0 && ip.fragment_offset < TCP_UNITS
+}
+
+/// Remembers where a first fragment goes.
+#[inline(always)]
+pub(super) fn note(tables: &impl Tables, flow: &mut FlowKey, decision: &Decision<'_>) {
+    let entry = FragmentEntry {
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
+        real: decision.forward.real,
+        seen: tables.now(),
+    };
+    with_key(flow, decision.ip.identification, |key| tables.note_fragment(key, &entry));
+}

@@ -1,0 +1,147 @@
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443): errors about a packet, and echo.
+
+use super::ipv4::LEN as LEN_V4;
+use super::ipv4::fold;
+use super::ipv6::LEN as LEN_V6;
+use super::{Ethernet, Frame, Ip, ip};
+use crate::tables::FlowKey;
+
+/// Length of the header of errors and echo in bytes; in an error the packet it is about follows.
+const LEN: usize = 8;
+const CHECKSUM: usize = 2;
+/// Hop limit of what is sent from here.
+const HOP_LIMIT: u8 = 64;
+
+/// What a message is, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Icmp {
+    /// Something went wrong with a packet, part of which is in the message.
+    Error,
+    /// An echo request.
+    EchoRequest,
+    /// Anything else.
+    Other,
+}
+
+impl Icmp {
+    /// The message behind `ip`; `None` if the frame ends within its header.
+    #[inline(always)]
+    pub fn parse(frame: &impl Frame, ip: &Ip) -> Option<Self> {
+        let [kind, code, ..] = frame.read::<LEN>(ip.payload)?;
+        Some(match (ip.is_v6(), kind, code) {
+            (false, 3 | 11 | 12, _) | (true, 1..=4, _) => Self::Error,
+            (false, 8, 0) | (true, 128, 0) => Self::EchoRequest,
+            _ => Self::Other,
+        })
+    }
+}
+
+/// Parses the packet that the error behind `ip` is about. Its addresses and ports go to `flow` the other way
+/// round: it was sent *by* the VIP, and what is asked is where the client's packets go. Eight bytes of its
+/// transport header suffice (RFC 792), and one extension header is walked, which a fragment has. `None` if it is cut shorter, or not the beginning of one.
+#[inline(always)]
+pub fn parse_inner(frame: &impl Frame, ip: &Ip, flow: &mut FlowKey) -> Option<Ip> {
+    let inner = ip::parse_at::<1>(frame, ip.is_v6(), ip.payload.wrapping_add(LEN), flow).ok()?;
+    if inner.broken.is_some() || inner.fragment_offset != 0 {
+        return None;
+    }
+    core::mem::swap(&mut flow.source, &mut flow.destination);
+    let [s0, s1, d0, d1] = frame.read(inner.payload)?;
+    flow.source_port = u16::from_be_bytes([d0, d1]);
+    flow.destination_port = u16::from_be_bytes([s0, s1]);
+    Some(inner)
+}
+
+/// Turns the echo request behind `ip` into its reply (RFC 1122, section 3.2.2.6; RFC 4443, section 4.2), to where
+/// it came from; `None` if the frame is not the one `ip` was parsed of.
+#[inline(always)]
+pub fn emit_echo_reply(frame: &mut impl Frame, ip: &Ip) -> Option<()> {
+    Ethernet::emit_swapped(frame)?;
+    ip.emit_swapped(frame, HOP_LIMIT)?;
+    // The only 16-bit word that changes is type and code; the pseudo-header of ICMPv6 is symmetric.
+    let (request, reply): (u16, u16) = if ip.is_v6() { (128, 129) } else { (8, 0) };
+    let at = ip.payload.wrapping_add(CHECKSUM);
+    let checksum = u16::from_be_bytes(frame.read(at)?);
+    let change = u32::from(!(request << 8)).wrapping_add(u32::from(reply << 8));
+    let sum = fold(fold(u32::from(!checksum).wrapping_add(change)));
+    frame.write(ip.payload, [reply as u8])?;
+    frame.write(at, (!(sum as u16)).to_be_bytes())
+}
+
+/// Turns the packet `ip` was parsed of into the message that it is too big for `mtu`, from where it was sent to, to
+/// where it came from: fragmentation needed (RFC 792, RFC 1191) or packet too big (RFC 4443, section 3.2). It shows
+/// the header, without extensions, and eight bytes more: enough to find the flow. `None` if the frame is not the one
+/// that `ip` was parsed of, or cannot be changed so.
+#[inline(always)]
+pub fn emit_too_big(frame: &mut impl Frame, ip: &Ip, mtu: u32) -> Option<()> {
+    Ethernet::emit_swapped(frame)?;
+    let link: [u8; Ethernet::LEN] = frame.read(0)?;
+    let (tag_rest, start): ([u8; 4], usize) = (frame.read(Ethernet::LEN)?, ip.start);
+    if ip.is_v6() {
+        frame.grow::<{ LEN_V6 + LEN }>()?;
+    } else {
+        frame.grow::<{ LEN_V4 + LEN }>()?;
+    }
+    frame.write(0, link)?;
+    if start == Ethernet::TAGGED_LEN {
+        frame.write(Ethernet::LEN, tag_rest)?;
+    }
+    if ip.is_v6() { emit_too_big_v6(frame, start, mtu) } else { emit_too_big_v4(frame, start, mtu) }
+}
+
+/// The IPv4 header at `start`, the message, and what it shows behind it.
+#[inline(always)]
+fn emit_too_big_v4(frame: &mut impl Frame, start: usize, mtu: u32) -> Option<()> {
+    const SHOWN: usize = LEN_V4 + 8;
+    const TOTAL: usize = LEN_V4 + LEN + SHOWN;
+    let shown = start.wrapping_add(LEN_V4 + LEN);
+    frame.truncate(shown.wrapping_add(SHOWN))?;
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = frame.read(shown.wrapping_add(12))?;
+    // Precedence of internetwork control (RFC 1812, section 4.3.2.5); an atomic packet (RFC 6864).
+    let addresses = sum_of(0, [[d0, d1], [d2, d3], [s0, s1], [s2, s3]]);
+    let header = sum_of(addresses, [[0x45, 0xc0], [0, TOTAL as u8], [0x40, 0], [HOP_LIMIT, 1]]);
+    let [c0, c1] = (!(fold(fold(header)) as u16)).to_be_bytes();
+    frame.write(start, [0x45, 0xc0, 0, TOTAL as u8, 0, 0, 0x40, 0])?;
+    frame.write(start.wrapping_add(8), [HOP_LIMIT, 1, c0, c1, d0, d1, d2, d3, s0, s1, s2, s3])?;
+    let [m0, m1] = (mtu as u16).to_be_bytes();
+    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, sum_of(0, [[3, 4], [m0, m1]]))?;
+    let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
+    frame.write(start.wrapping_add(LEN_V4), [3, 4, c0, c1, 0, 0, m0, m1])
+}
+
+/// The IPv6 header at `start`, the message, and what it shows behind it.
+#[inline(always)]
+fn emit_too_big_v6(frame: &mut impl Frame, start: usize, mtu: u32) -> Option<()> {
+    const SHOWN: usize = LEN_V6 + 8;
+    const LENGTH: usize = LEN + SHOWN;
+    let shown = start.wrapping_add(LEN_V6 + LEN);
+    frame.truncate(shown.wrapping_add(SHOWN))?;
+    frame.write(start, [0x60, 0, 0, 0, 0, LENGTH as u8, 58, HOP_LIMIT])?;
+    let source: [u8; 16] = frame.read(shown.wrapping_add(8))?;
+    frame.write(start.wrapping_add(24), source)?;
+    let destination: [u8; 16] = frame.read(shown.wrapping_add(24))?;
+    frame.write(start.wrapping_add(8), destination)?;
+    let [m0, m1, m2, m3] = mtu.to_be_bytes();
+    // The pseudo-header (RFC 8200, section 8.1): both addresses, length and next header.
+    let pseudo = sum_at::<8>(frame, start.wrapping_add(8), sum_of(0, [[0, LENGTH as u8], [0, 58]]))?;
+    let header = sum_of(pseudo, [[2, 0], [m0, m1], [m2, m3]]);
+    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, header)?;
+    let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
+    frame.write(start.wrapping_add(LEN_V6), [2, 0, c0, c1, m0, m1, m2, m3])
+}
+
+/// `sum` and these words.
+#[inline(always)]
+fn sum_of<const N: usize>(sum: u32, words: [[u8; 2]; N]) -> u32 {
+    words.into_iter().fold(sum, |sum, word| sum.wrapping_add(u32::from(u16::from_be_bytes(word))))
+}
+
+/// `sum` and the `N` times four bytes at `offset`.
+#[inline(always)]
+fn sum_at<const N: usize>(frame: &impl Frame, offset: usize, mut sum: u32) -> Option<u32> {
+    for at in 0..N {
+        let [a, b, c, d] = frame.read(offset.wrapping_add(at.wrapping_mul(4)))?;
+        sum = sum_of(sum, [[a, b], [c, d]]);
+    }
+    Some(sum)
+}
