@@ -38,7 +38,8 @@ have_cargo=$(command -v cargo || true)
 [ -n "$have_cargo" ] && [ "$have_cargo" != /usr/bin/cargo ] || packages+=(rustfmt-web rust-web-clippy)
 
 missing=()
-installed=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' "${packages[@]}" 2>/dev/null | sed -n 's/^ii  *//p')
+# dpkg-query fails when it has never heard of one of them, which on a fresh machine is so.
+installed=$({ dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' "${packages[@]}" 2>/dev/null || true; } | sed -n 's/^ii  *//p')
 for package in "${packages[@]}"; do
   grep -qx "$package" <<<"$installed" || missing+=("$package")
 done
