@@ -218,7 +218,8 @@ impl Node {
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
-            | syncd::Event::TransferFailed { .. } => {}
+            | syncd::Event::TransferFailed { .. }
+            | syncd::Event::Health(_) => {}
         }
     }
 

@@ -121,7 +121,7 @@ fn place(previous: Option<&ServiceTable>, members: &[Member]) -> Vec<TableReal> 
     }
     let mut free = free.into_iter();
     for ((address, port), weight) in wanted {
-        let real = TableReal { address, port, weight };
+        let real = TableReal { address, port, weight, dead: false };
         match free.next() {
             Some(position) => reals[position] = real,
             None => reals.push(real),

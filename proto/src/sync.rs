@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::health::Observations;
 use crate::tables::{Delta, Digest, TableError, Version};
 
 mod decode;
@@ -30,7 +31,7 @@ pub mod wire {
 }
 
 /// Version of the protocol; directors of different ones refuse each other.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
@@ -88,6 +89,8 @@ pub struct Report {
     pub config_digest: Digest,
     /// Software version of the sender.
     pub software: String,
+    /// Edition of the sender's [`Observations`]; 0 while it has none.
+    pub observations: u64,
 }
 
 /// What replicas send to one another, besides heartbeats.
@@ -101,6 +104,10 @@ pub enum Message {
     Delta(Arc<Delta>),
     /// These tables are in force here.
     Acknowledge(Version),
+    /// What the sender's health checks say.
+    Observations(Arc<Observations>),
+    /// Send observations made after this edition.
+    ObservationsSince(u64),
 }
 
 /// Asks for a snapshot.

@@ -39,6 +39,8 @@ pub struct TableReal {
     /// Weight the present slots were dealt by; 0 for a position whose server has gone. Positions are
     /// stable: a position is reused only once no slot names it.
     pub weight: u32,
+    /// The cluster takes it for dead: it has no slots, and no connection is kept for it.
+    pub dead: bool,
 }
 
 /// The slot table of one virtual service.
@@ -201,6 +203,7 @@ impl ServiceTable {
             }
             hash.update(real.port.to_le_bytes());
             hash.update(real.weight.to_le_bytes());
+            hash.update([u8::from(real.dead)]);
         }
         hash.update((self.slots.len() as u64).to_le_bytes());
         for chunk in self.slots.chunks(4096) {

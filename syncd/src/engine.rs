@@ -6,13 +6,14 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Frame};
 use director_proto::tables::{Digest, Epoch, ServiceTable};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{Config, StartError};
 use crate::net::dialer::Dialer;
@@ -48,6 +49,7 @@ enum Command {
         reply: oneshot::Sender<Result<Epoch, ProposeError>>,
     },
     ConfigDigest(Digest),
+    Observe(BTreeMap<RealId, Health>),
     Status(oneshot::Sender<Status>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -76,6 +78,11 @@ impl Handle {
     /// The services configured on this node have changed.
     pub async fn set_config_digest(&self, digest: Digest) -> Result<(), Stopped> {
         self.commands.send(Command::ConfigDigest(digest)).await.map_err(|_| Stopped)
+    }
+
+    /// What this node's health checks say, all of it. What is not in it, or unknown, has no vote.
+    pub async fn observe(&self, observed: BTreeMap<RealId, Health>) -> Result<(), Stopped> {
+        self.commands.send(Command::Observe(observed)).await.map_err(|_| Stopped)
     }
 
     /// What there is to see.
@@ -232,6 +239,7 @@ impl Engine {
                 let _ = reply.send(result);
             }
             Command::ConfigDigest(digest) => self.replica.handle(now, Input::ConfigDigest(digest)),
+            Command::Observe(observed) => self.replica.handle(now, Input::Observed(observed)),
             Command::Status(reply) => {
                 let _ = reply.send(self.links.status(now, &self.replica));
             }
@@ -296,6 +304,7 @@ impl Engine {
             | Event::TablesAgree { .. }
             | Event::Standing(crate::replica::Standing::Current)
             | Event::Configuration { same: true, .. } => info!("{event}"),
+            Event::Health(_) => debug!("{event}"),
             _ => warn!("{event}"),
         }
         // Of what is said again and again, the node needs the latest only.
@@ -313,6 +322,7 @@ fn supersedes(event: &Event, older: &Event) -> bool {
         (Event::TablesInForce(_), Event::TablesInForce(_) | Event::NeedTables { .. })
             | (Event::Standing(_), Event::Standing(_))
             | (Event::Leader(_), Event::Leader(_))
+            | (Event::Health(_), Event::Health(_))
     )
 }
 

@@ -21,5 +21,5 @@ mod store;
 
 pub use config::{Config, StartError, TlsFiles};
 pub use engine::{Handle, Stopped, spawn};
-pub use replica::{Event, ProposeError, Refusal, Standing};
+pub use replica::{Event, HealthView, ProposeError, Refusal, Standing, Votes};
 pub use status::{PeerState, PeerStatus, RefusedPeer, Status};

@@ -7,6 +7,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `admission` | who may speak: cluster, protocol, router id |
+//! | `health` | what every director's checks say of the real servers, and what follows |
 //! | `input` | what the machine is told |
 //! | `member` | what is known of one other director |
 //! | `seeding` | how tables come into force where nobody has any |
@@ -29,6 +30,7 @@ use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
 
 pub use admission::Refusal;
+pub use health::{HealthView, Votes};
 pub use input::{Input, ProposeError, Saved, Settings};
 pub use member::Member;
 pub use output::{Event, Output, Standing};
@@ -36,6 +38,7 @@ pub use output::{Event, Output, Standing};
 use transfer::Download;
 
 mod admission;
+mod health;
 mod input;
 mod member;
 mod output;
@@ -76,6 +79,12 @@ pub struct Replica {
     /// Encoding of `held`, made when first asked for.
     snapshot: Option<(Version, Bytes)>,
     download: Option<Download>,
+    /// What this director's own health checks say.
+    observations: health::Own,
+    /// What all live directors' say together, as last told to the node.
+    health: Arc<HealthView>,
+    /// Something it follows from has changed since.
+    health_changed: bool,
     /// Since when a live member holds a higher epoch.
     lagging_since: Option<Instant>,
     /// Since when a live member holds other tables under our epoch.
@@ -105,6 +114,9 @@ impl Replica {
             candidate,
             snapshot: None,
             download: None,
+            observations: health::Own::default(),
+            health: Arc::default(),
+            health_changed: false,
             lagging_since: None,
             diverged_since: None,
             asked: false,
@@ -127,6 +139,7 @@ impl Replica {
                 self.compare_configurations();
             }
             Input::Refused(refused) => self.refused = refused,
+            Input::Observed(observed) => self.observe(&observed),
         }
         self.handle_time(now);
     }
@@ -210,6 +223,11 @@ impl Replica {
         self.leader
     }
 
+    /// What the live directors' health checks say.
+    pub fn health(&self) -> &Arc<HealthView> {
+        &self.health
+    }
+
     /// Digest of the services configured here.
     pub fn config_digest(&self) -> Digest {
         self.config_digest
@@ -227,11 +245,14 @@ impl Replica {
         let numbers =
             [report.tables, report.candidate].into_iter().flatten().map(|version| version.epoch.number);
         self.floor = numbers.fold(self.floor, u64::max);
+        let edition = report.observations;
         if member.handle_report(now, report) {
+            self.health_changed = true;
             self.outputs.push_back(Output::Event(Event::PeerUp { router_id: from, boot_id }));
             // The newcomer learns at once what we hold.
             self.next_beat = now;
         }
+        self.catch_up_observations(from, edition);
         self.compare_configurations();
     }
 
@@ -242,6 +263,8 @@ impl Replica {
         match message {
             Message::Acknowledge(version) => member.handle_version(version),
             Message::Request(request) => self.serve(from, request),
+            Message::Observations(piece) => self.handle_observations(from, &piece),
+            Message::ObservationsSince(edition) => self.handle_observations_since(from, edition),
             Message::Chunk(chunk) => {
                 member.handle_version(chunk.version);
                 self.handle_chunk(now, from, &chunk);
@@ -261,6 +284,7 @@ impl Replica {
         self.settle_divergence(now);
         self.seed(now);
         self.repeat_deltas(now);
+        self.merge_health();
         self.announce(now);
         if now >= self.next_beat {
             self.next_beat = now + self.settings.heartbeat;
@@ -274,6 +298,7 @@ impl Replica {
             candidate: self.candidate.as_ref().map(|held| held.version),
             config_digest: self.config_digest,
             software: self.settings.software.clone(),
+            observations: self.observations.edition(),
         }
     }
 
@@ -290,6 +315,7 @@ impl Replica {
     fn bury_the_silent(&mut self, now: Instant) {
         for (router_id, member) in &mut self.members {
             if member.bury_if_silent(now, self.settings.dead) {
+                self.health_changed = true;
                 self.outputs.push_back(Output::Event(Event::PeerDown { router_id: *router_id }));
             }
         }

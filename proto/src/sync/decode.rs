@@ -11,6 +11,7 @@ use super::wire::{self, frame::Body};
 use super::{
     BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_SNAPSHOT, MAX_TEXT, Message, Report, Request,
 };
+use crate::health::{Health, MAX_OBSERVED, Observations, RealId};
 use crate::tables::{
     Delta, Digest, Epoch, MAX_NAME, MAX_REALS, MAX_SERVICES, SLOTS, ServicePatch, ServiceTable, TableError,
     TableReal, TableSet, Version,
@@ -42,6 +43,10 @@ impl TryFrom<wire::Frame> for Frame {
             Body::Chunk(chunk) => Self::Message(Message::Chunk(chunk.try_into()?)),
             Body::Delta(delta) => Self::Message(Message::Delta(Arc::new(delta.try_into()?))),
             Body::Acknowledge(version) => Self::Message(Message::Acknowledge(version.try_into()?)),
+            Body::Observations(observations) => {
+                Self::Message(Message::Observations(Arc::new(observations.try_into()?)))
+            }
+            Body::ObservationsSince(edition) => Self::Message(Message::ObservationsSince(edition)),
         })
     }
 }
@@ -70,6 +75,7 @@ impl TryFrom<wire::Report> for Report {
             candidate: report.candidate.map(TryInto::try_into).transpose()?,
             config_digest: Digest(array("config_digest", &report.config_digest)?),
             software: text("software", report.software)?,
+            observations: report.observations,
         })
     }
 }
@@ -137,6 +143,34 @@ impl TryFrom<wire::Delta> for Delta {
     }
 }
 
+impl TryFrom<wire::Observations> for Observations {
+    type Error = FrameError;
+
+    fn try_from(observations: wire::Observations) -> Result<Self, FrameError> {
+        let (from, to) = (observations.from, observations.to);
+        if to <= from {
+            return Err(FrameError::Range { field: "to", value: to });
+        }
+        let length = observations.observed.len();
+        if length > MAX_OBSERVED {
+            return Err(FrameError::Length { field: "observed", length });
+        }
+        let observed = observations.observed.into_iter().map(observed).collect::<Result<_, _>>()?;
+        Ok(Self { from, to, observed })
+    }
+}
+
+fn observed(observed: wire::Observed) -> Result<(RealId, Health), FrameError> {
+    let health = match observed.health() {
+        wire::Health::Unknown => Health::Unknown,
+        wire::Health::Up => Health::Up,
+        wire::Health::Down => Health::Down,
+    };
+    let service = name(observed.service)?;
+    let real = RealId { service, address: address(&observed.address)?, port: port(observed.port)? };
+    Ok((real, health))
+}
+
 fn services(services: Vec<wire::Service>) -> Result<BTreeMap<String, ServiceTable>, FrameError> {
     if services.len() > MAX_SERVICES {
         return Err(TableError::TooManyServices { count: services.len() }.into());
@@ -176,13 +210,19 @@ fn reals(service: &str, reals: Vec<wire::Real>) -> Result<Vec<TableReal>, FrameE
 }
 
 fn real(real: wire::Real) -> Result<TableReal, FrameError> {
-    let address = match real.address.len() {
-        4 => IpAddr::from(array::<4>("address", &real.address)?),
-        _ => IpAddr::from(array::<16>("address", &real.address)?),
-    };
-    let port = u16::try_from(real.port)
-        .map_err(|_| FrameError::Range { field: "port", value: u64::from(real.port) })?;
-    Ok(TableReal { address, port, weight: real.weight })
+    let (address, port) = (address(&real.address)?, port(real.port)?);
+    Ok(TableReal { address, port, weight: real.weight, dead: real.dead })
+}
+
+fn address(address: &[u8]) -> Result<IpAddr, FrameError> {
+    match address.len() {
+        4 => Ok(array::<4>("address", address)?.into()),
+        _ => Ok(array::<16>("address", address)?.into()),
+    }
+}
+
+fn port(port: u32) -> Result<u16, FrameError> {
+    u16::try_from(port).map_err(|_| FrameError::Range { field: "port", value: port.into() })
 }
 
 /// Epoch 0 is never in force.

@@ -7,6 +7,7 @@ use prost::Message as _;
 
 use super::wire::{self, frame::Body};
 use super::{Chunk, Frame, Hello, Message, Report, Request};
+use crate::health::{Health, Observations, RealId};
 use crate::tables::{Delta, ServicePatch, ServiceTable, TableReal, TableSet, Version};
 
 /// Encodes tables canonically: equal tables give equal bytes.
@@ -36,6 +37,10 @@ impl From<&Frame> for wire::Frame {
             Frame::Message(Message::Chunk(chunk)) => Body::Chunk(chunk.into()),
             Frame::Message(Message::Delta(delta)) => Body::Delta((&**delta).into()),
             Frame::Message(Message::Acknowledge(version)) => Body::Acknowledge((*version).into()),
+            Frame::Message(Message::Observations(observations)) => {
+                Body::Observations((&**observations).into())
+            }
+            Frame::Message(Message::ObservationsSince(edition)) => Body::ObservationsSince(*edition),
         };
         Self { body: Some(body) }
     }
@@ -61,6 +66,7 @@ fn report(report: &Report, sent_at_us: u64) -> wire::Report {
         config_digest: Bytes::copy_from_slice(&report.config_digest.0),
         software: report.software.clone(),
         sent_at_us,
+        observations: report.observations,
     }
 }
 
@@ -128,10 +134,42 @@ fn patch(name: &str, patch: &ServicePatch) -> wire::Patch {
     }
 }
 
+impl From<&Observations> for wire::Observations {
+    fn from(observations: &Observations) -> Self {
+        Self {
+            from: observations.from,
+            to: observations.to,
+            observed: observations.observed.iter().map(|(real, health)| observed(real, *health)).collect(),
+        }
+    }
+}
+
+fn observed(real: &RealId, health: Health) -> wire::Observed {
+    let health = match health {
+        Health::Unknown => wire::Health::Unknown,
+        Health::Up => wire::Health::Up,
+        Health::Down => wire::Health::Down,
+    };
+    wire::Observed {
+        service: real.service.clone(),
+        address: address(real.address),
+        port: u32::from(real.port),
+        health: health.into(),
+    }
+}
+
 fn real(real: &TableReal) -> wire::Real {
-    let address = match real.address {
+    wire::Real {
+        address: address(real.address),
+        port: u32::from(real.port),
+        weight: real.weight,
+        dead: real.dead,
+    }
+}
+
+fn address(address: IpAddr) -> Bytes {
+    match address {
         IpAddr::V4(address) => Bytes::copy_from_slice(&address.octets()),
         IpAddr::V6(address) => Bytes::copy_from_slice(&address.octets()),
-    };
-    wire::Real { address, port: u32::from(real.port), weight: real.weight }
+    }
 }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::*;
+use crate::health::{Health, RealId};
 use crate::tables::{Epoch, NO_REAL, SLOTS, ServicePatch, ServiceTable, TableReal, TableSet};
 
 fn version(number: u64) -> Version {
@@ -13,8 +14,8 @@ fn version(number: u64) -> Version {
 
 fn table() -> ServiceTable {
     let reals = vec![
-        TableReal { address: IpAddr::from([10, 0, 2, 11]), port: 80, weight: 100 },
-        TableReal { address: "2001:db8::2".parse().expect("address"), port: 8080, weight: 0 },
+        TableReal { address: IpAddr::from([10, 0, 2, 11]), port: 80, weight: 100, dead: false },
+        TableReal { address: "2001:db8::2".parse().expect("address"), port: 8080, weight: 0, dead: true },
     ];
     let slots = (0..SLOTS).map(|slot| if slot % 3 == 2 { NO_REAL } else { (slot % 3) as u16 }).collect();
     ServiceTable { scheduler: "mh".into(), reals, slots }
@@ -31,6 +32,20 @@ fn tables() -> TableSet {
 fn through_the_wire(frame: &Frame) -> Result<Frame, FrameError> {
     let bytes = wire::Frame::from(frame).encode_to_vec();
     wire::Frame::decode(&*bytes).expect("own encoding").try_into()
+}
+
+fn observations() -> Observations {
+    let real = |address: &str, port| RealId {
+        service: "web".into(),
+        address: address.parse().expect("address"),
+        port,
+    };
+    let observed = vec![
+        (real("10.0.2.11", 80), Health::Up),
+        (real("2001:db8::2", 0), Health::Down),
+        (real("10.0.2.12", 80), Health::Unknown),
+    ];
+    Observations { from: 3, to: 6, observed }
 }
 
 fn frames() -> Vec<Frame> {
@@ -60,6 +75,7 @@ fn frames() -> Vec<Frame> {
                 candidate: None,
                 config_digest: Digest([3; 32]),
                 software: String::new(),
+                observations: 12,
             },
             77,
         ),
@@ -68,6 +84,8 @@ fn frames() -> Vec<Frame> {
         Frame::Message(Message::Chunk(chunk)),
         Frame::Message(Message::Delta(Arc::new(delta))),
         Frame::Message(Message::Acknowledge(version(5))),
+        Frame::Message(Message::Observations(Arc::new(observations()))),
+        Frame::Message(Message::ObservationsSince(3)),
     ]
 }
 
@@ -111,6 +129,13 @@ fn a_frame_without_body_is_refused() {
     assert_eq!(Frame::try_from(wire::Frame { body: None }), Err(FrameError::Empty));
 }
 
+#[test]
+fn observations_that_lead_nowhere_are_refused() {
+    let backwards = Observations { to: 3, ..observations() };
+    let error = through_the_wire(&Frame::Message(Message::Observations(Arc::new(backwards))));
+    assert_eq!(error, Err(FrameError::Range { field: "to", value: 3 }));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -123,7 +148,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_byte_gives_an_error_or_a_well_formed_frame(kind in 0usize..8, at in any::<prop::sample::Index>(), flip in 1u8..) {
+    fn a_flipped_byte_gives_an_error_or_a_well_formed_frame(kind in 0usize..10, at in any::<prop::sample::Index>(), flip in 1u8..) {
         let mut bytes = wire::Frame::from(&frames()[kind]).encode_to_vec();
         let at = at.index(bytes.len().min(400));
         bytes[at] ^= flip;

@@ -107,6 +107,7 @@ impl Replica {
             });
         }
         member.restarted(hello.boot_id, &hello.endpoint, &hello.software);
+        self.health_changed = true;
         Ok(())
     }
 

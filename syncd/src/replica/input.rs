@@ -1,9 +1,11 @@
 //! What a replica is told: what it is, what has happened, and what there was before.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{Digest, TableError, TableSet};
 
@@ -57,6 +59,8 @@ pub enum Input {
     ConfigDigest(Digest),
     /// Whether a configured peer that can be reached does not talk with this director.
     Refused(bool),
+    /// The whole of what the node's health checks say now.
+    Observed(BTreeMap<RealId, Health>),
 }
 
 /// Why tables were not put in force.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use director_proto::sync::{BootId, Report};
 use director_proto::tables::{Delta, Digest, Version};
 
+use super::health::Theirs;
 use super::{Event, Settings};
 
 /// Runs of a director that were followed by another, remembered to tell a duplicate from a restart.
@@ -28,6 +29,8 @@ pub struct Member {
     same_config: bool,
     differs_since: Option<Instant>,
     difference_told: bool,
+    /// What its health checks say.
+    pub(super) observations: Theirs,
     /// Deltas sent and not acknowledged, oldest first.
     pub(super) pending: VecDeque<Arc<Delta>>,
     /// When `pending` was last sent.
@@ -51,6 +54,7 @@ impl Member {
             same_config: true,
             differs_since: None,
             difference_told: false,
+            observations: Theirs::default(),
             pending: VecDeque::new(),
             sent_at: None,
             attempts: 0,

@@ -4,10 +4,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use director_proto::health::Health;
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{TableSet, Version};
 
-use super::Saved;
+use super::{HealthView, Saved};
 
 /// Something to do.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub enum Event {
         /// Tables to start from, in force already.
         previous: Option<Arc<TableSet>>,
     },
+    /// The live directors' health checks say this now.
+    Health(Arc<HealthView>),
     /// The director stands elsewhere now.
     Standing(Standing),
     /// Another director leads now; `None` while nobody holds tables.
@@ -120,6 +123,10 @@ impl fmt::Display for Event {
             Self::NeedTables { previous: None } => write!(f, "no director has tables: dealing them"),
             Self::NeedTables { previous: Some(tables) } => {
                 write!(f, "tables of epoch {} came back from disk", tables.epoch)
+            }
+            Self::Health(view) => {
+                let dead = view.values().filter(|votes| votes.verdict() == Health::Down).count();
+                write!(f, "real servers found live {}, not live {dead}", view.len().saturating_sub(dead))
             }
             Self::Standing(standing) => write!(f, "this director is {standing}"),
             Self::Leader(Some(leader)) => write!(f, "{leader} leads the cluster"),

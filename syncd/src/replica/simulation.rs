@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Hello, Message, Report};
 use director_proto::tables::{Digest, Epoch, SLOTS, ServiceTable, TableReal};
 
@@ -60,6 +61,8 @@ pub(super) struct Node {
     last_epoch: Option<Epoch>,
     /// Tables the node was asked for and has not proposed yet.
     wanted: bool,
+    /// What its health checks say.
+    pub(super) observed: BTreeMap<RealId, Health>,
 }
 
 /// How bad the network is, in percent.
@@ -92,7 +95,8 @@ pub(super) fn id(node: usize) -> Ipv4Addr {
 
 /// A service whose table is a function of `salt`.
 pub(super) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
-    let real = |index| TableReal { address: IpAddr::from([10, 0, 2, index]), port: 80, weight: 1 };
+    let real =
+        |index| TableReal { address: IpAddr::from([10, 0, 2, index]), port: 80, weight: 1, dead: false };
     let salt = usize::try_from(salt % 1_000_003).expect("small");
     // A few slots differ between two salts, so that changes travel as deltas.
     let mut slots: Vec<u16> = (0..SLOTS).map(|slot| (slot % 4) as u16).collect();
@@ -101,6 +105,12 @@ pub(super) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
     }
     let table = ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots };
     BTreeMap::from([("web".to_owned(), table)])
+}
+
+/// One of the real servers that checks are made of.
+pub(super) fn real(number: u64) -> RealId {
+    let host = u8::try_from(11 + number).expect("few real servers");
+    RealId { service: "web".into(), address: IpAddr::from([10, 0, 2, host]), port: 80 }
 }
 
 impl Cluster {
@@ -113,6 +123,7 @@ impl Cluster {
             boots: 0,
             last_epoch: None,
             wanted: false,
+            observed: BTreeMap::new(),
         };
         Self {
             now: Instant::now(),
@@ -134,6 +145,7 @@ impl Cluster {
         node.boots += 1;
         node.last_epoch = None;
         node.wanted = false;
+        node.observed.clear();
         node.events.clear();
         let settings = Settings {
             cluster: "edge".into(),
@@ -325,12 +337,35 @@ impl Cluster {
         self.nodes.iter().enumerate().map(line).collect()
     }
 
+    /// A node's health checks say this from now on.
+    pub(super) fn observe(&mut self, index: usize, real: RealId, health: Health) {
+        self.nodes[index].observed.insert(real, health);
+        let observed = self.nodes[index].observed.clone();
+        self.with(index, |replica, now| replica.handle(now, Input::Observed(observed)));
+    }
+
+    /// What the running nodes' checks say together: the oracle for what each of them should know.
+    pub(super) fn votes(&self) -> HealthView {
+        let mut view = HealthView::new();
+        for node in self.nodes.iter().filter(|node| node.replica.is_some()) {
+            for (real, health) in &node.observed {
+                let votes = match health {
+                    Health::Up => &mut view.entry(real.clone()).or_default().up,
+                    Health::Down => &mut view.entry(real.clone()).or_default().down,
+                    Health::Unknown => continue,
+                };
+                *votes += 1;
+            }
+        }
+        view
+    }
+
     /// Something that happens to a cluster.
     fn disturb(&mut self) {
         let size = self.nodes.len() as u64;
         let index = usize::try_from(self.random.below(size)).expect("small");
         let running = self.nodes[index].replica.is_some();
-        match self.random.below(10) {
+        match self.random.below(14) {
             0 | 1 if running => self.crash(index),
             0..=2 if !running => {
                 if self.disks_may_fail && self.random.chance(30) {
@@ -351,6 +386,11 @@ impl Cluster {
                 let other = usize::try_from(self.random.below(size)).expect("small");
                 let pairs = if self.random.chance(50) { &mut self.cut } else { &mut self.stalled };
                 pairs.insert((index, other));
+            }
+            6..10 if running => {
+                let health = [Health::Up, Health::Down, Health::Unknown][self.random.below(3) as usize];
+                let real = real(self.random.below(5));
+                self.observe(index, real, health);
             }
             _ if running => {
                 let salt = self.random.next();
@@ -411,6 +451,10 @@ fn history(seed: u64) {
     let version = cluster.replica(0).version();
     cluster.run_for(Duration::from_secs(5));
     assert!(cluster.agrees() && cluster.replica(0).version() == version, "{}", cluster.describe());
+    let votes = cluster.votes();
+    for index in 0..size {
+        assert_eq!(**cluster.replica(index).health(), votes, "what node {index} knows of health");
+    }
 }
 
 #[test]

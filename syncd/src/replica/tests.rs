@@ -1,9 +1,10 @@
 use std::time::Duration;
 
+use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, PROTOCOL};
 use director_proto::tables::Digest;
 
-use super::simulation::{Cluster, Weather, id, services};
+use super::simulation::{Cluster, Weather, id, real, services};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -376,7 +377,7 @@ mod admission {
     #[test]
     fn another_protocol_is_refused() {
         let text = refusal(|hello| hello.protocol = PROTOCOL + 1);
-        assert!(text.starts_with("10.255.0.2 speaks sync protocol 2, 10.255.0.1 speaks 1"), "{text}");
+        assert!(text.starts_with("10.255.0.2 speaks sync protocol 3, 10.255.0.1 speaks 2"), "{text}");
     }
 
     #[test]
@@ -432,4 +433,56 @@ mod admission {
         cluster.run_for(2 * SECOND);
         assert_eq!(cluster.with(0, |replica, now| replica.admit(now, &hello)), Ok(()));
     }
+}
+
+#[test]
+fn a_real_server_is_dead_when_more_directors_say_so_than_not() {
+    let mut cluster = agreed(30, 3);
+    let verdict = |cluster: &Cluster, node: usize| {
+        cluster.replica(node).health().get(&real(0)).map_or(Health::Unknown, |votes| votes.verdict())
+    };
+    for node in 0..3 {
+        cluster.observe(node, real(0), Health::Up);
+    }
+    cluster.observe(1, real(0), Health::Down);
+    cluster.run_for(SECOND / 2);
+    assert_eq!([0, 1, 2].map(|node| verdict(&cluster, node)), [Health::Up; 3], "one of three");
+    cluster.observe(2, real(0), Health::Down);
+    cluster.run_for(SECOND / 2);
+    assert_eq!([0, 1, 2].map(|node| verdict(&cluster, node)), [Health::Down; 3], "two of three");
+    // One of the two that said so is lost: a tie counts as up.
+    cluster.crash(2);
+    cluster.run_for(2 * SECOND);
+    assert_eq!([0, 1].map(|node| verdict(&cluster, node)), [Health::Up; 2], "one of two");
+}
+
+#[test]
+fn a_director_without_an_opinion_has_no_vote() {
+    let mut cluster = agreed(31, 2);
+    cluster.observe(0, real(0), Health::Down);
+    cluster.run_for(SECOND / 2);
+    let votes = cluster.replica(1).health().get(&real(0)).copied();
+    assert_eq!(votes, Some(Votes { up: 0, down: 1 }));
+    assert_eq!(votes.map(Votes::verdict), Some(Health::Down));
+    cluster.observe(0, real(0), Health::Unknown);
+    cluster.run_for(SECOND / 2);
+    assert!(cluster.replica(1).health().is_empty(), "what is no longer checked is forgotten");
+}
+
+#[test]
+fn a_joiner_learns_thousands_of_observations() {
+    let mut cluster = Cluster::new(32, 2);
+    cluster.start(0);
+    cluster.run_until(5 * SECOND, "seeding", Cluster::agrees);
+    let many: BTreeMap<RealId, Health> = (0..5_000_u32)
+        .map(|number| {
+            let address = Ipv4Addr::from(0x0a00_0000 + number).into();
+            (RealId { service: "web".into(), address, port: 80 }, Health::Down)
+        })
+        .collect();
+    cluster.nodes[0].observed = many.clone();
+    cluster.with(0, |replica, now| replica.handle(now, Input::Observed(many)));
+    cluster.weather.longest_delay_ms = 100;
+    cluster.start(1);
+    cluster.run_until(5 * SECOND, "observations", |cluster| cluster.replica(1).health().len() == 5_000);
 }

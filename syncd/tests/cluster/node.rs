@@ -99,7 +99,8 @@ pub(crate) fn free_addresses(count: usize) -> Vec<SocketAddr> {
 
 /// A service whose table is a function of `salt`.
 pub(crate) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
-    let real = |index| TableReal { address: IpAddr::from([10, 0, 2, index]), port: 80, weight: 1 };
+    let real =
+        |index| TableReal { address: IpAddr::from([10, 0, 2, index]), port: 80, weight: 1, dead: false };
     let mut slots: Vec<u16> = (0..SLOTS).map(|slot| (slot % 4) as u16).collect();
     slots[usize::try_from(salt % 65_537).expect("small")] = 3;
     slots[0] = (salt % 3) as u16;

@@ -6,7 +6,8 @@ use super::*;
 use crate::tables::Epoch;
 
 fn table(reals: u8, salt: u16) -> ServiceTable {
-    let real = |index| TableReal { address: IpAddr::from([10, 0, 0, index]), port: 80, weight: 1 };
+    let real =
+        |index| TableReal { address: IpAddr::from([10, 0, 0, index]), port: 80, weight: 1, dead: false };
     let count = u16::from(reals);
     let slots = (0u16..=u16::MAX).chain([0]).map(|slot| (slot ^ salt) % count).collect();
     ServiceTable { scheduler: "mh".into(), reals: (0..reals).map(real).collect(), slots }
