@@ -4,6 +4,7 @@
 //! the file, the line and the column, and says what to write instead.
 
 mod file;
+mod health;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,10 @@ use ipnet::Ipv4Net;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
+use crate::health::{Check, Quorum};
 use crate::slots::{Member, Scheduler};
+
+pub use self::health::HealthCheck;
 
 /// Everything one director is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +145,10 @@ pub struct Service {
     pub hash_port: bool,
     /// OSPF metric of the VIP.
     pub metric: u16,
+    /// How real servers are checked; `None`: not at all.
+    pub health: Option<HealthCheck>,
+    /// Live real servers it takes to announce the VIP.
+    pub quorum: Quorum,
     /// Real servers.
     pub reals: Vec<Member>,
 }
@@ -229,13 +237,14 @@ impl Config {
             let mut reals = service.reals.clone();
             reals.sort();
             let text = format!(
-                "{name:?} {} {} {} {} {} {} {reals:?}\n",
+                "{name:?} {} {} {} {} {} {} {:?} {reals:?}\n",
                 service.vip,
                 service.protocol.name(),
                 service.port,
                 service.scheduler.name(),
                 service.hash_port,
                 service.metric,
+                service.quorum,
             );
             hash.update(text.as_bytes());
         }
@@ -480,10 +489,6 @@ fn service(source: &Source<'_>, entry: file::Service) -> Result<Service, ConfigE
         let what = format!("forwarding {:?}", entry.forwarding.get_ref()).to_lowercase();
         return Err(source.unsupported(&entry.forwarding, &what, "use \"dr\""));
     }
-    if let Some(health) = entry.health.as_ref().filter(|health| *health.check.get_ref() != file::Check::None)
-    {
-        return Err(source.unsupported(&health.check, "a health check", "write check = \"none\""));
-    }
     let scheduler = match &entry.scheduler {
         None => Scheduler::Maglev,
         Some(name) => Scheduler::from_name(name.get_ref()).ok_or_else(|| {
@@ -494,6 +499,9 @@ fn service(source: &Source<'_>, entry: file::Service) -> Result<Service, ConfigE
     };
     let port = *entry.port.get_ref();
     let reals = reals(source, vip, port, entry.real)?;
+    let targets: Vec<(IpAddr, u16)> = reals.iter().map(|real| (real.address, real.port)).collect();
+    let health = entry.health.map(|health| health::check(source, health, &targets)).transpose()?;
+    let quorum = Quorum { needed: entry.quorum, hysteresis: entry.hysteresis };
     Ok(Service {
         vip,
         protocol,
@@ -501,6 +509,8 @@ fn service(source: &Source<'_>, entry: file::Service) -> Result<Service, ConfigE
         scheduler,
         hash_port: matches!(entry.hash, file::Hash::SourcePort),
         metric: entry.metric,
+        health: health.filter(|health| health.check != Check::None),
+        quorum,
         reals,
     })
 }
@@ -532,7 +542,7 @@ fn reals(
         if *real.weight.get_ref() > 65_535 {
             return Err(source.at(&real.weight, "weight must be from 0 to 65535"));
         }
-        reals.push(Member { address: address.into(), port, weight: *real.weight.get_ref() });
+        reals.push(Member { address: address.into(), port, weight: *real.weight.get_ref(), dead: false });
     }
     Ok(reals)
 }

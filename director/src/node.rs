@@ -14,10 +14,11 @@
 
 mod answers;
 mod cluster;
+mod health;
 mod plan;
 mod views;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,6 +90,7 @@ struct Node {
     ways: mpsc::UnboundedReceiver<next_hop::Change>,
     sync: syncd::Handle,
     sync_events: mpsc::Receiver<syncd::Event>,
+    health: health::Checks,
     standing: syncd::Standing,
     leader: Option<Ipv4Addr>,
     tables: Option<Arc<TableSet>>,
@@ -96,6 +98,8 @@ struct Node {
     /// Whether OSPF has been let loose.
     routing_enabled: bool,
     announced: BTreeMap<Ipv4Net, Announcement>,
+    /// Services that have their quorum.
+    quorate: BTreeSet<String>,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
 }
@@ -113,6 +117,7 @@ impl Node {
         let (resolver, ways) = Resolver::start(dataplane.next_hops()).context("next hops")?;
         let (sync, sync_events) =
             syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
+        let health = health::Checks::start(&config).context("health checks")?;
         let routing = match cluster::routing_config(&config) {
             Some(wanted) => {
                 let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
@@ -132,12 +137,14 @@ impl Node {
             ways,
             sync,
             sync_events,
+            health,
             standing: syncd::Standing::Joining,
             leader: None,
             tables: None,
             routing,
             routing_enabled: false,
             announced: BTreeMap::new(),
+            quorate: BTreeSet::new(),
             trouble: None,
         })
     }
@@ -156,6 +163,7 @@ impl Node {
                     Some(change) => self.handle_way(change),
                     None => anyhow::bail!("the next-hop resolver has ended"),
                 },
+                Some(()) = self.health.changed() => self.publish_health().await,
                 Some(question) = questions.recv() => self.answer(question).await,
                 _ = hangup.recv() => match self.reload().await {
                     Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
@@ -208,6 +216,10 @@ impl Node {
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
+            syncd::Event::Health(view) => {
+                self.health.view = view;
+                self.lead().await;
+            }
             syncd::Event::Standing(standing) => {
                 self.standing = standing;
                 self.announce();
@@ -218,8 +230,7 @@ impl Node {
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
-            | syncd::Event::TransferFailed { .. }
-            | syncd::Event::Health(_) => {}
+            | syncd::Event::TransferFailed { .. } => {}
         }
     }
 
@@ -242,7 +253,7 @@ impl Node {
 
     /// Deals tables for the configuration, starting from those in force, and proposes what differs.
     async fn deal(&mut self) {
-        let dealt = plan::deal(&self.config, self.tables.as_deref());
+        let dealt = plan::deal(&self.config, self.tables.as_deref(), &self.health.view);
         if self.tables.as_ref().is_some_and(|tables| plan::same_effect(&tables.services, &dealt)) {
             return;
         }
@@ -296,9 +307,11 @@ impl Node {
     fn announce(&mut self) {
         let serving = self.serving();
         let dataplane = &self.dataplane;
+        self.quorate = plan::quorate(&self.config, self.tables.as_deref(), &self.quorate);
         let wanted = plan::announcements(
             &self.config,
             self.tables.as_deref(),
+            &self.quorate,
             |real: IpAddr| dataplane.next_hop(real).is_some(),
             serving,
         );
@@ -337,7 +350,10 @@ impl Node {
         if changes.is_empty() {
             return Ok(changes);
         }
+        self.health.watch(&config).map_err(|error| error.to_string())?;
         self.config = config;
+        // What is no longer checked has no vote any more.
+        self.publish_health().await;
         if let Some(routing) = &self.routing {
             routing.protect(plan::vips(&self.config));
         }

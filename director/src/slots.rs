@@ -55,6 +55,8 @@ pub struct Member {
     pub port: u16,
     /// Share of new flows relative to the other members; 0 takes none.
     pub weight: u32,
+    /// Taken for dead: it takes no packet at all.
+    pub dead: bool,
 }
 
 /// Deals the slots of one service to `members`, starting from the table in force (`previous`), if any.
@@ -102,17 +104,17 @@ pub fn counts(table: &ServiceTable) -> Vec<usize> {
 
 /// Gives every member a position: its old one, else a free one, else a new one at the end.
 fn place(previous: Option<&ServiceTable>, members: &[Member]) -> Vec<TableReal> {
-    let mut wanted: BTreeMap<(IpAddr, u16), u32> =
-        members.iter().map(|member| ((member.address, member.port), member.weight)).collect();
+    let mut wanted: BTreeMap<(IpAddr, u16), &Member> =
+        members.iter().map(|member| ((member.address, member.port), member)).collect();
     let mut reals = previous.map(|table| table.reals.clone()).unwrap_or_default();
     let named: BTreeSet<u16> =
         previous.map(|table| table.slots.iter().copied().collect()).unwrap_or_default();
     let mut free = Vec::new();
     for (position, real) in (0u16..).zip(&mut reals) {
         match wanted.remove(&(real.address, real.port)) {
-            Some(weight) => real.weight = weight,
+            Some(member) => (real.weight, real.dead) = (member.weight, member.dead),
             None => {
-                real.weight = 0;
+                (real.weight, real.dead) = (0, false);
                 if !named.contains(&position) {
                     free.push(usize::from(position));
                 }
@@ -120,8 +122,8 @@ fn place(previous: Option<&ServiceTable>, members: &[Member]) -> Vec<TableReal> 
         }
     }
     let mut free = free.into_iter();
-    for ((address, port), weight) in wanted {
-        let real = TableReal { address, port, weight, dead: false };
+    for ((address, port), member) in wanted {
+        let real = TableReal { address, port, weight: member.weight, dead: member.dead };
         match free.next() {
             Some(position) => reals[position] = real,
             None => reals.push(real),
@@ -157,7 +159,7 @@ impl Holding {
 
 /// Changes `table` minimally so that its slots follow the weights of `reals`.
 fn change(table: &ServiceTable, reals: &[TableReal]) -> Vec<u16> {
-    let total: i128 = reals.iter().map(|real| i128::from(real.weight)).sum();
+    let total: i128 = reals.iter().map(|real| i128::from(real.share())).sum();
     if total == 0 {
         return vec![NO_REAL; SLOTS];
     }
@@ -170,12 +172,12 @@ fn change(table: &ServiceTable, reals: &[TableReal]) -> Vec<u16> {
                 .reals
                 .get(position)
                 .filter(|old| (old.address, old.port) == (real.address, real.port))
-                .map_or(0, |old| old.weight);
+                .map_or(0, TableReal::share);
             Holding {
-                weight: real.weight.into(),
+                weight: real.share().into(),
                 held: held.get(position).copied().unwrap_or(0) as i128,
-                rises: real.weight > before,
-                falls: real.weight < before,
+                rises: real.share() > before,
+                falls: real.share() < before,
                 gain: 0,
                 give: 0,
             }

@@ -36,11 +36,18 @@ pub struct TableReal {
     pub address: IpAddr,
     /// Port on the real server; equal to the service's port where forwarding does not rewrite ports.
     pub port: u16,
-    /// Weight the present slots were dealt by; 0 for a position whose server has gone. Positions are
+    /// Weight by configuration; 0 for a position whose server has gone. Positions are
     /// stable: a position is reused only once no slot names it.
     pub weight: u32,
     /// The cluster takes it for dead: it has no slots, and no connection is kept for it.
     pub dead: bool,
+}
+
+impl TableReal {
+    /// What its share of the slots follows: the weight, unless it is dead.
+    pub fn share(&self) -> u32 {
+        if self.dead { 0 } else { self.weight }
+    }
 }
 
 /// The slot table of one virtual service.

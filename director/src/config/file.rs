@@ -175,9 +175,19 @@ pub(super) struct Service {
     /// OSPF metric of the VIP.
     #[serde(default = "default_metric")]
     pub(super) metric: u16,
-    pub(super) health: Option<Health>,
+    pub(super) health: Option<super::health::Raw>,
+    /// Live real servers it takes to announce the VIP.
+    #[serde(default = "default_quorum")]
+    pub(super) quorum: u32,
+    /// How far beyond `quorum` it must go either way before the VIP comes or goes.
+    #[serde(default)]
+    pub(super) hysteresis: u32,
     #[serde(default)]
     pub(super) real: Vec<Real>,
+}
+
+fn default_quorum() -> u32 {
+    1
 }
 
 fn default_metric() -> u16 {
@@ -217,27 +227,6 @@ pub(super) enum Hash {
     Source,
     #[serde(rename = "source-port")]
     SourcePort,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Health {
-    pub(super) check: Spanned<Check>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Check {
-    None,
-    Tcp,
-    Http,
-    Https,
-    Dns,
-    Smtp,
-    Udp,
-    Ping,
-    Exec,
-    Grpc,
 }
 
 #[derive(Deserialize)]

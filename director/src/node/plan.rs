@@ -3,22 +3,55 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use director_proto::tables::{ServiceTable, TableSet};
+use director_proto::health::{Health, RealId};
+use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::Ipv4Net;
+use syncd::HealthView;
 
 use crate::config::{Config, Service};
-use crate::slots;
+use crate::slots::{self, Member};
 
-/// Deals the tables of every configured service, starting from those in force.
-pub(super) fn deal(config: &Config, in_force: Option<&TableSet>) -> BTreeMap<String, ServiceTable> {
+/// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
+/// finds it so; where nobody has an opinion, it stays what it was.
+pub(super) fn deal(
+    config: &Config,
+    in_force: Option<&TableSet>,
+    health: &HealthView,
+) -> BTreeMap<String, ServiceTable> {
     config
         .services
         .iter()
         .map(|(name, service)| {
             let previous = in_force.and_then(|tables| tables.services.get(name));
-            (name.clone(), slots::deal(service.scheduler, previous, &service.reals))
+            let members: Vec<Member> = service
+                .reals
+                .iter()
+                .map(|real| Member { dead: is_dead(name, service, real, previous, health), ..real.clone() })
+                .collect();
+            (name.clone(), slots::deal(service.scheduler, previous, &members))
         })
         .collect()
+}
+
+fn is_dead(
+    name: &str,
+    service: &Service,
+    real: &Member,
+    in_force: Option<&ServiceTable>,
+    health: &HealthView,
+) -> bool {
+    if service.health.is_none() {
+        return false;
+    }
+    let id = RealId { service: name.to_owned(), address: real.address, port: real.port };
+    let same = |known: &&TableReal| (known.address, known.port) == (real.address, real.port);
+    match health.get(&id).map_or(Health::Unknown, |votes| votes.verdict()) {
+        Health::Up => false,
+        Health::Down => true,
+        Health::Unknown => {
+            in_force.and_then(|table| table.reals.iter().find(same)).is_some_and(|known| known.dead)
+        }
+    }
 }
 
 /// Whether two sets of tables forward alike and were dealt by the same weights. Positions that a server left
@@ -46,11 +79,28 @@ pub(super) struct Announcement {
     pub(super) service: String,
 }
 
-/// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with a
-/// real server to forward to. A VIP shared by services takes the lowest metric.
+/// Services that have their quorum of live real servers in the tables, given those that `had` it before.
+pub(super) fn quorate(
+    config: &Config,
+    tables: Option<&TableSet>,
+    had: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    let has = |(name, service): (&String, &Service)| {
+        let table = tables?.services.get(name)?;
+        let taking = table.reals.iter().filter(|real| real.weight > 0);
+        let (live, dead): (Vec<&TableReal>, Vec<&TableReal>) = taking.partition(|real| !real.dead);
+        let (live, all) = (live.len() as u32, (live.len() + dead.len()) as u32);
+        service.quorum.holds(had.contains(name), live, all).then(|| name.clone())
+    };
+    config.services.iter().filter_map(has).collect()
+}
+
+/// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with its
+/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric.
 pub(super) fn announcements(
     config: &Config,
     tables: Option<&TableSet>,
+    quorate: &BTreeSet<String>,
     reachable: impl Fn(IpAddr) -> bool,
     serving: bool,
 ) -> BTreeMap<Ipv4Net, Announcement> {
@@ -63,7 +113,7 @@ pub(super) fn announcements(
     }
     for (name, service) in &config.services {
         let table = tables.and_then(|tables| tables.services.get(name));
-        if table.is_some_and(|table| can_serve(table, &reachable)) {
+        if quorate.contains(name) && table.is_some_and(|table| can_serve(table, &reachable)) {
             let announcement = Announcement { metric: service.metric, service: name.clone() };
             announcements
                 .entry(host(service.vip))
@@ -88,7 +138,7 @@ pub(super) fn vips(config: &Config) -> BTreeSet<Ipv4Net> {
 
 /// Whether any real server that takes new flows can be reached.
 fn can_serve(table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
-    table.reals.iter().any(|real| real.weight > 0 && reachable(real.address))
+    table.reals.iter().any(|real| real.share() > 0 && reachable(real.address))
 }
 
 /// Share of all slots, over the services that both sets know, that `after` gives to other servers.
@@ -163,7 +213,12 @@ mod tests {
 
     use director_proto::tables::{Epoch, TableSet};
 
-    use super::{announcements, deal, differences};
+    use std::collections::BTreeSet;
+
+    use director_proto::health::RealId;
+    use syncd::{HealthView, Votes};
+
+    use super::{announcements, deal, differences, quorate};
     use crate::config::Config;
 
     const TEXT: &str = r#"
@@ -195,7 +250,7 @@ address = "10.0.2.12"
 
     fn tables(config: &Config) -> TableSet {
         let epoch = Epoch { number: 1, leader: config.node.router_id };
-        TableSet { epoch, hash_key: [1; 16], services: deal(config, None) }
+        TableSet { epoch, hash_key: [1; 16], services: deal(config, None, &HealthView::new()) }
     }
 
     #[test]
@@ -204,18 +259,43 @@ address = "10.0.2.12"
         let tables = tables(&config);
         let vip = "203.0.113.10/32".parse().expect("prefix");
         let own = "10.255.0.1/32".parse().expect("prefix");
-        let all = announcements(&config, Some(&tables), |_| true, true);
+        let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
+        let all = announcements(&config, Some(&tables), &quorate, |_| true, true);
         assert_eq!(all[&vip].metric, 5);
         assert!(all.contains_key(&own));
-        let one = announcements(&config, Some(&tables), |real| real.to_string() == "10.0.2.11", true);
+        let one =
+            announcements(&config, Some(&tables), &quorate, |real| real.to_string() == "10.0.2.11", true);
         assert_eq!(one[&vip].metric, 10);
         for without in [
-            announcements(&config, Some(&tables), |_| false, true),
-            announcements(&config, Some(&tables), |_| true, false),
-            announcements(&config, None, |_| true, true),
+            announcements(&config, Some(&tables), &quorate, |_| false, true),
+            announcements(&config, Some(&tables), &quorate, |_| true, false),
+            announcements(&config, None, &quorate, |_| true, true),
         ] {
             assert_eq!(without.keys().collect::<Vec<_>>(), [&own]);
         }
+    }
+
+    #[test]
+    fn what_the_cluster_finds_dead_gets_no_slots_until_it_finds_it_live() {
+        let text = TEXT.replace("port = 443", "port = 443\nquorum = 2\nhealth = { check = \"tcp\" }");
+        let config = config(&format!("{text}[[service.real]]\naddress = \"10.0.2.13\""));
+        let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
+        let view = |up, down| HealthView::from([(real.clone(), Votes { up, down })]);
+        let mut tables = tables(&config);
+        let (mut had, mut dead) = (BTreeSet::new(), Vec::new());
+        for health in [view(1, 1), view(1, 2), HealthView::new(), view(2, 1)] {
+            tables.services = deal(&config, Some(&tables), &health);
+            had = quorate(&config, Some(&tables), &had);
+            let table = &tables.services["b"];
+            let dead_now = table.reals.iter().any(|real| real.dead);
+            let position = table.reals.iter().position(|known| known.address == real.address);
+            let named = table.slots.iter().any(|slot| Some(usize::from(*slot)) == position);
+            assert_eq!((named, had.contains("b")), (!dead_now, !dead_now));
+            assert!(had.contains("a"), "another service's health");
+            dead.push(dead_now);
+        }
+        // A tie counts as up; without an opinion it stays as it was.
+        assert_eq!(dead, [false, true, true, false]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(super) fn seed(reals: &[TableReal]) -> Vec<u16> {
     let mut slots = vec![NO_REAL; SLOTS];
     let mut claimants: Vec<Claimant> = (0u16..)
         .zip(reals)
-        .filter(|(_, real)| real.weight > 0)
+        .filter(|(_, real)| real.share() > 0)
         .map(|(position, real)| Claimant::new(position, real))
         .collect();
     // Turns go by identity, not by position: the seed depends on the set of servers alone.
@@ -59,7 +59,7 @@ impl Claimant {
         Self {
             position,
             identity,
-            weight: real.weight.into(),
+            weight: real.share().into(),
             share: 0,
             credit: 0,
             at: (word(0) % SLOTS as u64) as usize,

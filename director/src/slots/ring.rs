@@ -18,9 +18,9 @@ pub(super) fn seed(reals: &[TableReal]) -> Vec<u16> {
     let unit = unit(reals);
     let nodes: Vec<_> = (0u16..)
         .zip(reals)
-        .filter(|(_, real)| real.weight > 0)
+        .filter(|(_, real)| real.share() > 0)
         .map(|(position, real)| {
-            let quantity = (VIRTUAL_NODES * u64::from(real.weight) / unit).max(1);
+            let quantity = (VIRTUAL_NODES * u64::from(real.share()) / unit).max(1);
             Node::new(Key::<18>(identity(real)))
                 .value(position)
                 .quantity(usize::try_from(quantity).expect("invariant: at most 800 virtual nodes"))
@@ -38,7 +38,7 @@ pub(super) fn seed(reals: &[TableReal]) -> Vec<u16> {
 /// The weight that has [`VIRTUAL_NODES`]: the largest power of two not above the heaviest server's, so
 /// that a change of one weight seldom changes the others' virtual nodes, and their number stays bounded.
 fn unit(reals: &[TableReal]) -> u64 {
-    let heaviest = reals.iter().map(|real| real.weight).max().unwrap_or(0).max(1);
+    let heaviest = reals.iter().map(|real| real.share()).max().unwrap_or(0).max(1);
     1 << (31 - heaviest.leading_zeros())
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{Member, Scheduler, counts, deal, share_moved};
 
 fn member(number: u8, weight: u32) -> Member {
-    Member { address: Ipv4Addr::new(10, 0, 2, number).into(), port: 80, weight }
+    Member { address: Ipv4Addr::new(10, 0, 2, number).into(), port: 80, weight, dead: false }
 }
 
 fn owner(table: &ServiceTable, slot: usize) -> Option<&director_proto::tables::TableReal> {
@@ -71,7 +71,12 @@ fn another_scheduler_deals_anew() {
 #[test]
 fn a_thousand_servers_share_evenly() {
     let members: Vec<Member> = (0..1000u16)
-        .map(|n| Member { address: Ipv4Addr::from(0x0a00_0000 + u32::from(n)).into(), port: 80, weight: 1 })
+        .map(|n| Member {
+            address: Ipv4Addr::from(0x0a00_0000 + u32::from(n)).into(),
+            port: 80,
+            weight: 1,
+            dead: false,
+        })
         .collect();
     let table = deal(Scheduler::Maglev, None, &members);
     assert!(deviation(&table) < 1.0);
