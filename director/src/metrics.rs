@@ -18,6 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::control::real_server_name;
+
 /// Longest that one scrape may take, headers included.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -175,9 +177,25 @@ fn forwarding(text: &mut Exposition, services: &Services) {
         "counter",
         "TCP connection attempts sent to the real server.",
     );
+    text.metric(
+        "director_service_info",
+        "gauge",
+        "The service: family of its VIPs, and how packets are forwarded.",
+    );
+    text.metric("director_real_weight", "gauge", "Weight of the real server; 0 while it is drained.");
+    text.metric("director_real_draining", "gauge", "1 while the real server takes no new flows.");
+    text.metric("director_real_reachable", "gauge", "1 while there is a way to the real server.");
     let mut sum = Traffic::default();
     for service in &services.services {
         let name = ("service", &*service.name);
+        let labels = [
+            name,
+            ("vip", &*service.vip),
+            ("family", &*service.family),
+            ("forwarding", &*service.forwarding),
+            ("scheduler", &*service.scheduler),
+        ];
+        text.sample("director_service_info", &labels, 1);
         text.sample("director_service_announced", &[name], u8::from(service.announced));
         let traffic = service.traffic.unwrap_or_default();
         both_ways(text, "director_service", &[name], &traffic);
@@ -187,8 +205,11 @@ fn forwarding(text: &mut Exposition, services: &Services) {
         sum.bytes_in += traffic.bytes_in;
         sum.bytes_out += traffic.bytes_out;
         for real in &service.reals {
-            let address = format!("{}:{}", real.address, real.port);
+            let address = real_server_name(real);
             let labels = [name, ("real", &*address)];
+            text.sample("director_real_weight", &labels, real.weight);
+            text.sample("director_real_draining", &labels, u8::from(real.state != "active"));
+            text.sample("director_real_reachable", &labels, u8::from(!real.next_hop.is_empty()));
             let traffic = real.traffic.unwrap_or_default();
             text.sample("director_real_slots", &labels, real.slots);
             text.sample("director_real_connections_total", &labels, traffic.connections);

@@ -7,6 +7,7 @@ use director_proto::control::{
 };
 
 use super::table::render;
+use crate::control::real_server_name;
 
 fn dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
@@ -85,12 +86,10 @@ fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
 }
 
 fn service(service: &VirtualService) -> String {
-    let port = if service.port == 0 { "all".to_owned() } else { service.port.to_string() };
     let mut text = format!(
-        "{}  {} {}:{port}  {} by {}, {}  table {}  {}\n",
+        "{}  {}  {} by {}, {}  table {}  {}\n",
         service.name,
-        service.protocol,
-        service.vip,
+        service.addresses.join(", "),
         service.scheduler,
         service.hash,
         service.forwarding,
@@ -103,8 +102,11 @@ fn service(service: &VirtualService) -> String {
         .map(|real| {
             let [connections, packets, size] = traffic(real.traffic.as_ref());
             [
-                format!("{}:{}", real.address, real.port),
-                real.weight.to_string(),
+                real_server_name(real),
+                match real.state.as_str() {
+                    "active" => real.weight.to_string(),
+                    state => format!("{} ({state})", real.weight),
+                },
                 real.slots.to_string(),
                 format!("{:.1}", real.ideal_slots),
                 connections,

@@ -11,7 +11,9 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
 use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{
@@ -136,19 +138,32 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
 }
 
 /// Where the answer to a route look-up leads; `None` where packets for `address` do not leave this node.
+///
+/// The kernel has chosen among several next hops already. A gateway may be of the other family (RFC 8950), and an
+/// IPv6 one is link-local more often than not: the neighbour is looked for on the route's own interface, so that is
+/// no ambiguity.
 fn route(address: IpAddr, message: &RouteMessage) -> Option<Route> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }
     let mut ifindex = None;
     let mut gateway = address;
+    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = IpAddr::V4(*address),
-            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => gateway = IpAddr::V6(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address))
+            | RouteAttribute::Via(RouteVia::Inet(address)) => gateway = IpAddr::V4(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address))
+            | RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = IpAddr::V6(*address),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Some(Route { ifindex: ifindex?, gateway })
+    Some(Route { ifindex: ifindex?, gateway, mtu })
 }
