@@ -80,6 +80,12 @@ impl TunnelSources {
     pub fn reaches(&self, real: IpAddr) -> bool {
         if real.is_ipv4() { self.v4.is_some() } else { self.v6.is_some() }
     }
+
+    /// The one that is in `prefix`.
+    fn within(&self, prefix: &IpNet) -> Option<IpAddr> {
+        let all = [self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6)];
+        all.into_iter().flatten().find(|address| prefix.contains(address))
+    }
 }
 
 /// Who answers echo requests (ping) to a VIP.

@@ -241,7 +241,7 @@ fn both_ways(text: &mut Exposition, prefix: &str, labels: &[(&str, &str)], traff
 
 #[cfg(test)]
 mod tests {
-    use director_proto::control::{Count, Neighbors, Peers, Services, Status};
+    use director_proto::control::{Count, Neighbors, Peers, RealServer, Services, Status, VirtualService};
 
     #[test]
     fn label_values_are_escaped_and_every_line_is_a_sample_or_a_comment() {
@@ -257,5 +257,35 @@ mod tests {
         assert!(text.contains("director_packets_total{verdict=\"forward\"} 3\n"), "{text}");
         assert!(text.contains("\ndirector_serving 0\n"), "{text}");
         assert!(text.contains("director_table_epoch{digest=\"\",leader=\"\"} 7\n"), "{text}");
+    }
+
+    #[test]
+    fn a_service_says_its_family_and_forwarding_and_who_is_drained() {
+        let real = RealServer {
+            address: "2001:db8:2::11".to_owned(),
+            port: 80,
+            state: "draining".to_owned(),
+            ..RealServer::default()
+        };
+        let service = VirtualService {
+            name: "web".to_owned(),
+            vip: "203.0.113.10".to_owned(),
+            family: "IPv4".to_owned(),
+            forwarding: "tunnel gre".to_owned(),
+            scheduler: "mh".to_owned(),
+            reals: vec![real],
+            ..VirtualService::default()
+        };
+        let services = Services { services: vec![service] };
+        let text = super::render(&Status::default(), &services, &Neighbors::default(), &Peers::default());
+        for line in [
+            "director_service_info{service=\"web\",vip=\"203.0.113.10\",family=\"IPv4\",forwarding=\"tunnel gre\",\
+             scheduler=\"mh\"} 1\n",
+            "director_real_draining{service=\"web\",real=\"[2001:db8:2::11]:80\"} 1\n",
+            "director_real_weight{service=\"web\",real=\"[2001:db8:2::11]:80\"} 0\n",
+            "director_real_reachable{service=\"web\",real=\"[2001:db8:2::11]:80\"} 0\n",
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
     }
 }

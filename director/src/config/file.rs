@@ -205,7 +205,7 @@ pub(super) struct Service {
     pub(super) quic: Option<Spanned<Quic>>,
     /// OSPF metric of the VIP.
     #[serde(default = "default_metric")]
-    pub(super) metric: u16,
+    pub(super) metric: Spanned<u16>,
     pub(super) health: Option<Health>,
     #[serde(default)]
     pub(super) real: Vec<Real>,
@@ -256,8 +256,8 @@ pub(super) struct Quic {
     pub(super) length: Spanned<u8>,
 }
 
-fn default_metric() -> u16 {
-    10
+fn default_metric() -> Spanned<u16> {
+    unplaced(10)
 }
 
 fn default_protocol() -> Spanned<Protocol> {

@@ -213,11 +213,14 @@ pub(super) fn services(
             return Err(source.at(&entry.name, message));
         }
         let (service, places) = service(source, entry, tunnel_sources)?;
-        claims.extend(service.addresses.iter().zip(places).map(|(address, place)| Claim {
-            address: *address,
-            service: name.clone(),
-            place,
-        }));
+        for (address, place) in service.addresses.iter().zip(places) {
+            if let Some(own) = tunnel_sources.within(&address.prefix) {
+                let message =
+                    format!("VIP {} holds {own}, which is a tunnel_source of this node", address.vip());
+                return Err(source.error(Some(place), message + "; use another for either"));
+            }
+            claims.push(Claim { address: *address, service: name.clone(), place });
+        }
         if services.insert(name.clone(), service).is_some() {
             return Err(source.error(Some(place), format!("two services are called {name:?}")));
         }
@@ -253,6 +256,10 @@ fn service(
         }
         slots => slots.as_ref().map_or(SLOTS[0], |slots| *slots.get_ref()),
     };
+    if *entry.metric.get_ref() == u16::MAX {
+        let message = "metric 65535 says \"unreachable\" (RFC 6987); use a lower one";
+        return Err(source.at(&entry.metric, message));
+    }
     let mut service = Service {
         timeouts: timeouts(source, &addresses, entry.timeouts.as_ref())?,
         datagrams: datagrams(source, &addresses, entry.one_packet.as_ref(), entry.quic.as_ref())?,
@@ -261,7 +268,7 @@ fn service(
         scheduler,
         slots,
         hash_port: matches!(entry.hash, file::Hash::SourcePort),
-        metric: entry.metric,
+        metric: *entry.metric.get_ref(),
         reals: Vec::new(),
     };
     service.reals = real::reals(source, &service, entry.real, tunnel_sources)?;

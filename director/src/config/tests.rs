@@ -278,6 +278,11 @@ fn every_mistake_in_the_newer_keys_is_named_with_its_place() {
         (&[TUNNEL, SOURCES, key("tunnel = { type = \"gue\", port = 0 }")], ["27:33: ", "port 0"]),
         (&[("\"10.0.2.11\"", "\"203.0.113.10\"")], ["31:11: ", "which it is itself"]),
         (&[("\"10.0.2.11\"", "\"ff02::1\"")], ["31:11: ", "multicast"]),
+        (&[key("metric = 65535")], ["26:10: ", "unreachable"]),
+        (
+            &[TUNNEL, SOURCES, ("\"203.0.113.10\"", "\"10.255.0.0/24\"")],
+            ["25:8: ", "tunnel_source of this node"],
+        ),
         (&[key("slots = 100")], ["26:9: ", "65537, or 4093"]),
         (&[key("timeouts = { established = 0 }")], ["26:28: ", "from 1 to 604800"]),
         (&[key("timeouts = { udp = 10 }")], ["26:20: ", "no udp address"]),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures::TryStreamExt as _;
 use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -91,7 +91,7 @@ fn mac(bytes: &[u8]) -> Option<[u8; 6]> {
 }
 
 fn link(message: &LinkMessage) -> Option<(u32, Link)> {
-    let mut found = Link { mac: [0; 6], mtu: 0, running: false };
+    let mut found = Link { mac: [0; 6], mtu: 0, running: false, generic_only: false };
     let mut has_mac = false;
     for attribute in &message.attributes {
         match attribute {
@@ -100,11 +100,18 @@ fn link(message: &LinkMessage) -> Option<(u32, Link)> {
                 has_mac = true;
             }
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => found.generic_only = infos.iter().any(is_generic_only),
             _ => {}
         }
     }
     found.running = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
     has_mac.then_some((message.header.index, found))
+}
+
+/// Devices on top of others, which have no way of their own to send an XDP frame.
+fn is_generic_only(info: &LinkInfo) -> bool {
+    use InfoKind::{Bridge, Dummy, IpVlan, MacVlan, Vlan};
+    matches!(info, LinkInfo::Kind(Bridge | Dummy | IpVlan | MacVlan | Vlan))
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {

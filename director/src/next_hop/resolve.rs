@@ -14,6 +14,8 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     /// Up, and with a carrier.
     pub(super) running: bool,
+    /// Of a kind to which a program in the driver cannot redirect (no `ndo_xdp_xmit`): only one in generic mode can.
+    pub(super) generic_only: bool,
 }
 
 /// What the kernel knows of a neighbour.
@@ -99,7 +101,7 @@ mod tests {
 
     fn ways(neighbour: Option<Neighbour>) -> Ways {
         let mut ways = Ways::default();
-        ways.links.insert(3, Link { mac: US, mtu: 1500, running: true });
+        ways.links.insert(3, Link { mac: US, mtu: 1500, running: true, generic_only: false });
         ways.routes.insert(real(), Route { ifindex: 3, gateway: real(), mtu: None });
         ways.neighbours.extend(neighbour.map(|neighbour| ((3, real()), neighbour)));
         ways
@@ -129,7 +131,7 @@ mod tests {
     #[test]
     fn link_down_and_lost_route_end_the_way_at_once() {
         let mut down = ways(Some(Neighbour::Known { mac: THEM, fresh: true }));
-        down.links.insert(3, Link { mac: US, mtu: 1500, running: false });
+        down.links.insert(3, Link { mac: US, mtu: 1500, running: false, generic_only: false });
         assert_eq!(resolve(real(), &down, Some(WAY)), None);
         let mut unreachable = ways(Some(Neighbour::Known { mac: THEM, fresh: true }));
         unreachable.routes.clear();
@@ -139,7 +141,7 @@ mod tests {
     #[test]
     fn a_way_by_another_link_is_not_guessed() {
         let mut moved = ways(None);
-        moved.links.insert(4, Link { mac: US, mtu: 9000, running: true });
+        moved.links.insert(4, Link { mac: US, mtu: 9000, running: true, generic_only: false });
         moved.routes.insert(real(), Route { ifindex: 4, gateway: real(), mtu: None });
         assert_eq!(resolve(real(), &moved, Some(WAY)), None);
     }
@@ -161,7 +163,7 @@ mod tests {
         for (ifindex, real) in [3, 4].into_iter().zip(reals) {
             let mac = [2, 0, 0, 0, 1, ifindex];
             let ifindex = u32::from(ifindex);
-            ways.links.insert(ifindex, Link { mac: US, mtu: 1500, running: true });
+            ways.links.insert(ifindex, Link { mac: US, mtu: 1500, running: true, generic_only: false });
             ways.routes.insert(real, Route { ifindex, gateway, mtu: None });
             ways.neighbours.insert((ifindex, gateway), Neighbour::Known { mac, fresh: true });
         }

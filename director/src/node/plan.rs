@@ -260,4 +260,56 @@ address = "10.0.2.12"
             lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]")
         );
     }
+
+    #[test]
+    fn ipv6_vips_and_all_of_a_groups_prefixes_are_wanted() {
+        let text =
+            TEXT.replacen("203.0.113.10", "2001:db8::10", 1).replacen("10.0.2.11", "2001:db8:2::11", 1);
+        let mut config = config(&text);
+        let b = config.services.get_mut("b").expect("service");
+        b.addresses.push(crate::config::VirtualAddress {
+            prefix: "203.0.113.64/28".parse().expect("prefix"),
+            ..b.addresses[0]
+        });
+        let wanted = announcements(&config, Some(&tables(&config)), |_| true, true);
+        let wanted: Vec<String> = wanted.keys().map(ToString::to_string).collect();
+        assert_eq!(wanted, ["10.255.0.1/32", "203.0.113.10/32", "203.0.113.64/28", "2001:db8::10/128"]);
+        // OSPF for IPv4 is told of its own family alone.
+        assert_eq!(super::vips(&config).len(), 2);
+    }
+
+    #[test]
+    fn a_reload_names_each_setting_and_what_it_was() {
+        let text = TEXT.replace("[\"eth1\"]", "[\"eth1\"]\ntunnel_source = [\"10.255.0.1\"]");
+        let old = config(&text);
+        for (from, to, line) in [
+            ("metric = 5", "metric = 5\nforwarding = \"tunnel\"", "forwarding: dr -> tunnel ipip"),
+            ("metric = 5", "metric = 5\nhash = \"source-port\"", "hash: source -> source-port"),
+            ("metric = 5", "metric = 5\nscheduler = \"ch\"", "scheduler: mh -> ch"),
+            ("port = 443", "port = 444", "addresses: tcp 203.0.113.10:443 -> tcp 203.0.113.10:444"),
+            (
+                "address = \"10.0.2.12\"",
+                "address = \"10.0.2.12\"\nweight = 0",
+                "real server 10.0.2.12 weight 1 -> 0 (draining)",
+            ),
+        ] {
+            let expected = format!("service \"b\": {line}");
+            assert_eq!(differences(&old, &config(&text.replace(from, to))), Ok(vec![expected]));
+        }
+        let mut new = old.clone();
+        let b = new.services.get_mut("b").expect("service");
+        b.timeouts.udp = std::time::Duration::from_secs(7);
+        b.datagrams = crate::config::Datagrams::Quic { offset: 1, length: 2 };
+        b.reals[0].quic_id = Some(7);
+        assert_eq!(
+            differences(&old, &new),
+            Ok(vec![
+                "service \"b\": real server 10.0.2.12 quic_id changed".to_owned(),
+                "service \"b\": timeouts: established 900 s, fin 120 s, udp 300 s -> established 900 s, fin 120 s, \
+                 udp 7 s"
+                    .to_owned(),
+                "service \"b\": datagrams: tracked -> quic offset 1 length 2".to_owned(),
+            ])
+        );
+    }
 }
