@@ -131,8 +131,11 @@ fn the_digest_ignores_order_and_sees_every_difference() {
     }
 }
 
-/// The good file with more in it: each row replaces a text by another.
-fn edited(rows: &[(&str, &str)]) -> String {
+/// What to replace in the good file, and by what.
+type Edit<'a> = (&'a str, &'a str);
+
+/// The good file with more in it.
+fn edited(rows: &[Edit<'_>]) -> String {
     rows.iter().fold(GOOD.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "the row replaces nothing: {from}");
         text.replacen(from, to, 1)
@@ -146,16 +149,15 @@ fn understood(text: &str) -> Result<Config, String> {
         .map_err(|error: ConfigError| error.to_string())
 }
 
-fn web(rows: &[(&str, &str)]) -> Service {
+fn web(rows: &[Edit<'_>]) -> Service {
     understood(&edited(rows)).expect("valid").services["web"].clone()
 }
 
-const UDP: (&str, &str) = ("protocol = \"tcp\"", "protocol = \"udp\"");
-const TUNNEL: (&str, &str) = ("forwarding = \"dr\"", "forwarding = \"tunnel\"");
-const SOURCES: (&str, &str) =
-    ("\"eth2\"]", "\"eth2\"]\ntunnel_source = [\"10.255.0.1\", \"2001:db8:ff::1\"]");
-const V6_VIP: (&str, &str) = ("\"203.0.113.10\"", "\"2001:db8::10\"");
-const V6_REAL: (&str, &str) = ("\"10.0.2.11\"", "\"2001:db8:2::11\"");
+const UDP: Edit<'_> = ("protocol = \"tcp\"", "protocol = \"udp\"");
+const TUNNEL: Edit<'_> = ("forwarding = \"dr\"", "forwarding = \"tunnel\"");
+const SOURCES: Edit<'_> = ("\"eth2\"]", "\"eth2\"]\ntunnel_source = [\"10.255.0.1\", \"2001:db8:ff::1\"]");
+const V6_VIP: Edit<'_> = ("\"203.0.113.10\"", "\"2001:db8::10\"");
+const V6_REAL: Edit<'_> = ("\"10.0.2.11\"", "\"2001:db8:2::11\"");
 
 #[test]
 fn the_nodes_keys_have_defaults_and_are_taken() {
@@ -235,7 +237,7 @@ fn idle_times_slots_datagrams_and_weight_zero_are_taken() {
 fn every_mistake_in_the_newer_keys_is_named_with_its_place() {
     let key = |keys: &'static str| ("scheduler = \"mh\"", keys);
     let second_real = |text: &'static str| ("weight = 100\n", text);
-    let rows: &[(&[(&str, &str)], [&str; 2])] = &[
+    let rows: &[(&[Edit<'_>], [&str; 2])] = &[
         (
             &[("\"eth2\"]", "\"eth2\"]\ntunnel_source = [\"10.0.0.1\", \"10.0.0.2\"]")],
             ["5:30: ", "a second IPv4"],
@@ -324,7 +326,7 @@ fn every_mistake_in_the_newer_keys_is_named_with_its_place() {
 fn nothing_is_accepted_and_ignored() {
     let key = |keys: &'static str| ("scheduler = \"mh\"", keys);
     let no_real_port = ("\nport = 80\nweight", "\nweight");
-    let rows: &[(&[(&str, &str)], &str)] = &[
+    let rows: &[(&[Edit<'_>], &str)] = &[
         (&[("\"203.0.113.10\"", "\"203.0.113.0/28\"")], "a prefix of VIPs"),
         (&[("port = 80\nforwarding", "ports = \"8-9\"\nforwarding"), no_real_port], "ports"),
         (&[key("also = [{ vip = \"203.0.113.11\" }]")], "also"),
