@@ -3,27 +3,31 @@
 //! [`Config`] is the validated form; the raw one ([`file`]) does not leave this module. Every error names
 //! the file, the line and the column, and says what to write instead.
 
+mod address;
 mod file;
 mod health;
+mod overlap;
+mod real;
+mod service;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use director_proto::tables::Digest;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use crate::health::{Check, Quorum};
-use crate::slots::{Member, Scheduler};
-
-pub use self::health::HealthCheck;
+pub use address::{Ports, Protocol, VirtualAddress, family};
+pub use health::HealthCheck;
+pub use real::Real;
+pub use service::{Datagrams, Forwarding, Service, Timeouts, Tunnel};
 
 /// Everything one director is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,46 @@ pub struct Node {
     pub pin_dir: PathBuf,
     /// Folder that outlives restarts.
     pub state_dir: PathBuf,
+    /// Our address in tunnels.
+    pub tunnel_sources: TunnelSources,
+    /// Who answers echo requests to a VIP.
+    pub echo: Echo,
+    /// Most ICMP errors (packet too big) in a second, for each processor; 0 for none.
+    pub icmp_rate: u32,
+}
+
+/// Outer source addresses of tunnels, by family of the real server. They should be addresses of this node, for
+/// what routers on the way have to say comes back to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSources {
+    /// Towards real servers with an IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// Towards real servers with an IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl TunnelSources {
+    /// Whether there is one of the family of `real`.
+    pub fn reaches(&self, real: IpAddr) -> bool {
+        if real.is_ipv4() { self.v4.is_some() } else { self.v6.is_some() }
+    }
+
+    /// The one that is in `prefix`.
+    fn within(&self, prefix: &IpNet) -> Option<IpAddr> {
+        let all = [self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6)];
+        all.into_iter().flatten().find(|address| prefix.contains(address))
+    }
+}
+
+/// Who answers echo requests (ping) to a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Echo {
+    /// The director, while the VIP has a real server.
+    WhileServed,
+    /// The director, always.
+    Always,
+    /// The kernel, if it owns the address.
+    Kernel,
 }
 
 /// Where in the receive path the XDP program runs.
@@ -130,56 +174,6 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// `[[service]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Virtual IP.
-    pub vip: Ipv4Addr,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Virtual port; 0 for all.
-    pub port: u16,
-    /// How slots are dealt.
-    pub scheduler: Scheduler,
-    /// What the slot depends on besides the source address.
-    pub hash_port: bool,
-    /// OSPF metric of the VIP.
-    pub metric: u16,
-    /// How real servers are checked; `None`: not at all.
-    pub health: Option<HealthCheck>,
-    /// Live real servers it takes to announce the VIP.
-    pub quorum: Quorum,
-    /// Real servers.
-    pub reals: Vec<Member>,
-}
-
-/// Transport protocol of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-}
-
-impl Protocol {
-    /// Name in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-
-    /// Number in the IP header.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-        }
-    }
-}
-
 /// A configuration that cannot be used, with the place of the first mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -216,37 +210,34 @@ impl Config {
 
     /// Checks `text`; `path` is for messages, and relative file names in it start from its folder.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        match Self::understand(path, text)? {
+            (_, Some(refusal)) => Err(refusal),
+            (config, None) => Ok(config),
+        }
+    }
+
+    /// As [`Self::parse`]; what is right but cannot be carried out yet is an error beside the result.
+    fn understand(path: &Path, text: &str) -> Result<(Self, Option<ConfigError>), ConfigError> {
         let source = Source { path, text };
         let file: file::File = toml::from_str(text)
             .map_err(|error| source.error(error.span(), error.message().trim_end().to_owned()))?;
-        let services = services(&source, file.service)?;
-        let cluster = cluster(&source, file.cluster)?;
-        Ok(Self {
-            node: node(&source, file.node)?,
+        let refusal = service::refuse_for_now(&source, &file.service).err();
+        let node = node(&source, file.node)?;
+        let config = Self {
             ospf: file.ospf.map(|ospf| self::ospf(&source, ospf)).transpose()?,
-            cluster,
-            services,
+            cluster: cluster(&source, file.cluster)?,
+            services: service::services(&source, file.service, &node.tunnel_sources)?,
             metrics: file.metrics.map(|metrics| metrics.listen),
-        })
+            node,
+        };
+        Ok((config, refusal))
     }
 
     /// Digest of what all directors must say alike: services and their real servers.
     pub fn services_digest(&self) -> Digest {
         let mut hash = Sha256::new();
         for (name, service) in &self.services {
-            let mut reals = service.reals.clone();
-            reals.sort();
-            let text = format!(
-                "{name:?} {} {} {} {} {} {} {:?} {reals:?}\n",
-                service.vip,
-                service.protocol.name(),
-                service.port,
-                service.scheduler.name(),
-                service.hash_port,
-                service.metric,
-                service.quorum,
-            );
-            hash.update(text.as_bytes());
+            hash.update(format!("{name:?} {}\n", service.canonical()).as_bytes());
         }
         Digest(hash.finalize().into())
     }
@@ -311,7 +302,34 @@ fn node(source: &Source<'_>, node: file::Node) -> Result<Node, ConfigError> {
         flow_accounting: node.flow_accounting,
         pin_dir: node.pin_dir,
         state_dir: node.state_dir,
+        tunnel_sources: tunnel_sources(source, &node.tunnel_source)?,
+        echo: match node.echo {
+            file::Echo::WhileServed => Echo::WhileServed,
+            file::Echo::Always => Echo::Always,
+            file::Echo::Kernel => Echo::Kernel,
+        },
+        icmp_rate: node.icmp_rate,
     })
+}
+
+fn tunnel_sources(source: &Source<'_>, addresses: &[Spanned<IpAddr>]) -> Result<TunnelSources, ConfigError> {
+    let mut sources = TunnelSources::default();
+    for address in addresses {
+        if let Some(why) = address::not_unicast(&IpNet::from(*address.get_ref())) {
+            let message = format!("{} cannot be a tunnel's source ({why})", address.get_ref());
+            return Err(source.at(address, message + "; use an address of this node"));
+        }
+        let taken = match *address.get_ref() {
+            IpAddr::V4(v4) => sources.v4.replace(v4).is_some(),
+            IpAddr::V6(v6) => sources.v6.replace(v6).is_some(),
+        };
+        if taken {
+            let family = family(*address.get_ref());
+            let message = format!("a second {family} address: tunnel_source has at most one of each family");
+            return Err(source.at(address, message));
+        }
+    }
+    Ok(sources)
 }
 
 fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<(), ConfigError> {
@@ -443,106 +461,4 @@ fn tls(source: &Source<'_>, tls: &file::Tls) -> Result<Tls, ConfigError> {
         }
     };
     Ok(Tls { ca: readable(&tls.ca)?, certificate: readable(&tls.certificate)?, key: readable(&tls.key)? })
-}
-
-fn services(source: &Source<'_>, list: Vec<file::Service>) -> Result<BTreeMap<String, Service>, ConfigError> {
-    let mut services = BTreeMap::new();
-    let mut keys: BTreeMap<(Ipv4Addr, Protocol, u16), String> = BTreeMap::new();
-    for entry in list {
-        let name = entry.name.get_ref().clone();
-        if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(source.at(&entry.name, "a service's name has 1 to 64 bytes, without blanks"));
-        }
-        let (key_place, name_place) = (entry.port.span(), entry.name.span());
-        let service = service(source, entry)?;
-        if let Some(other) = keys.insert((service.vip, service.protocol, service.port), name.clone()) {
-            let message = format!(
-                "services {other:?} and {name:?} have the same address: {} {}:{}; change one of them",
-                service.protocol.name(),
-                service.vip,
-                service.port
-            );
-            return Err(source.error(Some(key_place), message));
-        }
-        if services.insert(name.clone(), service).is_some() {
-            return Err(source.error(Some(name_place), format!("two services are called {name:?}")));
-        }
-    }
-    Ok(services)
-}
-
-fn service(source: &Source<'_>, entry: file::Service) -> Result<Service, ConfigError> {
-    let IpAddr::V4(vip) = *entry.vip.get_ref() else {
-        return Err(source.unsupported(&entry.vip, "an IPv6 VIP", "use an IPv4 address"));
-    };
-    if vip.is_unspecified() || vip.is_multicast() || vip.is_broadcast() || vip.is_loopback() {
-        return Err(source.at(&entry.vip, format!("{vip} cannot be a VIP; use a unicast address")));
-    }
-    let protocol = match entry.protocol.get_ref() {
-        file::Protocol::Tcp => Protocol::Tcp,
-        file::Protocol::Udp => Protocol::Udp,
-        file::Protocol::Sctp => {
-            return Err(source.unsupported(&entry.protocol, "protocol \"sctp\"", "use \"tcp\" or \"udp\""));
-        }
-    };
-    if *entry.forwarding.get_ref() != file::Forwarding::Dr {
-        let what = format!("forwarding {:?}", entry.forwarding.get_ref()).to_lowercase();
-        return Err(source.unsupported(&entry.forwarding, &what, "use \"dr\""));
-    }
-    let scheduler = match &entry.scheduler {
-        None => Scheduler::Maglev,
-        Some(name) => Scheduler::from_name(name.get_ref()).ok_or_else(|| {
-            let message =
-                format!("scheduler {:?} is not known to this version; use \"mh\" or \"ch\"", name.get_ref());
-            source.at(name, message)
-        })?,
-    };
-    let port = *entry.port.get_ref();
-    let reals = reals(source, vip, port, entry.real)?;
-    let targets: Vec<(IpAddr, u16)> = reals.iter().map(|real| (real.address, real.port)).collect();
-    let health = entry.health.map(|health| health::check(source, health, &targets)).transpose()?;
-    let quorum = Quorum { needed: entry.quorum, hysteresis: entry.hysteresis };
-    Ok(Service {
-        vip,
-        protocol,
-        port,
-        scheduler,
-        hash_port: matches!(entry.hash, file::Hash::SourcePort),
-        metric: entry.metric,
-        health: health.filter(|health| health.check != Check::None),
-        quorum,
-        reals,
-    })
-}
-
-fn reals(
-    source: &Source<'_>,
-    vip: Ipv4Addr,
-    port: u16,
-    list: Vec<file::Real>,
-) -> Result<Vec<Member>, ConfigError> {
-    let mut reals = Vec::new();
-    let mut seen = BTreeSet::new();
-    for real in list {
-        let IpAddr::V4(address) = *real.address.get_ref() else {
-            let remedy = "use an IPv4 address, as the VIP is";
-            return Err(source.unsupported(&real.address, "an IPv6 real server", remedy));
-        };
-        if address == vip || address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-            return Err(source.at(&real.address, format!("{address} cannot be a real server of VIP {vip}")));
-        }
-        if let Some(given) = real.port.as_ref().filter(|given| *given.get_ref() != port) {
-            let message =
-                format!("dr does not rewrite ports: write port = {port}, as the service's, or leave it out");
-            return Err(source.at(given, message));
-        }
-        if !seen.insert(address) {
-            return Err(source.at(&real.address, format!("real server {address} is listed twice")));
-        }
-        if *real.weight.get_ref() > 65_535 {
-            return Err(source.at(&real.weight, "weight must be from 0 to 65535"));
-        }
-        reals.push(Member { address: address.into(), port, weight: *real.weight.get_ref(), dead: false });
-    }
-    Ok(reals)
 }

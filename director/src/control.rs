@@ -10,10 +10,19 @@ use std::os::unix::net::{SocketAddr, UnixListener as StdUnixListener, UnixStream
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use director_proto::control::RealServer;
 use director_proto::control::control_client::ControlClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::{Channel, Endpoint};
+
+/// A real server's address and port as text; brackets keep IPv6 apart from its port (RFC 5952, section 6).
+pub(crate) fn real_server_name(real: &RealServer) -> String {
+    match real.address.contains(':') {
+        true => format!("[{}]:{}", real.address, real.port),
+        false => format!("{}:{}", real.address, real.port),
+    }
+}
 
 /// Where the control socket is: `@NAME` is abstract, anything else a path.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,6 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::control::real_server_name;
+
 /// Longest that one scrape may take, headers included.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -175,9 +177,25 @@ fn forwarding(text: &mut Exposition, services: &Services) {
         "counter",
         "TCP connection attempts sent to the real server.",
     );
+    text.metric(
+        "director_service_info",
+        "gauge",
+        "The service: family of its VIPs, and how packets are forwarded.",
+    );
+    text.metric("director_real_weight", "gauge", "Weight of the real server; 0 while it is drained.");
+    text.metric("director_real_draining", "gauge", "1 while the real server takes no new flows.");
+    text.metric("director_real_reachable", "gauge", "1 while there is a way to the real server.");
     let mut sum = Traffic::default();
     for service in &services.services {
         let name = ("service", &*service.name);
+        let labels = [
+            name,
+            ("vip", &*service.vip),
+            ("family", &*service.family),
+            ("forwarding", &*service.forwarding),
+            ("scheduler", &*service.scheduler),
+        ];
+        text.sample("director_service_info", &labels, 1);
         text.sample("director_service_announced", &[name], u8::from(service.announced));
         let traffic = service.traffic.unwrap_or_default();
         both_ways(text, "director_service", &[name], &traffic);
@@ -187,8 +205,11 @@ fn forwarding(text: &mut Exposition, services: &Services) {
         sum.bytes_in += traffic.bytes_in;
         sum.bytes_out += traffic.bytes_out;
         for real in &service.reals {
-            let address = format!("{}:{}", real.address, real.port);
+            let address = real_server_name(real);
             let labels = [name, ("real", &*address)];
+            text.sample("director_real_weight", &labels, real.weight);
+            text.sample("director_real_draining", &labels, u8::from(real.state != "active"));
+            text.sample("director_real_reachable", &labels, u8::from(!real.next_hop.is_empty()));
             let traffic = real.traffic.unwrap_or_default();
             text.sample("director_real_slots", &labels, real.slots);
             text.sample("director_real_connections_total", &labels, traffic.connections);
@@ -220,7 +241,7 @@ fn both_ways(text: &mut Exposition, prefix: &str, labels: &[(&str, &str)], traff
 
 #[cfg(test)]
 mod tests {
-    use director_proto::control::{Count, Neighbors, Peers, Services, Status};
+    use director_proto::control::{Count, Neighbors, Peers, RealServer, Services, Status, VirtualService};
 
     #[test]
     fn label_values_are_escaped_and_every_line_is_a_sample_or_a_comment() {
@@ -236,5 +257,35 @@ mod tests {
         assert!(text.contains("director_packets_total{verdict=\"forward\"} 3\n"), "{text}");
         assert!(text.contains("\ndirector_serving 0\n"), "{text}");
         assert!(text.contains("director_table_epoch{digest=\"\",leader=\"\"} 7\n"), "{text}");
+    }
+
+    #[test]
+    fn a_service_says_its_family_and_forwarding_and_who_is_drained() {
+        let real = RealServer {
+            address: "2001:db8:2::11".to_owned(),
+            port: 80,
+            state: "draining".to_owned(),
+            ..RealServer::default()
+        };
+        let service = VirtualService {
+            name: "web".to_owned(),
+            vip: "203.0.113.10".to_owned(),
+            family: "IPv4".to_owned(),
+            forwarding: "tunnel gre".to_owned(),
+            scheduler: "mh".to_owned(),
+            reals: vec![real],
+            ..VirtualService::default()
+        };
+        let services = Services { services: vec![service] };
+        let text = super::render(&Status::default(), &services, &Neighbors::default(), &Peers::default());
+        for line in [
+            "director_service_info{service=\"web\",vip=\"203.0.113.10\",family=\"IPv4\",forwarding=\"tunnel gre\",\
+             scheduler=\"mh\"} 1\n",
+            "director_real_draining{service=\"web\",real=\"[2001:db8:2::11]:80\"} 1\n",
+            "director_real_weight{service=\"web\",real=\"[2001:db8:2::11]:80\"} 0\n",
+            "director_real_reachable{service=\"web\",real=\"[2001:db8:2::11]:80\"} 0\n",
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
     }
 }

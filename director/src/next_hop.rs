@@ -147,6 +147,16 @@ impl Watcher {
             return;
         }
         self.known.insert(address, next_hop);
+        if let Some(ifindex) = next_hop.map(|way| way.ifindex)
+            && ways.links.get(&ifindex).is_some_and(|link| link.generic_only)
+        {
+            tracing::warn!(
+                real = %address,
+                ifindex,
+                "the way is by a VLAN, bridge or the like, to which only xdp_mode = \"generic\" can redirect: give \
+                 the interface below it the address, or use that mode"
+            );
+        }
         // Nobody listens: then nobody is told.
         let _ = self.changes.send(Change { address, next_hop });
     }

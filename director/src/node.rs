@@ -28,7 +28,7 @@ use anyhow::Context as _;
 use director_proto::control::ReloadReply;
 use director_proto::control::control_server::ControlServer;
 use director_proto::tables::TableSet;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -97,9 +97,11 @@ struct Node {
     routing: Option<routing::Handle>,
     /// Whether OSPF has been let loose.
     routing_enabled: bool,
-    announced: BTreeMap<Ipv4Net, Announcement>,
+    announced: BTreeMap<IpNet, Announcement>,
     /// Services that have their quorum.
     quorate: BTreeSet<String>,
+    /// Prefixes that would be announced, were they not of a family that is not.
+    unannounced: BTreeSet<Ipv6Net>,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
 }
@@ -145,6 +147,7 @@ impl Node {
             routing_enabled: false,
             announced: BTreeMap::new(),
             quorate: BTreeSet::new(),
+            unannounced: BTreeSet::new(),
             trouble: None,
         })
     }
@@ -193,7 +196,7 @@ impl Node {
         match &next_hop {
             Some(hop) => tracing::info!(real = %address, way = views::way(*hop), "real server reachable"),
             None if self.dataplane.next_hop(address).is_some() => {
-                tracing::warn!(real = %address, "real server unreachable: no route, or no answer to ARP");
+                tracing::warn!(real = %address, "real server unreachable: no route, or its neighbour does not answer");
             }
             None => tracing::info!(real = %address, "looking for the real server"),
         }
@@ -315,26 +318,46 @@ impl Node {
             |real: IpAddr| dataplane.next_hop(real).is_some(),
             serving,
         );
-        let Some(routing) = &self.routing else { return };
-        if wanted != self.announced {
-            for (prefix, announcement) in &wanted {
-                if self.announced.get(prefix) != Some(announcement) {
-                    tracing::info!(%prefix, metric = announcement.metric, "announced");
-                }
-            }
-            for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
-                tracing::info!(%prefix, "withdrawn");
-            }
-            let prefixes =
-                wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
-            match routing.announce(prefixes) {
-                Ok(()) => self.announced = wanted,
-                Err(error) => tracing::error!(%error, "announcements unchanged"),
-            }
-        }
-        if serving && !self.routing_enabled {
+        self.tell_routing(wanted);
+        if let Some(routing) = self.routing.as_ref().filter(|_| serving && !self.routing_enabled) {
             routing.enable();
             self.routing_enabled = true;
+        }
+    }
+
+    /// Gives OSPF the whole set of prefixes, where it differs from the last. OSPF carries IPv4 alone: IPv6 VIPs
+    /// are forwarded, and their routes are the operator's to set.
+    fn tell_routing(&mut self, wanted: BTreeMap<IpNet, Announcement>) {
+        let Some(routing) = &self.routing else { return };
+        let mut prefixes: BTreeMap<Ipv4Net, u16> = BTreeMap::new();
+        let mut unannounced = BTreeSet::new();
+        for (prefix, announcement) in &wanted {
+            match prefix {
+                IpNet::V4(prefix) => drop(prefixes.insert(*prefix, announcement.metric)),
+                IpNet::V6(prefix) => drop(unannounced.insert(*prefix)),
+            }
+        }
+        for prefix in unannounced.difference(&self.unannounced) {
+            tracing::warn!(%prefix, "forwarded, but not announced: OSPF for IPv6 is not there yet; set a route");
+        }
+        // Once each: a prefix that comes back is not told again.
+        self.unannounced.extend(unannounced);
+        let wanted: BTreeMap<IpNet, Announcement> =
+            wanted.into_iter().filter(|(prefix, _)| matches!(prefix, IpNet::V4(_))).collect();
+        if wanted == self.announced {
+            return;
+        }
+        for (prefix, announcement) in &wanted {
+            if self.announced.get(prefix) != Some(announcement) {
+                tracing::info!(%prefix, metric = announcement.metric, "announced");
+            }
+        }
+        for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+            tracing::info!(%prefix, "withdrawn");
+        }
+        match routing.announce(prefixes) {
+            Ok(()) => self.announced = wanted,
+            Err(error) => tracing::error!(%error, "announcements unchanged"),
         }
     }
 

@@ -96,7 +96,10 @@ pub fn wait(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<b
 }
 
 /// The binary of this workspace called `name`, beside the folder of test executables.
-fn binary(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// If it has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let folder = test.ancestors().nth(2).context("the test's build folder")?;
     let path = folder.join(name);

@@ -93,7 +93,7 @@ fn edit(ecmp: &Ecmp, director: &str, sed: &str) -> Result<()> {
 }
 
 fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
-    // The third real server gets weight 0: it keeps no slot.
+    // The third real server gets weight 0: it keeps no slot, and is shown as what it is.
     for director in DIRECTORS {
         edit(ecmp, director, "/10.0.2.13/,$ s/weight = 100/weight = 0/")?;
     }
@@ -107,7 +107,8 @@ fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
     let reals = services["services"][0]["reals"].as_array().cloned().unwrap_or_default();
     let mut slots: Vec<u64> = reals.iter().filter_map(|real| real["slots"].as_u64()).collect();
     slots.sort_unstable();
-    ensure!(slots == [32_768, 32_769], "{services}");
+    ensure!(slots == [0, 32_768, 32_769], "{services}");
+    ensure!(reals.iter().filter(|real| real["state"] == "draining").count() == 1, "{services}");
     requests_succeed(ecmp)?;
     Ok(digest)
 }

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use director_proto::control::{
-    Connections, Neighbors, Peers, ReloadReply, Services, Status, Traffic, VirtualService,
+    Connections, Neighbors, Peers, RealServer, ReloadReply, Services, Status, Traffic, VirtualService,
 };
 
 use super::table::render;
+use crate::control::real_server_name;
 
 fn dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
@@ -85,43 +86,54 @@ fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
 }
 
 fn service(service: &VirtualService) -> String {
-    let port = if service.port == 0 { "all".to_owned() } else { service.port.to_string() };
     let mut text = format!(
-        "{}  {} {}:{port}  {} by {}, {}  table {}  {}\n",
+        "{}  {}  {} by {}, {}  table {}  {}\n",
         service.name,
-        service.protocol,
-        service.vip,
+        service.addresses.join(", "),
         service.scheduler,
         service.hash,
         service.forwarding,
         dash(&service.table_digest),
         if service.announced { "announced" } else { "not announced" },
     );
-    let rows: Vec<[String; 8]> = service
+    let rows: Vec<[String; 9]> = service
         .reals
         .iter()
         .map(|real| {
             let [connections, packets, size] = traffic(real.traffic.as_ref());
             [
-                format!("{}:{}", real.address, real.port),
-                real.weight.to_string(),
+                real_server_name(real),
+                match real.state.as_str() {
+                    "active" => real.weight.to_string(),
+                    state => format!("{} ({state})", real.weight),
+                },
                 real.slots.to_string(),
                 format!("{:.1}", real.ideal_slots),
                 connections,
                 packets,
                 size,
                 dash(&real.next_hop),
+                health(real),
             ]
         })
         .collect();
     let table = render(
-        ["real server", ">weight", ">slots", ">ideal", ">conns", ">packets", ">bytes", "next hop"],
+        ["real server", ">weight", ">slots", ">ideal", ">conns", ">packets", ">bytes", "next hop", "health"],
         &rows,
     );
     for line in table.lines() {
         let _ = writeln!(text, "  {line}");
     }
     text
+}
+
+/// How many directors find it live, and what this one's check says where they do not all.
+fn health(real: &RealServer) -> String {
+    match (real.votes_up, real.votes_up.saturating_add(real.votes_down)) {
+        (_, 0) => "-".to_owned(),
+        (up, all) if up == all => format!("up {up}/{all}"),
+        (up, all) => format!("up {up}/{all}, here: {}", dash(&real.finding)),
+    }
 }
 
 pub(super) fn services(services: &Services) -> String {

@@ -32,6 +32,12 @@ pub(super) struct Node {
     pub(super) pin_dir: PathBuf,
     #[serde(default = "default_state_dir")]
     pub(super) state_dir: PathBuf,
+    #[serde(default)]
+    pub(super) tunnel_source: Vec<Spanned<IpAddr>>,
+    #[serde(default)]
+    pub(super) echo: Echo,
+    #[serde(default = "default_icmp_rate")]
+    pub(super) icmp_rate: u32,
 }
 
 fn default_pin_dir() -> PathBuf {
@@ -40,6 +46,19 @@ fn default_pin_dir() -> PathBuf {
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/director".into()
+}
+
+fn default_icmp_rate() -> u32 {
+    1_000
+}
+
+#[derive(Deserialize, Clone, Copy, Default)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Echo {
+    #[default]
+    WhileServed,
+    Always,
+    Kernel,
 }
 
 #[derive(Deserialize, Clone, Copy, Default)]
@@ -162,19 +181,31 @@ pub(super) struct Metrics {
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {
     pub(super) name: Spanned<String>,
-    pub(super) vip: Spanned<IpAddr>,
+    /// An address or a prefix.
+    pub(super) vip: Spanned<String>,
     #[serde(default = "default_protocol")]
     pub(super) protocol: Spanned<Protocol>,
-    pub(super) port: Spanned<u16>,
+    /// One port, or 0 for all.
+    pub(super) port: Option<Spanned<u16>>,
+    /// A range of ports, `"first-last"`.
+    pub(super) ports: Option<Spanned<String>>,
+    /// More addresses of the same service.
+    #[serde(default)]
+    pub(super) also: Vec<Spanned<Also>>,
     #[serde(default = "default_forwarding")]
     pub(super) forwarding: Spanned<Forwarding>,
+    pub(super) tunnel: Option<Spanned<Tunnel>>,
     #[serde(default)]
     pub(super) scheduler: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) hash: Hash,
+    pub(super) slots: Option<Spanned<u32>>,
+    pub(super) timeouts: Option<Spanned<Timeouts>>,
+    pub(super) one_packet: Option<Spanned<bool>>,
+    pub(super) quic: Option<Spanned<Quic>>,
     /// OSPF metric of the VIP.
     #[serde(default = "default_metric")]
-    pub(super) metric: u16,
+    pub(super) metric: Spanned<u16>,
     pub(super) health: Option<super::health::Raw>,
     /// Live real servers it takes to announce the VIP.
     #[serde(default = "default_quorum")]
@@ -186,12 +217,57 @@ pub(super) struct Service {
     pub(super) real: Vec<Real>,
 }
 
+/// One more address of a service; what is left out is as for the first.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Also {
+    pub(super) vip: Spanned<String>,
+    pub(super) protocol: Option<Spanned<Protocol>>,
+    pub(super) port: Option<Spanned<u16>>,
+    pub(super) ports: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tunnel {
+    #[serde(rename = "type", default)]
+    pub(super) kind: TunnelKind,
+    /// UDP port of the real servers' end; GUE only.
+    pub(super) port: Option<Spanned<u16>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TunnelKind {
+    #[default]
+    Ipip,
+    Gre,
+    Gue,
+}
+
+/// Seconds without a packet.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Timeouts {
+    pub(super) established: Option<Spanned<u32>>,
+    pub(super) fin: Option<Spanned<u32>>,
+    pub(super) udp: Option<Spanned<u32>>,
+}
+
+/// Where a QUIC connection id holds the real server's id, in bytes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Quic {
+    pub(super) offset: Spanned<u8>,
+    pub(super) length: Spanned<u8>,
+}
+
 fn default_quorum() -> u32 {
     1
 }
 
-fn default_metric() -> u16 {
-    10
+fn default_metric() -> Spanned<u16> {
+    unplaced(10)
 }
 
 fn default_protocol() -> Spanned<Protocol> {
@@ -220,6 +296,8 @@ pub(super) enum Forwarding {
     Local,
 }
 
+/// With `source-port` the slot depends on the client's port too. A later fragment of a datagram has none: it follows
+/// its first one, and is dropped and counted if it comes before that.
 #[derive(Deserialize, Clone, Copy, Default)]
 pub(super) enum Hash {
     #[default]
@@ -236,6 +314,7 @@ pub(super) struct Real {
     pub(super) port: Option<Spanned<u16>>,
     #[serde(default = "default_weight")]
     pub(super) weight: Spanned<u32>,
+    pub(super) quic_id: Option<Spanned<u32>>,
 }
 
 fn default_weight() -> Spanned<u32> {

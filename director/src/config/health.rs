@@ -1,6 +1,7 @@
 //! `[service.health]`: the keys of every kind of check in one table, of which each kind has its own.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,14 @@ pub struct HealthCheck {
     pub rise: u32,
     /// Failures in a row that make it down.
     pub fall: u32,
+}
+
+impl fmt::Display for HealthCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { check, check_port, interval, timeout, rise, fall } = self;
+        write!(f, "{check:?} every {interval:?}, timeout {timeout:?}, rise {rise}, fall {fall}")?;
+        check_port.map_or(Ok(()), |port| write!(f, ", port {port}"))
+    }
 }
 
 impl HealthCheck {

@@ -7,11 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures::TryStreamExt as _;
 use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
 use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{
@@ -89,7 +91,7 @@ fn mac(bytes: &[u8]) -> Option<[u8; 6]> {
 }
 
 fn link(message: &LinkMessage) -> Option<(u32, Link)> {
-    let mut found = Link { mac: [0; 6], mtu: 0, running: false };
+    let mut found = Link { mac: [0; 6], mtu: 0, running: false, generic_only: false };
     let mut has_mac = false;
     for attribute in &message.attributes {
         match attribute {
@@ -98,11 +100,18 @@ fn link(message: &LinkMessage) -> Option<(u32, Link)> {
                 has_mac = true;
             }
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => found.generic_only = infos.iter().any(is_generic_only),
             _ => {}
         }
     }
     found.running = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
     has_mac.then_some((message.header.index, found))
+}
+
+/// Devices on top of others, which have no way of their own to send an XDP frame.
+fn is_generic_only(info: &LinkInfo) -> bool {
+    use InfoKind::{Bridge, Dummy, IpVlan, MacVlan, Vlan};
+    matches!(info, LinkInfo::Kind(Bridge | Dummy | IpVlan | MacVlan | Vlan))
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
@@ -136,19 +145,32 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
 }
 
 /// Where the answer to a route look-up leads; `None` where packets for `address` do not leave this node.
+///
+/// The kernel has chosen among several next hops already. A gateway may be of the other family (RFC 8950), and an
+/// IPv6 one is link-local more often than not: the neighbour is looked for on the route's own interface, so that is
+/// no ambiguity.
 fn route(address: IpAddr, message: &RouteMessage) -> Option<Route> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }
     let mut ifindex = None;
     let mut gateway = address;
+    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = IpAddr::V4(*address),
-            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => gateway = IpAddr::V6(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address))
+            | RouteAttribute::Via(RouteVia::Inet(address)) => gateway = IpAddr::V4(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address))
+            | RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = IpAddr::V6(*address),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Some(Route { ifindex: ifindex?, gateway })
+    Some(Route { ifindex: ifindex?, gateway, mtu })
 }

@@ -14,6 +14,8 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     /// Up, and with a carrier.
     pub(super) running: bool,
+    /// Of a kind to which a program in the driver cannot redirect (no `ndo_xdp_xmit`): only one in generic mode can.
+    pub(super) generic_only: bool,
 }
 
 /// What the kernel knows of a neighbour.
@@ -39,6 +41,9 @@ pub(super) struct Route {
     pub(super) ifindex: u32,
     /// Whom to ask for by its link address: the gateway, or the real server itself.
     pub(super) gateway: IpAddr,
+    /// Largest IP packet on the way in bytes, if the route says (`ip route … mtu`, or a path MTU the kernel has
+    /// learned).
+    pub(super) mtu: Option<u32>,
 }
 
 /// Everything the kernel said at one time.
@@ -71,7 +76,7 @@ pub(super) fn resolve(address: IpAddr, ways: &Ways, before: Option<NextHop>) -> 
         ifindex: route.ifindex,
         source_mac: link.mac,
         destination_mac,
-        mtu: link.mtu,
+        mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
     };
     match ways.neighbours.get(&(route.ifindex, route.gateway)) {
         Some(Neighbour::Known { mac, .. }) => Some(way(*mac)),
@@ -96,8 +101,8 @@ mod tests {
 
     fn ways(neighbour: Option<Neighbour>) -> Ways {
         let mut ways = Ways::default();
-        ways.links.insert(3, Link { mac: US, mtu: 1500, running: true });
-        ways.routes.insert(real(), Route { ifindex: 3, gateway: real() });
+        ways.links.insert(3, Link { mac: US, mtu: 1500, running: true, generic_only: false });
+        ways.routes.insert(real(), Route { ifindex: 3, gateway: real(), mtu: None });
         ways.neighbours.extend(neighbour.map(|neighbour| ((3, real()), neighbour)));
         ways
     }
@@ -126,7 +131,7 @@ mod tests {
     #[test]
     fn link_down_and_lost_route_end_the_way_at_once() {
         let mut down = ways(Some(Neighbour::Known { mac: THEM, fresh: true }));
-        down.links.insert(3, Link { mac: US, mtu: 1500, running: false });
+        down.links.insert(3, Link { mac: US, mtu: 1500, running: false, generic_only: false });
         assert_eq!(resolve(real(), &down, Some(WAY)), None);
         let mut unreachable = ways(Some(Neighbour::Known { mac: THEM, fresh: true }));
         unreachable.routes.clear();
@@ -136,8 +141,33 @@ mod tests {
     #[test]
     fn a_way_by_another_link_is_not_guessed() {
         let mut moved = ways(None);
-        moved.links.insert(4, Link { mac: US, mtu: 9000, running: true });
-        moved.routes.insert(real(), Route { ifindex: 4, gateway: real() });
+        moved.links.insert(4, Link { mac: US, mtu: 9000, running: true, generic_only: false });
+        moved.routes.insert(real(), Route { ifindex: 4, gateway: real(), mtu: None });
         assert_eq!(resolve(real(), &moved, Some(WAY)), None);
+    }
+
+    #[test]
+    fn the_smaller_of_the_links_and_the_routes_mtu_counts() {
+        for (mtu, expected) in [(None, 1500), (Some(1400), 1400), (Some(9000), 1500)] {
+            let mut ways = ways(Some(Neighbour::Known { mac: THEM, fresh: true }));
+            ways.routes.insert(real(), Route { ifindex: 3, gateway: real(), mtu });
+            assert_eq!(resolve(real(), &ways, None).map(|way| way.mtu), Some(expected));
+        }
+    }
+
+    #[test]
+    fn equal_link_local_gateways_on_two_links_are_two_neighbours() {
+        let gateway = IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1]);
+        let reals = [11, 12].map(|last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]));
+        let mut ways = Ways::default();
+        for (ifindex, real) in [3, 4].into_iter().zip(reals) {
+            let mac = [2, 0, 0, 0, 1, ifindex];
+            let ifindex = u32::from(ifindex);
+            ways.links.insert(ifindex, Link { mac: US, mtu: 1500, running: true, generic_only: false });
+            ways.routes.insert(real, Route { ifindex, gateway, mtu: None });
+            ways.neighbours.insert((ifindex, gateway), Neighbour::Known { mac, fresh: true });
+        }
+        let macs = reals.map(|real| resolve(real, &ways, None).map(|way| way.destination_mac));
+        assert_eq!(macs, [Some([2, 0, 0, 0, 1, 3]), Some([2, 0, 0, 0, 1, 4])]);
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 
-use director_proto::tables::TableSet;
+use director_proto::tables::{ServiceTable, TableSet};
 
-use crate::config::{Config, Protocol, XdpMode};
+use crate::config::Forwarding as Way;
+use crate::config::{Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
 use crate::dataplane::{self, Forwarding, HashInput, RealSpec, ServiceAddress, ServiceSpec};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
@@ -20,6 +21,16 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
         },
         flow_accounting: config.node.flow_accounting,
         discard_pins: fresh,
+        tunnel_sources: dataplane::TunnelSources {
+            v4: config.node.tunnel_sources.v4,
+            v6: config.node.tunnel_sources.v6,
+        },
+        echo: match config.node.echo {
+            Echo::WhileServed => dataplane::EchoPolicy::WhileServed,
+            Echo::Always => dataplane::EchoPolicy::Always,
+            Echo::Kernel => dataplane::EchoPolicy::Kernel,
+        },
+        icmp_rate: config.node.icmp_rate,
         ..dataplane::Options::default()
     }
 }
@@ -52,27 +63,32 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
         .services
         .iter()
         .filter_map(|(name, service)| Some((name, service, tables.services.get(name)?)));
-    with_table
-        .map(|(name, service, table)| ServiceSpec {
-            name,
-            addresses: vec![ServiceAddress {
-                address: service.vip.into(),
-                protocol: match service.protocol {
-                    Protocol::Tcp => dataplane::Protocol::Tcp,
-                    Protocol::Udp => dataplane::Protocol::Udp,
-                },
-                port: service.port,
-            }],
-            hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
-            forwarding: Forwarding::DirectReturn,
-            reals: table
-                .reals
-                .iter()
-                .map(|real| RealSpec { address: real.address, port: real.port })
-                .collect(),
-            slots: &table.slots,
-        })
-        .collect()
+    with_table.map(|(name, service, table)| spec(name, service, table)).collect()
+}
+
+/// One service in the data plane's words. What these lack, `config::service::refuse_for_now` refuses.
+fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> ServiceSpec<'a> {
+    let address = |address: &VirtualAddress| ServiceAddress {
+        address: address.prefix.addr(),
+        protocol: match address.protocol {
+            Protocol::Tcp => dataplane::Protocol::Tcp,
+            Protocol::Udp => dataplane::Protocol::Udp,
+        },
+        port: address.ports.first,
+    };
+    ServiceSpec {
+        name,
+        addresses: service.addresses.iter().map(address).collect(),
+        hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
+        forwarding: match service.forwarding {
+            Way::Dr => Forwarding::DirectReturn,
+            Way::Tunnel(Tunnel::Ipip) => Forwarding::Ipip,
+            Way::Tunnel(Tunnel::Gre) => Forwarding::Gre,
+            Way::Tunnel(Tunnel::Gue { port }) => Forwarding::Gue { port },
+        },
+        reals: table.reals.iter().map(|real| RealSpec { address: real.address, port: real.port }).collect(),
+        slots: &table.slots,
+    }
 }
 
 /// Addresses whose next hops the kernel needs.

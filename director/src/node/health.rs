@@ -1,6 +1,6 @@
 //! This node's health checks: what is checked, what they say, and what the cluster makes of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use director_proto::health::{Health, RealId};
@@ -16,6 +16,8 @@ use crate::health::{self, Observation, State, Status, Target, TargetError};
 pub(super) struct Checks {
     handle: health::Handle,
     observations: mpsc::Receiver<Observation>,
+    /// What decided each target's state last, in words.
+    findings: BTreeMap<RealId, String>,
     /// What all live directors say, as last merged.
     pub(super) view: Arc<HealthView>,
 }
@@ -29,35 +31,54 @@ impl Checks {
         let jitter = config.node.router_id.to_bits().into();
         let checks = health::Health { jitter, ..health::Health::default() };
         let (handle, observations) = checks.spawn(targets(config))?;
-        Ok(Self { handle, observations, view: Arc::default() })
+        Ok(Self { handle, observations, findings: BTreeMap::new(), view: Arc::default() })
     }
 
     /// Checks the services of `config` from now on; what stays as it was keeps its state.
-    pub(super) fn watch(&self, config: &Config) -> Result<(), TargetError> {
-        self.handle.set_targets(targets(config))
+    pub(super) fn watch(&mut self, config: &Config) -> Result<(), TargetError> {
+        let targets = targets(config);
+        let ids: BTreeSet<_> = targets.iter().map(Target::id).collect();
+        self.handle.set_targets(targets)?;
+        self.findings.retain(|RealId { service, address, port }, _| {
+            ids.contains(&health::TargetId { service: service.clone(), address: *address, port: *port })
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, observation: Observation) {
+        let Observation { target, state, reason, .. } = observation;
+        match state {
+            State::Up => tracing::info!(%target, reason, "real server is up for this director"),
+            State::Down | State::Unknown => {
+                tracing::warn!(%target, reason, "real server is down for this director");
+            }
+        }
+        let health::TargetId { service, address, port } = target;
+        self.findings.insert(RealId { service, address, port }, reason);
     }
 
     /// Waits until some target's state has changed. `None` never comes while the checks run.
     pub(super) async fn changed(&mut self) -> Option<()> {
         let first = self.observations.recv().await?;
-        log(&first);
+        self.note(first);
         // Those that came with it are published with it.
         while let Ok(more) = self.observations.try_recv() {
-            log(&more);
+            self.note(more);
         }
         Some(())
     }
 
-    /// Where every target stands here.
-    pub(super) fn status(&self) -> Vec<Status> {
-        self.handle.status()
+    /// What the check of a real server came to last, in words.
+    pub(super) fn finding(&self, real: &RealId) -> Option<String> {
+        self.findings.get(real).cloned()
     }
 }
 
 impl Node {
     /// Tells the other directors what this one's checks say.
     pub(super) async fn publish_health(&mut self) {
-        let observed: BTreeMap<RealId, Health> = self.health.status().into_iter().filter_map(vote).collect();
+        let observed: BTreeMap<RealId, Health> =
+            self.health.handle.status().into_iter().filter_map(vote).collect();
         if let Err(error) = self.sync.observe(observed).await {
             tracing::error!(%error, "health is not published");
         }
@@ -80,19 +101,9 @@ fn targets(config: &Config) -> Vec<Target> {
         config.services.iter().filter_map(|(name, service)| Some((name, service.health.as_ref()?, service)));
     checked
         .flat_map(|(name, check, service)| {
-            service.reals.iter().map(move |real| check.target(name, real.address, real.port))
+            service.reals.iter().map(move |real| check.target(name, real.address, service.port()))
         })
         .collect()
-}
-
-fn log(observation: &Observation) {
-    let Observation { target, state, reason, .. } = observation;
-    match state {
-        State::Up => tracing::info!(%target, reason, "real server is up for this director"),
-        State::Down | State::Unknown => {
-            tracing::warn!(%target, reason, "real server is down for this director")
-        }
-    }
 }
 
 fn raise_descriptor_limit() {

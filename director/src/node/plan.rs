@@ -1,14 +1,14 @@
 //! What the node wants, computed from what it knows: pure functions of configuration, tables and next hops.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use director_proto::health::{Health, RealId};
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use syncd::HealthView;
 
-use crate::config::{Config, Service};
+use crate::config::{Config, Real, Service};
 use crate::slots::{self, Member};
 
 /// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
@@ -24,9 +24,9 @@ pub(super) fn deal(
         .map(|(name, service)| {
             let previous = in_force.and_then(|tables| tables.services.get(name));
             let members: Vec<Member> = service
-                .reals
-                .iter()
-                .map(|real| Member { dead: is_dead(name, service, real, previous, health), ..real.clone() })
+                .members()
+                .into_iter()
+                .map(|real| Member { dead: is_dead(name, service, &real, previous, health), ..real })
                 .collect();
             (name.clone(), slots::deal(service.scheduler, previous, &members))
         })
@@ -103,37 +103,34 @@ pub(super) fn announcements(
     quorate: &BTreeSet<String>,
     reachable: impl Fn(IpAddr) -> bool,
     serving: bool,
-) -> BTreeMap<Ipv4Net, Announcement> {
+) -> BTreeMap<IpNet, Announcement> {
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
-        announcements.insert(*prefix, Announcement { metric: 0, service: String::new() });
+        announcements.insert((*prefix).into(), Announcement { metric: 0, service: String::new() });
     }
     if !serving {
         return announcements;
     }
     for (name, service) in &config.services {
         let table = tables.and_then(|tables| tables.services.get(name));
-        if quorate.contains(name) && table.is_some_and(|table| can_serve(table, &reachable)) {
-            let announcement = Announcement { metric: service.metric, service: name.clone() };
+        if !quorate.contains(name) || !table.is_some_and(|table| can_serve(table, &reachable)) {
+            continue;
+        }
+        for prefix in service.prefixes() {
             announcements
-                .entry(host(service.vip))
-                .and_modify(|present: &mut Announcement| {
-                    present.metric = present.metric.min(announcement.metric);
-                })
-                .or_insert(announcement);
+                .entry(prefix)
+                .and_modify(|present: &mut Announcement| present.metric = present.metric.min(service.metric))
+                .or_insert_with(|| Announcement { metric: service.metric, service: name.clone() });
         }
     }
     announcements
 }
 
-/// The VIP as a host route.
-pub(super) fn host(vip: Ipv4Addr) -> Ipv4Net {
-    Ipv4Net::from(vip)
-}
-
-/// Every VIP of the configuration: routes to them are never learned from others.
+/// Every IPv4 VIP of the configuration: routes to them are never learned from others. Routes of IPv6 are not
+/// learned at all.
 pub(super) fn vips(config: &Config) -> BTreeSet<Ipv4Net> {
-    config.services.values().map(|service| host(service.vip)).collect()
+    let prefixes = config.services.values().flat_map(Service::prefixes);
+    prefixes.filter_map(|prefix| if let IpNet::V4(prefix) = prefix { Some(prefix) } else { None }).collect()
 }
 
 /// Whether any real server that takes new flows can be reached.
@@ -180,31 +177,56 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
 }
 
 fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> {
-    let weights = |service: &Service| -> BTreeMap<(IpAddr, u16), u32> {
-        service.reals.iter().map(|real| ((real.address, real.port), real.weight)).collect()
+    let reals = |service: &Service| -> BTreeMap<IpAddr, Real> {
+        service.reals.iter().map(|real| (real.address, *real)).collect()
     };
-    let (before, after) = (weights(old), weights(new));
+    let (before, after) = (reals(old), reals(new));
     let mut lines = Vec::new();
-    for ((address, port), weight) in &after {
-        match before.get(&(*address, *port)) {
-            None => {
-                lines.push(format!("service {name:?}: real server {address}:{port} added, weight {weight}"))
+    for (address, real) in &after {
+        let what = match before.get(address) {
+            None => format!("added, {}", weight(real)),
+            Some(old) if old == real => continue,
+            Some(old) if old.weight != real.weight => {
+                format!("weight {} -> {}{}", old.weight, real.weight, drained(real))
             }
-            Some(old) if old != weight => {
-                lines
-                    .push(format!("service {name:?}: real server {address}:{port} weight {old} -> {weight}"));
-            }
-            Some(_) => {}
-        }
+            Some(_) => "quic_id changed".to_owned(),
+        };
+        lines.push(format!("service {name:?}: real server {address} {what}"));
     }
-    for (address, port) in before.keys().filter(|key| !after.contains_key(*key)) {
-        lines.push(format!("service {name:?}: real server {address}:{port} removed"));
+    for address in before.keys().filter(|address| !after.contains_key(*address)) {
+        lines.push(format!("service {name:?}: real server {address} removed"));
     }
-    let rest = |service: &Service| Service { reals: Vec::new(), ..service.clone() };
-    if rest(old) != rest(new) {
-        lines.push(format!("service {name:?}: settings changed"));
-    }
+    let changes = settings(old).into_iter().zip(settings(new)).filter(|(old, new)| old != new);
+    lines.extend(changes.map(|((what, old), (_, new))| format!("service {name:?}: {what}: {old} -> {new}")));
     lines
+}
+
+fn weight(real: &Real) -> String {
+    format!("weight {}{}", real.weight, drained(real))
+}
+
+fn drained(real: &Real) -> &'static str {
+    if real.weight == 0 { " (draining)" } else { "" }
+}
+
+/// Everything of a service but its real servers, by name, as text. The pattern is exhaustive on purpose: a new
+/// setting must get its line.
+fn settings(service: &Service) -> [(&'static str, String); 10] {
+    let Service { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = service;
+    let Service { metric, health, quorum, reals: _, .. } = service;
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    [
+        ("addresses", addresses.join(", ")),
+        ("forwarding", forwarding.to_string()),
+        ("scheduler", scheduler.name().to_owned()),
+        ("slots", slots.to_string()),
+        ("hash", if *hash_port { "source-port" } else { "source" }.to_owned()),
+        ("timeouts", timeouts.to_string()),
+        ("datagrams", datagrams.to_string()),
+        ("metric", metric.to_string()),
+        ("health check", health.as_ref().map_or("none".to_owned(), ToString::to_string)),
+        ("quorum", format!("{}, hysteresis {}", quorum.needed, quorum.hysteresis)),
+    ]
 }
 
 #[cfg(test)]
@@ -212,6 +234,7 @@ mod tests {
     use std::path::Path;
 
     use director_proto::tables::{Epoch, TableSet};
+    use ipnet::IpNet;
 
     use std::collections::BTreeSet;
 
@@ -257,8 +280,8 @@ address = "10.0.2.12"
     fn a_vip_is_announced_only_with_tables_and_a_reachable_real_server() {
         let config = config(TEXT);
         let tables = tables(&config);
-        let vip = "203.0.113.10/32".parse().expect("prefix");
-        let own = "10.255.0.1/32".parse().expect("prefix");
+        let vip: IpNet = "203.0.113.10/32".parse().expect("prefix");
+        let own: IpNet = "10.255.0.1/32".parse().expect("prefix");
         let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
         let all = announcements(&config, Some(&tables), &quorate, |_| true, true);
         assert_eq!(all[&vip].metric, 5);
@@ -307,16 +330,70 @@ address = "10.0.2.12"
         assert_eq!(
             lines(&changed),
             Ok(vec![
-                "service \"b\": real server 10.0.2.13:443 added, weight 3".to_owned(),
-                "service \"b\": real server 10.0.2.12:443 removed".to_owned(),
+                "service \"b\": real server 10.0.2.13 added, weight 3".to_owned(),
+                "service \"b\": real server 10.0.2.12 removed".to_owned(),
             ])
         );
         assert_eq!(
             lines(&TEXT.replace("metric = 5", "metric = 6")),
-            Ok(vec!["service \"b\": settings changed".to_owned()])
+            Ok(vec!["service \"b\": metric: 5 -> 6".to_owned()])
         );
         assert!(
             lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]")
+        );
+    }
+
+    #[test]
+    fn ipv6_vips_and_all_of_a_groups_prefixes_are_wanted() {
+        let text =
+            TEXT.replacen("203.0.113.10", "2001:db8::10", 1).replacen("10.0.2.11", "2001:db8:2::11", 1);
+        let mut config = config(&text);
+        let b = config.services.get_mut("b").expect("service");
+        b.addresses.push(crate::config::VirtualAddress {
+            prefix: "203.0.113.64/28".parse().expect("prefix"),
+            ..b.addresses[0]
+        });
+        let tables = tables(&config);
+        let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
+        let wanted = announcements(&config, Some(&tables), &quorate, |_| true, true);
+        let wanted: Vec<String> = wanted.keys().map(ToString::to_string).collect();
+        assert_eq!(wanted, ["10.255.0.1/32", "203.0.113.10/32", "203.0.113.64/28", "2001:db8::10/128"]);
+        // OSPF for IPv4 is told of its own family alone.
+        assert_eq!(super::vips(&config).len(), 2);
+    }
+
+    #[test]
+    fn a_reload_names_each_setting_and_what_it_was() {
+        let text = TEXT.replace("[\"eth1\"]", "[\"eth1\"]\ntunnel_source = [\"10.255.0.1\"]");
+        let old = config(&text);
+        for (from, to, line) in [
+            ("metric = 5", "metric = 5\nforwarding = \"tunnel\"", "forwarding: dr -> tunnel ipip"),
+            ("metric = 5", "metric = 5\nhash = \"source-port\"", "hash: source -> source-port"),
+            ("metric = 5", "metric = 5\nscheduler = \"ch\"", "scheduler: mh -> ch"),
+            ("port = 443", "port = 444", "addresses: tcp 203.0.113.10:443 -> tcp 203.0.113.10:444"),
+            (
+                "address = \"10.0.2.12\"",
+                "address = \"10.0.2.12\"\nweight = 0",
+                "real server 10.0.2.12 weight 1 -> 0 (draining)",
+            ),
+        ] {
+            let expected = format!("service \"b\": {line}");
+            assert_eq!(differences(&old, &config(&text.replace(from, to))), Ok(vec![expected]));
+        }
+        let mut new = old.clone();
+        let b = new.services.get_mut("b").expect("service");
+        b.timeouts.udp = std::time::Duration::from_secs(7);
+        b.datagrams = crate::config::Datagrams::Quic { offset: 1, length: 2 };
+        b.reals[0].quic_id = Some(7);
+        assert_eq!(
+            differences(&old, &new),
+            Ok(vec![
+                "service \"b\": real server 10.0.2.12 quic_id changed".to_owned(),
+                "service \"b\": timeouts: established 900 s, fin 120 s, udp 300 s -> established 900 s, fin 120 s, \
+                 udp 7 s"
+                    .to_owned(),
+                "service \"b\": datagrams: tracked -> quic offset 1 length 2".to_owned(),
+            ])
         );
     }
 }

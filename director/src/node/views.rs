@@ -1,16 +1,19 @@
 //! What the node shows of itself: its state as messages of the control protocol.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use director_common::verdict::Outcome;
 use director_proto::control as wire;
-use director_proto::tables::ServiceTable;
+use director_proto::health::RealId;
+use director_proto::tables::{ServiceTable, TableReal};
 use routing::speaker::NeighborStatus;
 
 use super::{Node, PATIENCE};
-use crate::config::Service;
+use crate::config::{Service, VirtualAddress, family};
 use crate::dataplane::{Adoption, Counters, NextHop};
-use crate::slots;
+use crate::slots::{self, Member};
 
 impl Node {
     pub(super) async fn status(&self) -> wire::Status {
@@ -129,52 +132,87 @@ impl Node {
         counters: &Counters,
     ) -> wire::VirtualService {
         let counted = counters.services.get(name);
+        let first = service.addresses.first();
         wire::VirtualService {
             name: name.to_owned(),
-            vip: service.vip.to_string(),
-            protocol: service.protocol.name().to_owned(),
-            port: service.port.into(),
+            vip: first.map(VirtualAddress::vip).unwrap_or_default(),
+            protocol: first.map(|address| address.protocol.name()).unwrap_or_default().to_owned(),
+            port: service.port().into(),
             scheduler: service.scheduler.name().to_owned(),
             hash: if service.hash_port { "source-port" } else { "source" }.to_owned(),
-            forwarding: "dr".to_owned(),
+            forwarding: service.forwarding.to_string(),
             table_digest: table.map(|table| table.digest().to_string()).unwrap_or_default(),
-            announced: self.announced.contains_key(&super::plan::host(service.vip)),
+            announced: service.prefixes().iter().all(|prefix| self.announced.contains_key(prefix)),
             traffic: counted.map(|counted| traffic(&counted.total)),
-            reals: table.map(|table| self.reals(table, counted)).unwrap_or_default(),
+            reals: table.map(|table| self.reals(name, service, table, counted)).unwrap_or_default(),
+            family: families(service),
+            addresses: service.addresses.iter().map(ToString::to_string).collect(),
         }
     }
 
     fn reals(
         &self,
+        name: &str,
+        service: &Service,
         table: &ServiceTable,
         counted: Option<&crate::dataplane::ServiceCounters>,
     ) -> Vec<wire::RealServer> {
-        let total: f64 = table.reals.iter().map(|real| f64::from(real.weight)).sum();
-        let counts = slots::counts(table);
-        table
-            .reals
-            .iter()
-            .zip(counts)
-            .enumerate()
+        let total: f64 = table.reals.iter().map(|real| f64::from(real.share())).sum();
+        let configured: BTreeSet<IpAddr> = service.reals.iter().map(|real| real.address).collect();
+        let show = |real: &TableReal, slots: usize| wire::RealServer {
+            address: real.address.to_string(),
+            port: real.port.into(),
+            weight: real.weight,
+            slots: u32::try_from(slots).unwrap_or(u32::MAX),
+            ideal_slots: match total > 0.0 {
+                true => f64::from(real.share()) * table.slots.len() as f64 / total,
+                false => 0.0,
+            },
+            next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
+            traffic: None,
+            state: match (real.weight, configured.contains(&real.address)) {
+                _ if real.dead => "dead",
+                (0, false) => "leaving",
+                (0, true) => "draining",
+                (1.., _) => "active",
+            }
+            .to_owned(),
+            ..self.health_of(name, real)
+        };
+        let counters = |position: usize| {
+            let reals = &counted?.reals;
+            let real = reals.iter().find(|real| usize::from(real.position) == position)?;
+            Some(traffic(&real.counters))
+        };
+        let rows = table.reals.iter().zip(slots::counts(table)).enumerate();
+        let mut shown: Vec<wire::RealServer> = rows
             // A server that has gone keeps its position for a while.
-            .filter(|(_, (real, count))| real.weight > 0 || *count > 0)
-            .map(|(position, (real, count))| wire::RealServer {
-                address: real.address.to_string(),
-                port: real.port.into(),
-                weight: real.weight,
-                slots: u32::try_from(count).unwrap_or(u32::MAX),
-                ideal_slots: match total > 0.0 {
-                    true => f64::from(real.weight) * director_proto::tables::SLOTS as f64 / total,
-                    false => 0.0,
-                },
-                next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
-                traffic: counted
-                    .and_then(|counted| {
-                        counted.reals.iter().find(|real| usize::from(real.position) == position)
-                    })
-                    .map(|real| traffic(&real.counters)),
+            .filter(|(_, (real, slots))| *slots > 0 || configured.contains(&real.address))
+            .map(|(position, (real, slots))| wire::RealServer {
+                traffic: counters(position),
+                ..show(real, slots)
             })
-            .collect()
+            .collect();
+        // One that came at weight 0 has had no slot, and no place in the table.
+        let absent = service.members().into_iter().filter(|member| {
+            member.weight == 0 && table.reals.iter().all(|real| real.address != member.address)
+        });
+        shown.extend(absent.map(|Member { address, port, weight, dead }| {
+            show(&TableReal { address, port, weight, dead }, 0)
+        }));
+        shown
+    }
+
+    /// What the directors' checks say of a real server, and what this one's own came to.
+    fn health_of(&self, service: &str, real: &TableReal) -> wire::RealServer {
+        let id = RealId { service: service.to_owned(), address: real.address, port: real.port };
+        let votes = self.health.view.get(&id).copied().unwrap_or_default();
+        wire::RealServer {
+            votes_up: votes.up.into(),
+            votes_down: votes.down.into(),
+            finding: self.health.finding(&id).unwrap_or_default(),
+            ..wire::RealServer::default()
+        }
     }
 
     pub(super) async fn neighbors(&self) -> wire::Neighbors {
@@ -259,6 +297,12 @@ impl Node {
             .collect();
         Ok(wire::Connections { connections })
     }
+}
+
+/// The families of a service's addresses.
+fn families(service: &Service) -> String {
+    let families: BTreeSet<&str> = service.prefixes().iter().map(|prefix| family(prefix.addr())).collect();
+    families.into_iter().collect::<Vec<_>>().join("+")
 }
 
 fn outcome_name(outcome: Outcome) -> String {

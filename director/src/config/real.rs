@@ -1,0 +1,142 @@
+//! `[[service.real]]`: real servers, checked against the service they are of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use director_proto::tables::MAX_REALS;
+use ipnet::IpNet;
+use toml::Spanned;
+
+use super::address::{self, Ports, VirtualAddress, family};
+use super::service::{Datagrams, Forwarding, Service};
+use super::{ConfigError, Source, TunnelSources, file};
+
+/// `[[service.real]]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Real {
+    /// Its address.
+    pub address: IpAddr,
+    /// Share of new flows relative to the others; 0 takes none: it is drained.
+    pub weight: u32,
+    /// What connection ids name it by; only, and always, in a QUIC service.
+    pub quic_id: Option<u32>,
+}
+
+/// The real servers of `service`, of which everything else is known.
+pub(super) fn reals(
+    source: &Source<'_>,
+    service: &Service,
+    list: Vec<file::Real>,
+    tunnel_sources: &TunnelSources,
+) -> Result<Vec<Real>, ConfigError> {
+    if let Some(real) = list.get(MAX_REALS) {
+        let message = format!("at most {MAX_REALS} real servers of one service are possible");
+        return Err(source.at(&real.address, message));
+    }
+    let mut seen = BTreeSet::new();
+    let mut quic_ids = BTreeMap::new();
+    let mut reals = Vec::new();
+    for real in list {
+        let address = *real.address.get_ref();
+        real_address(source, service, &real.address, tunnel_sources)?;
+        if !seen.insert(address) {
+            return Err(source.at(&real.address, format!("real server {address} is listed twice")));
+        }
+        if let Some(port) = &real.port {
+            real_port(source, service, port)?;
+        }
+        if *real.weight.get_ref() > 65_535 {
+            return Err(source.at(&real.weight, "weight must be from 0 to 65535"));
+        }
+        let quic_id = quic_id(source, service.datagrams, &real)?;
+        if let (Some(id), Some(place)) = (quic_id, &real.quic_id)
+            && let Some(other) = quic_ids.insert(id, address)
+        {
+            let message = format!("quic_id {id} is taken by real server {other}; each needs its own");
+            return Err(source.at(place, message));
+        }
+        reals.push(Real { address, weight: *real.weight.get_ref(), quic_id });
+    }
+    Ok(reals)
+}
+
+fn real_address(
+    source: &Source<'_>,
+    service: &Service,
+    real: &Spanned<IpAddr>,
+    tunnel_sources: &TunnelSources,
+) -> Result<(), ConfigError> {
+    let address = *real.get_ref();
+    if let Some(why) = address::not_unicast(&IpNet::from(address)) {
+        let message = format!("{address} cannot be a real server ({why}); use a unicast address");
+        return Err(source.at(real, message));
+    }
+    if let Some(vip) = service.addresses.iter().find(|vip| vip.prefix.contains(&address)) {
+        let message = format!(
+            "{address} cannot be a real server of VIP {}, which it is itself; use the address it has without the VIP",
+            vip.vip()
+        );
+        return Err(source.at(real, message));
+    }
+    match service.forwarding {
+        Forwarding::Dr => {
+            let other = |vip: &&VirtualAddress| vip.prefix.addr().is_ipv4() != address.is_ipv4();
+            let Some(vip) = service.addresses.iter().find(other) else { return Ok(()) };
+            let message = format!(
+                "dr cannot take packets for the {} VIP {} to an {} real server: use its {0} address, or forwarding = \
+                 \"tunnel\"",
+                family(vip.prefix.addr()),
+                vip.vip(),
+                family(address),
+            );
+            Err(source.at(real, message))
+        }
+        Forwarding::Tunnel(_) if !tunnel_sources.reaches(address) => {
+            let message = format!(
+                "a tunnel to an {family} real server needs an address of ours: add an {family} address of this node \
+                 to tunnel_source in [node]",
+                family = family(address)
+            );
+            Err(source.at(real, message))
+        }
+        Forwarding::Tunnel(_) => Ok(()),
+    }
+}
+
+/// Neither direct return nor a tunnel changes ports: a real server's is the service's, if that has one.
+fn real_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> Result<(), ConfigError> {
+    let wanted = service.addresses.first().map_or(Ports::ALL, |address| address.ports);
+    let alone = wanted.is_one() && service.addresses.iter().all(|address| address.ports == wanted);
+    if alone && *port.get_ref() == wanted.first {
+        return Ok(());
+    }
+    let kind = if service.forwarding == Forwarding::Dr { "dr" } else { "a tunnel" };
+    Err(source.at(
+        port,
+        match alone {
+            true => format!(
+                "{kind} does not rewrite ports: write port = {wanted}, as the service's, or leave it out"
+            ),
+            false => format!("{kind} does not rewrite ports, and the service has several: leave it out"),
+        },
+    ))
+}
+
+fn quic_id(source: &Source<'_>, datagrams: Datagrams, real: &file::Real) -> Result<Option<u32>, ConfigError> {
+    match (datagrams, &real.quic_id) {
+        (Datagrams::Quic { length, .. }, Some(id)) => {
+            let most = u32::MAX >> (32 - 8 * u32::from(length));
+            if *id.get_ref() > most {
+                let message = format!("quic_id must fit {length} bytes: from 0 to {most}");
+                return Err(source.at(id, message));
+            }
+            Ok(Some(*id.get_ref()))
+        }
+        (Datagrams::Quic { .. }, None) => {
+            let message = "a real server of a QUIC service needs quic_id, the number in its connection ids";
+            Err(source.at(&real.address, message))
+        }
+        (_, Some(id)) => Err(source.at(id, "quic_id needs quic = { offset = …, length = … } in the service")),
+        (_, None) => Ok(None),
+    }
+}
