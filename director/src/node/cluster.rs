@@ -65,12 +65,10 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
             }],
             hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
             forwarding: Forwarding::DirectReturn,
-            reals: table
-                .reals
-                .iter()
-                .map(|real| RealSpec { address: real.address, port: real.port })
-                .collect(),
+            reals: table.reals.iter().map(|real| RealSpec::new(real.address, real.port)).collect(),
             slots: &table.slots,
+            timeouts: dataplane::Timeouts::default(),
+            datagrams: dataplane::Datagrams::default(),
         })
         .collect()
 }

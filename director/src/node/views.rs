@@ -155,10 +155,9 @@ impl Node {
             .reals
             .iter()
             .zip(counts)
-            .enumerate()
             // A server that has gone keeps its position for a while.
-            .filter(|(_, (real, count))| real.weight > 0 || *count > 0)
-            .map(|(position, (real, count))| wire::RealServer {
+            .filter(|(real, count)| real.weight > 0 || *count > 0)
+            .map(|(real, count)| wire::RealServer {
                 address: real.address.to_string(),
                 port: real.port.into(),
                 weight: real.weight,
@@ -170,7 +169,8 @@ impl Node {
                 next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
                 traffic: counted
                     .and_then(|counted| {
-                        counted.reals.iter().find(|real| usize::from(real.position) == position)
+                        let place = (real.address, real.port);
+                        counted.reals.iter().find(|counted| (counted.address, counted.port) == place)
                     })
                     .map(|real| traffic(&real.counters)),
             })

@@ -1,6 +1,7 @@
 //! One table of cases for both sides: description, packet, expected outcome. This file has the services they meet;
 //! the rows are by topic in the files below.
 
+mod changing;
 mod families;
 mod fragments;
 mod icmp;
@@ -10,11 +11,12 @@ pub mod tunnels;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director::dataplane::{
-    Dataplane, Forwarding, HashInput, NextHop, Protocol, RealSpec, ServiceAddress, ServiceSpec,
+    Datagrams, Dataplane, Forwarding, HashInput, NextHop, Protocol, RealSpec, ServiceAddress, ServiceSpec,
+    Timeouts,
 };
-use director_common::SLOTS;
 use director_common::tables::{Address, Interface, ServiceKey};
 use director_common::verdict::Outcome;
+use director_common::{SLOTS, Slot, SlotState};
 
 use super::memory::Memory;
 use super::packets::{ACK, OUR_MAC, Packet};
@@ -32,6 +34,8 @@ pub struct Family {
     pub whole: &'static str,
     /// A VIP whose only service has no real server.
     pub dead: &'static str,
+    /// A VIP of services whose slots change, and of QUIC.
+    pub changing: &'static str,
     pub client: &'static str,
     /// Where an error comes from.
     pub router: &'static str,
@@ -47,6 +51,7 @@ pub const V4: Family = Family {
     vip: "203.0.113.10",
     whole: "203.0.113.11",
     dead: "203.0.113.13",
+    changing: "203.0.113.14",
     client: "198.51.100.7",
     router: "192.0.2.254",
     elsewhere: "203.0.113.12",
@@ -58,6 +63,7 @@ pub const V6: Family = Family {
     vip: "2001:db8:113::10",
     whole: "2001:db8:113::11",
     dead: "2001:db8:113::13",
+    changing: "2001:db8:113::14",
     client: "2001:db8:51::7",
     router: "2001:db8:2::fe",
     elsewhere: "2001:db8:113::12",
@@ -113,13 +119,24 @@ impl Slots {
 
 /// Services that between them have every property a case asks for.
 pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
+    services_of_round(slots, ROUNDS - 1)
+}
+
+/// Specifications that are applied one after the other, for some slots to change.
+const ROUNDS: usize = 3;
+
+fn services_of_round(slots: &Slots, round: usize) -> Vec<ServiceSpec<'_>> {
+    let moving = [&slots.first, &slots.first, &slots.second][round];
+    let pinned = [&slots.first, &slots.second, &slots.first][round];
     let service = |name, vips: [&str; 2], protocol, port, hash, reals: &[&str], slots| ServiceSpec {
         name,
         addresses: vips.map(|vip| ServiceAddress { address: ip(vip), protocol, port }).to_vec(),
         hash,
         forwarding: Forwarding::DirectReturn,
-        reals: reals.iter().map(|address| RealSpec { address: ip(address), port }).collect(),
+        reals: reals.iter().map(|address| RealSpec::new(ip(address), port)).collect(),
         slots,
+        timeouts: Timeouts::default(),
+        datagrams: Datagrams::default(),
     };
     use HashInput::{Source, SourcePort};
     use Protocol::{Tcp, Udp};
@@ -150,6 +167,19 @@ pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
         tunnel("gue-4", 94, gue, REAL_V4),
         tunnel("gue-6", 95, gue, REAL_V6),
     ]);
+    let changing = [V4.changing, V6.changing];
+    let datagrams = |kind, service| ServiceSpec { datagrams: kind, ..service };
+    let mut quic = service("quic", changing, Udp, 443, Source, both, &slots.first);
+    for (real, id) in quic.reals.iter_mut().zip([7, 0x0109]) {
+        real.quic_id = Some(id);
+    }
+    services.extend([
+        service("moving", changing, Tcp, 96, Source, both, moving),
+        service("pinned", vip, Tcp, 97, Source, both, pinned),
+        service("moving-udp", changing, Udp, 98, Source, both, moving),
+        datagrams(Datagrams::OnePacket, service("one-packet", changing, Udp, 99, Source, both, moving)),
+        datagrams(Datagrams::Quic { offset: 1, length: 2 }, quic),
+    ]);
     services
 }
 
@@ -158,7 +188,9 @@ pub fn fill(dataplane: &mut Dataplane) {
     let slots = Slots::new();
     dataplane.set_hash_key(KEY).expect("key");
     dataplane.declare_interface(INGRESS, OUR_MAC, true).expect("interface");
-    dataplane.apply(&services(&slots)).expect("apply");
+    for round in 0..ROUNDS {
+        dataplane.apply(&services_of_round(&slots, round)).expect("apply");
+    }
     for address in [REAL_V4, REAL_V6, "10.0.2.12"] {
         dataplane.set_next_hop(ip(address), next_hop(ip(address))).expect("next hop");
     }
@@ -172,11 +204,22 @@ pub fn memory() -> Memory {
         memory.add(&spec, next_hop);
     }
     for family in [V4, V6] {
-        for (address, protocol, port) in [(family.whole, 17, 0), (family.vip, 17, 53), (family.dead, 6, 80)] {
+        for (address, protocol, port) in
+            [(family.whole, 17, 0), (family.vip, 17, 53), (family.dead, 6, 80), (family.changing, 6, 96)]
+        {
             let only = memory.services[&ServiceKey::service(vip(address), protocol, port)];
             memory.services.insert(ServiceKey::fragment(vip(address), protocol), only);
         }
     }
+    for (address, protocol, port, slot) in [
+        (V4.changing, 6, 96, Slot::new(SlotState::Moving, 1, 0)),
+        (V4.changing, 17, 98, Slot::new(SlotState::Moving, 1, 0)),
+        (V4.vip, 6, 97, Slot::new(SlotState::Pinned, 0, 0)),
+    ] {
+        let entry = memory.services[&ServiceKey::service(vip(address), protocol, port)];
+        memory.slots[entry.table as usize].fill(slot);
+    }
+    memory.pin_capacity = super::PINS;
     memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
     memory
 }
@@ -199,6 +242,8 @@ pub fn cases() -> Vec<Case> {
             tunnels::tagged(&family),
             tunnels::tunnels(&family),
             icmp::icmp(&family),
+            changing::changing(&family),
+            changing::quic(&family),
         ]
         .concat();
         let named = |(what, frame, outcome)| (format!("{}: {what}", family.name), frame, outcome);
