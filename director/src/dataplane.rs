@@ -3,10 +3,14 @@
 //! | file | owns |
 //! |---|---|
 //! | `spec` | what the caller asks for, checked |
-//! | `pins` | the folder of pins: its file system, the layout check, removal |
+//! | `pins` | the folder of the maps' and programs' pins: its file system, the layout check, removal |
 //! | `maps` | typed handles of the maps |
 //! | `plan` | which service has which index, table and block of real servers |
+//! | `seats` | positions of a service's real servers |
 //! | `apply` | the changes that make the kernel equal to a specification |
+//! | [`window`] | states of a service's slots, pure |
+//! | `sweep` | what time does: closing windows, expiry of pins |
+//! | `batch` | the map of connections' pins, many at a time |
 //! | `attach` | interfaces, and the programs on them |
 //! | `statistics` | counters and flows |
 //!
@@ -16,12 +20,16 @@
 
 mod apply;
 mod attach;
+mod batch;
 mod error;
 mod maps;
 mod pins;
 mod plan;
+mod seats;
 mod spec;
 mod statistics;
+mod sweep;
+pub mod window;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -32,17 +40,22 @@ use aya::programs::links::PinnedLink;
 use aya::{Ebpf, EbpfLoader};
 use director_common::siphash::HashKey;
 use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
+use nix::time::{ClockId, clock_gettime};
 
 pub use apply::ApplyReport;
 pub use attach::{AttachedInterface, AttachedMode};
 pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
 pub use spec::{
-    Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, TunnelSources,
+    Datagrams, Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
+    TunnelSources,
 };
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
+pub use sweep::{PinRecord, TickReport, Window};
+pub use window::Timeouts;
 
 use maps::Maps;
 use plan::Plan;
+use sweep::Sweep;
 
 /// The XDP program, as `build.rs` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director.bpf.o"));
@@ -86,6 +99,9 @@ pub struct Options {
     pub flow_accounting: bool,
     /// Flows accounted at one time; beyond, the least recently seen is forgotten.
     pub flow_capacity: u32,
+    /// Connections that can be pinned at one time, while slots change: about 120 bytes each, taken from the start.
+    /// A data plane that is adopted keeps the number it was made with.
+    pub pins: u32,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
@@ -104,6 +120,7 @@ impl Default for Options {
             mode: XdpMode::Auto,
             flow_accounting: false,
             flow_capacity: 65_536,
+            pins: 1 << 20,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),
@@ -147,6 +164,7 @@ pub struct Dataplane {
     plan: Plan,
     next_hops: BTreeMap<IpAddr, NextHop>,
     links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
+    sweep: Sweep,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -169,7 +187,8 @@ impl Dataplane {
         let adopted = pins::check(&options.pin_dir)?;
         let flows = if options.flow_accounting { options.flow_capacity.max(1) } else { 1 };
         pins::drop_resized(&options.pin_dir, "FLOWS", flows)?;
-        let mut ebpf = load(&options.pin_dir, flows)?;
+        let pins = pins_to_have(options)?;
+        let mut ebpf = load(&options.pin_dir, &[("FLOWS", flows), ("PINS", pins)])?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or(OpenError::Object("it has no program 'director'"))?
@@ -180,8 +199,8 @@ impl Dataplane {
         maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&maps)?;
         let next_hops = plan.next_hops(&maps)?;
-        let mut dataplane =
-            Self { options: options.clone(), ebpf, maps, plan, next_hops, links: BTreeMap::new() };
+        let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
+        let mut dataplane = Self { options, ebpf, maps, plan, next_hops, links, sweep };
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))
@@ -266,11 +285,33 @@ impl Dataplane {
     }
 }
 
-fn load(pin_dir: &Path, flows: u32) -> Result<Ebpf, OpenError> {
+/// Seconds of the clock that packets are told the time by: `CLOCK_MONOTONIC`, which goes on without any process.
+pub fn monotonic_seconds() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("invariant: Linux has this clock");
+    u32::try_from(now.tv_sec()).unwrap_or(u32::MAX)
+}
+
+/// The number of connections that the map of pins is made for, or was.
+fn pins_to_have(options: &Options) -> Result<u32, OpenError> {
+    let wanted = options.pins.max(1);
+    let found = pins::size_of_map(&options.pin_dir, "PINS")?.unwrap_or(wanted);
+    if found != wanted {
+        tracing::warn!(
+            found,
+            wanted,
+            "the map of connections' pins keeps its size until a start with --fresh"
+        );
+    }
+    Ok(found)
+}
+
+fn load(pin_dir: &Path, sizes: &[(&'static str, u32)]) -> Result<Ebpf, OpenError> {
     let paths: Vec<(&str, PathBuf)> =
         maps::NAMES.iter().map(|name| (*name, pins::map_path(pin_dir, name))).collect();
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries("FLOWS", flows);
+    for (name, entries) in sizes {
+        loader.map_max_entries(name, *entries);
+    }
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -31,10 +31,11 @@ use director_proto::tables::TableSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
 use crate::control::{Socket, from_root};
-use crate::dataplane::{Adoption, Dataplane};
+use crate::dataplane::{Adoption, Dataplane, monotonic_seconds};
 use crate::next_hop::{self, Resolver};
 use answers::{Asker, Question};
 use plan::Announcement;
@@ -156,6 +157,8 @@ impl Node {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 event = self.sync_events.recv() => match event {
@@ -167,6 +170,7 @@ impl Node {
                     None => anyhow::bail!("the next-hop resolver has ended"),
                 },
                 Some(()) = self.health.changed() => self.publish_health().await,
+                _ = second.tick() => self.tick(),
                 Some(question) = questions.recv() => self.answer(question).await,
                 _ = hangup.recv() => match self.reload().await {
                     Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
@@ -296,7 +300,8 @@ impl Node {
         self.dataplane.set_hash_key(tables.hash_key).context("hash key")?;
         let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
         tracing::debug!(?report, "services applied");
-        self.resolver.watch(cluster::real_addresses(&self.config, tables));
+        let (reals, leaving) = (cluster::real_addresses(&self.config, tables), self.dataplane.retained());
+        self.resolver.watch(reals.union(&leaving).copied());
         if !self.attached {
             for interface in self.dataplane.attach().context("XDP")? {
                 tracing::info!(interface = interface.name, mode = ?interface.mode, "XDP attached");
@@ -304,6 +309,24 @@ impl Node {
             self.attached = true;
         }
         Ok(())
+    }
+
+    /// What time does to the connections of slots that change.
+    fn tick(&mut self) {
+        match self.dataplane.tick(monotonic_seconds()) {
+            Ok(report) => {
+                for service in &report.refused {
+                    tracing::warn!(
+                        service,
+                        "no room to pin connections: their slots stay as they are for longer"
+                    );
+                }
+                if report.closed + report.settled + report.released.len() > 0 {
+                    tracing::info!(?report, "slots");
+                }
+            }
+            Err(error) => tracing::error!(%error, "connections' pins"),
+        }
     }
 
     /// Announces what can be served now, and lets OSPF loose once the first tables are at work.

@@ -8,11 +8,11 @@ use aya::TestRunOptions;
 use aya::maps::{Array, Map, MapData};
 use aya::programs::TestRun as _;
 use dataplane_fixture::cases::{self, HERE, INGRESS, KEY, Slots, services};
-use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
+use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, SYN};
 use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{
-    Adoption, ApplyError, Dataplane, Forwarding, HashInput, NextHop, OpenError, Options, Protocol, RealSpec,
-    ServiceAddress, ServiceSpec, SpecError, TunnelSources,
+    Adoption, ApplyError, Datagrams, Dataplane, Forwarding, HashInput, NextHop, OpenError, Options, Protocol,
+    RealSpec, ServiceAddress, ServiceSpec, SpecError, Timeouts, TunnelSources,
 };
 use director_common::SLOTS;
 use director_common::tables::LAYOUT_VERSION;
@@ -24,7 +24,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn real(text: &str) -> RealSpec {
-    RealSpec { address: ip(text), port: 80 }
+    RealSpec::new(ip(text), 80)
 }
 
 fn web<'a>(name: &'a str, reals: &[&str], slots: &'a [u16]) -> ServiceSpec<'a> {
@@ -35,6 +35,8 @@ fn web<'a>(name: &'a str, reals: &[&str], slots: &'a [u16]) -> ServiceSpec<'a> {
         forwarding: Forwarding::DirectReturn,
         reals: reals.iter().map(|address| real(address)).collect(),
         slots,
+        timeouts: Timeouts::default(),
+        datagrams: Datagrams::default(),
     }
 }
 
@@ -57,9 +59,18 @@ fn ready_with(options: &Options) -> Dataplane {
     dataplane
 }
 
-/// Last byte of the link address a client's packet is sent to, or the program's other verdict.
+/// Last byte of the link address a packet of a client's connection is sent to, or the program's other verdict.
 fn sent_to(dataplane: &Dataplane, client: u8) -> Result<u8, u32> {
-    let frame = Packet::tcp((&format!("198.51.100.{client}"), 5), (VIP, 80), ACK).bytes();
+    sent(dataplane, client, 5, ACK)
+}
+
+/// The same of a packet that begins a connection.
+fn begun_at(dataplane: &Dataplane, client: u8) -> Result<u8, u32> {
+    sent(dataplane, client, 6, SYN)
+}
+
+fn sent(dataplane: &Dataplane, client: u8, port: u16, flags: u8) -> Result<u8, u32> {
+    let frame = Packet::tcp((&format!("198.51.100.{client}"), port), (VIP, 80), flags).bytes();
     let mut out = vec![0; frame.len()];
     let options = TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
     let result = dataplane.program().expect("program").test_run(options).expect("run");
@@ -98,7 +109,8 @@ fn a_server_leaving_and_a_server_coming_switch_only_their_slots() {
         assert_eq!((report.switched.as_slice(), report.reals_written), (["web".to_owned()].as_slice(), 1));
         for (client, before) in before.into_iter().enumerate() {
             let expected = if before == Ok(12) { Ok(13) } else { before };
-            assert_eq!(sent_to(&dataplane, client as u8), expected, "client {client}");
+            assert_eq!(begun_at(&dataplane, client as u8), expected, "client {client}");
+            assert_eq!(sent_to(&dataplane, client as u8), before, "client {client}, connected before");
         }
     });
 }
@@ -110,16 +122,15 @@ fn replacing_a_server_in_force_never_sends_by_the_old_table_to_the_new_server() 
         let one = dealt(&[0]);
         dataplane.apply(&[web("web", &["10.0.2.11"], &one)]).expect("apply");
         assert_eq!(sent_to(&dataplane, 7), Ok(11));
-        // The same position and the same slots, but another server: needs a block of its own.
+        // The same position and the same slots, but another server: needs a position of its own.
         let report = dataplane.apply(&[web("web", &["10.0.2.14"], &one)]).expect("apply");
         assert_eq!(report.switched, ["web"]);
-        assert_eq!(sent_to(&dataplane, 7), Ok(14));
+        assert_eq!((begun_at(&dataplane, 7), sent_to(&dataplane, 7)), (Ok(14), Ok(11)));
         let counters = dataplane.counters().expect("counters");
-        assert_eq!(
-            counters.services["web"].reals[0].counters.packets_in, 1,
-            "the new server starts from zero"
-        );
-        assert_eq!(counters.services["web"].total.packets_in, 2);
+        let of: Vec<_> =
+            counters.services["web"].reals.iter().map(|r| (r.address, r.counters.packets_in)).collect();
+        assert_eq!(of, [(ip("10.0.2.11"), 2), (ip("10.0.2.14"), 1)]);
+        assert_eq!(counters.services["web"].total.packets_in, 3);
     });
 }
 
@@ -164,7 +175,7 @@ fn a_hundred_changes_exhaust_nothing() {
             let server = if round % 2 == 0 { "10.0.2.11" } else { "10.0.2.12" };
             dataplane.apply(&[web("web", &[server], &one)]).expect("apply");
         }
-        assert_eq!(sent_to(&dataplane, 7), Ok(12));
+        assert_eq!(begun_at(&dataplane, 7), Ok(12));
     });
 }
 
@@ -177,8 +188,13 @@ fn a_wrong_specification_changes_nothing_and_names_the_culprit() {
         dataplane.apply(&[web("web", &["10.0.2.11"], &one)]).expect("apply");
         let good = web("web", &["10.0.2.12"], &one);
         let port = ServiceSpec { reals: vec![RealSpec { port: 8080, ..real("10.0.2.11") }], ..good.clone() };
-        let real = RealSpec { address: ip("2001:db8::1"), port: 80 };
-        let six = ServiceSpec { reals: vec![real], ..good.clone() };
+        let six = RealSpec::new(ip("2001:db8::1"), 80);
+        let six = ServiceSpec { reals: vec![six], ..good.clone() };
+        let quic =
+            |offset, length| ServiceSpec { datagrams: Datagrams::Quic { offset, length }, ..good.clone() };
+        let twice = vec![real("10.0.2.11"), real("10.0.2.11")];
+        let id =
+            |last, id| RealSpec { quic_id: Some(id), ..RealSpec::new(ip(&format!("10.0.2.{last}")), 80) };
         let long = "x".repeat(57);
         let wrong: Vec<(&str, Vec<ServiceSpec<'_>>)> = vec![
             ("slot 0 names position 5", vec![web("web", &["10.0.2.11"], &stray)]),
@@ -188,6 +204,11 @@ fn a_wrong_specification_changes_nothing_and_names_the_culprit() {
             ("the port 80 of the service", vec![port]),
             ("no source address", vec![ServiceSpec { forwarding: Forwarding::Ipip, ..six }]),
             ("port 0", vec![ServiceSpec { forwarding: Forwarding::Gue { port: 0 }, ..good.clone() }]),
+            ("twice", vec![ServiceSpec { reals: twice, ..good.clone() }]),
+            ("1 to 4 bytes", vec![quic(0, 5)]),
+            ("1 to 4 bytes", vec![quic(18, 3)]),
+            ("server id 7", vec![ServiceSpec { reals: vec![id(11, 7), id(12, 7)], ..quic(0, 1) }]),
+            ("server id 256", vec![ServiceSpec { reals: vec![id(11, 256)], ..quic(19, 1) }]),
             ("has no address", vec![ServiceSpec { addresses: vec![], ..good.clone() }]),
             ("1 to 56 bytes", vec![web(&long, &["10.0.2.11"], &one)]),
         ];

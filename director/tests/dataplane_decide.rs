@@ -2,7 +2,8 @@
 
 mod dataplane_fixture;
 
-use dataplane_fixture::cases::{INGRESS, V4, V6, cases, memory, tunnelled};
+use dataplane_fixture::cases::tunnels::tunnelled;
+use dataplane_fixture::cases::{INGRESS, V4, V6, cases, memory};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, ROUTER_MAC};
 use director_common::verdict::{AnswerReason, DropReason, Outcome};
 use director_common::{Action, Verdict};

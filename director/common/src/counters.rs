@@ -21,10 +21,12 @@ pub struct TrafficCounters {
     pub connections: u64,
     /// Packets of the service that were dropped, whatever the reason. Stays zero for real servers.
     pub dropped: u64,
+    /// Packets forwarded by a changing slot whose connection should have been pinned, and there was no room.
+    pub unpinned: u64,
 }
 
-const _: () = assert!(size_of::<TrafficCounters>() == 48);
-// SAFETY: `repr(C)` of integers without padding (48 = 6 x 8).
+const _: () = assert!(size_of::<TrafficCounters>() == 56);
+// SAFETY: `repr(C)` of integers without padding (56 = 7 x 8).
 unsafe impl Plain for TrafficCounters {}
 
 impl TrafficCounters {
@@ -36,6 +38,7 @@ impl TrafficCounters {
         self.bytes_out = self.bytes_out.wrapping_add(other.bytes_out);
         self.connections = self.connections.wrapping_add(other.connections);
         self.dropped = self.dropped.wrapping_add(other.dropped);
+        self.unpinned = self.unpinned.wrapping_add(other.unpinned);
     }
 }
 

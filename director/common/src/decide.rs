@@ -6,9 +6,12 @@
 
 mod fragment;
 mod icmp;
+mod quic;
+mod track;
 
 use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
-use crate::slot::{entropy_of, hash_of_flow, slot_of};
+use crate::pin::{ServerId, signal};
+use crate::slot::{Slot, entropy_of, hash_of_flow, slot_of};
 use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, ServiceKey, Tables};
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
 
@@ -69,6 +72,9 @@ pub fn decide<'a>(
         Ok(()) => Verdict::Redirect,
         Err(verdict) => verdict,
     };
+    if decision.forward.pin == Forward::PIN_STORED && !decision.verdict.is_forward() {
+        tables.remove_pin(flow);
+    }
     decision
 }
 
@@ -136,8 +142,10 @@ fn judge<'a>(
     };
     decision.service = service.service;
     decision.bytes = ip.total_len as u32;
-    decision.forward.opens = check(frame, &ip).map_err(Verdict::Drop)?;
-    let way = match choose(tables, config, service, interface, flow, decision) {
+    let signals = check(frame, &ip).map_err(Verdict::Drop)?;
+    decision.forward.signals = frame.launder(usize::from(signals)) as u16;
+    decision.forward.opens = decision.forward.signals & signal::OPENS;
+    let way = match choose(frame, tables, config, service, interface, flow, decision) {
         Err(DropReason::TooBig) if may_answer(decision, flow) && tables.take_token(config.icmp_rate) => {
             return Err(Verdict::Answer(AnswerReason::TooBig));
         }
@@ -147,7 +155,7 @@ fn judge<'a>(
         return Err(Verdict::Drop(DropReason::VlanRedirect));
     }
     if ip.more_fragments && ip.fragment_offset == 0 {
-        fragment::note(tables, flow, decision);
+        fragment::note(tables, service, way, flow, decision);
     }
     decision.way = Some(way);
     decision.entry = Some(service);
@@ -203,7 +211,7 @@ fn unless_vip(address: Address, tables: &impl Tables, verdict: Verdict) -> Verdi
     }
 }
 
-/// Checks all of a packet that a service owns; 1 if it begins a connection, else 0.
+/// Checks all of a packet that a service owns; what it says about its connection.
 #[inline(always)]
 fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
     let payload_len = ip.payload_len().ok_or(DropReason::BadLength)?;
@@ -213,12 +221,12 @@ fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
     if !ip.checksum_holds(frame) {
         return Err(DropReason::BadChecksum);
     }
-    let mut opens = false;
+    let mut signals = 0;
     if fragment::overlaps(ip) {
         return Err(DropReason::FragmentOverlap);
     }
     if ip.fragment_offset == 0 {
-        opens = packet::check_transport(frame, ip, payload_len).map_err(|error| match error {
+        signals = packet::check_transport(frame, ip, payload_len).map_err(|error| match error {
             TransportError::Short if ip.more_fragments => DropReason::FragmentTiny,
             TransportError::Short => DropReason::ShortTransport,
             TransportError::Length => DropReason::BadTransport,
@@ -227,7 +235,7 @@ fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
     if ip.hop_limit <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    Ok(u16::from(opens))
+    Ok(signals)
 }
 
 /// Whether a packet that is too big gets an answer: only if no router may fragment it, and never an error about an
@@ -248,9 +256,10 @@ fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
         && unicast
 }
 
-/// Chooses the real server that owns the flow's slot, and notes the way to it.
+/// Chooses the packet's real server, and notes the way to it.
 #[inline(always)]
 fn choose<'a>(
+    frame: &impl Frame,
     tables: &'a impl Tables,
     config: &'a Config,
     service: &ServiceEntry,
@@ -258,8 +267,9 @@ fn choose<'a>(
     flow: &FlowKey,
     decision: &mut Decision<'a>,
 ) -> Result<&'a RealEntry, DropReason> {
+    let ip = &decision.ip;
     let forward = &mut decision.forward;
-    let real = pick_real(tables, config, service, flow, forward)?;
+    let real = pick_real(frame, ip, tables, config, service, flow, forward)?;
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
     }
@@ -285,9 +295,12 @@ fn choose<'a>(
     Ok(real)
 }
 
-/// The real server that owns the flow's slot.
+/// The packet's real server: the one of the datagram's first fragment, the one that a connection id names, or, in a
+/// settled slot, its owner. Only the others ask for pins.
 #[inline(always)]
 fn pick_real<'a>(
+    frame: &impl Frame,
+    ip: &Ip,
     tables: &'a impl Tables,
     config: &Config,
     service: &ServiceEntry,
@@ -297,14 +310,59 @@ fn pick_real<'a>(
     let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
     forward.entropy = entropy_of(hash, flow.source_port);
     let slot = tables.slot(service.table, slot_of(hash)).ok_or(DropReason::BadTable)?;
-    if forward.follows != 0 && forward.real.wrapping_sub(service.real_base) < service.real_count {
-        return tables.real(forward.real).ok_or(DropReason::BadTable);
+    if forward.follows != 0 {
+        let server = ServerId::new(forward.real as u16, forward.generation);
+        if let Some(real) = find_server(tables, service, server, forward) {
+            return Ok(real);
+        }
     }
-    // Nothing is tracked yet, so the current owner takes the packet in every state.
-    let position = u32::from(slot.current().ok_or(DropReason::NoRealServer)?);
-    if position >= service.real_count {
+    if service.has(ServiceEntry::FLAG_QUIC)
+        && let Some(real) = quic::find(frame, ip, tables, service, forward)
+    {
+        return Ok(real);
+    }
+    let one_packet = service.has(ServiceEntry::FLAG_ONE_PACKET) && flow.protocol == PROTOCOL_UDP;
+    if slot.is_settled() || one_packet {
+        return at_position(tables, service, slot.raw_current(), forward);
+    }
+    track::pick(tables, service, slot, flow, forward)
+}
+
+/// The real server at a position that a slot names.
+#[inline(always)]
+fn at_position<'a>(
+    tables: &'a impl Tables,
+    service: &ServiceEntry,
+    position: u16,
+    forward: &mut Forward,
+) -> Result<&'a RealEntry, DropReason> {
+    if position == Slot::NO_POSITION {
+        return Err(DropReason::NoRealServer);
+    }
+    if u32::from(position) >= service.real_count {
         return Err(DropReason::BadTable);
     }
-    forward.real = service.real_base.wrapping_add(position);
+    forward.real = service.real_base.wrapping_add(u32::from(position));
     tables.real(forward.real).ok_or(DropReason::BadTable)
+}
+
+/// The real server that was remembered as `server`, unless it is gone.
+#[inline(always)]
+fn find_server<'a>(
+    tables: &'a impl Tables,
+    service: &ServiceEntry,
+    server: ServerId,
+    forward: &mut Forward,
+) -> Option<&'a RealEntry> {
+    let position = u32::from(server.position());
+    if position >= service.real_count {
+        return None;
+    }
+    let index = service.real_base.wrapping_add(position);
+    let real = tables.real(index)?;
+    if !server.is(real) {
+        return None;
+    }
+    forward.real = index;
+    Some(real)
 }

@@ -9,6 +9,7 @@
 //! | [`packet`] | bounds-checked access to a frame, and the headers found in it |
 //! | [`siphash`] | the keyed hash |
 //! | [`slot`] | slots, their packing, and how a hash picks one |
+//! | [`pin`] | connections that do not follow their slot |
 //! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
 //! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
 //! | [`mod@decide`] | which outcome a packet gets |
@@ -20,6 +21,7 @@
 pub mod counters;
 pub mod decide;
 pub mod packet;
+pub mod pin;
 pub mod siphash;
 pub mod slot;
 pub mod tables;

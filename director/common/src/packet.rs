@@ -14,7 +14,7 @@ mod transport;
 pub use ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet};
 pub use ip::Ip;
 pub use outer::{Outer, overhead};
-pub use transport::{Ports, TransportError, check as check_transport};
+pub use transport::{Ports, TransportError, UDP_LEN, check as check_transport};
 
 /// IP protocol number of ICMP.
 pub const PROTOCOL_ICMP: u8 = 1;

@@ -15,9 +15,9 @@ pub const MAX_POSITION: u16 = Slot::NO_POSITION - 1;
 pub enum SlotState {
     /// The current server takes every packet; nothing is tracked.
     Settled = 0,
-    /// New connections go to the current server, others to the previous one.
+    /// Of what has no pin, new connections go to the current server, others to the previous one; both get a pin.
     Moving = 1,
-    /// The current server takes what is not tracked elsewhere.
+    /// The current server takes what has no pin.
     Pinned = 2,
 }
 
@@ -73,13 +73,37 @@ impl Slot {
     /// Position of the current owner, `None` where there is none.
     #[inline(always)]
     pub const fn current(self) -> Option<u16> {
-        Self::position((self.0 >> 15) as u16 & Self::NO_POSITION)
+        Self::position(self.raw_current())
     }
 
     /// Position of the previous owner, `None` where there was none.
     #[inline(always)]
     pub const fn previous(self) -> Option<u16> {
-        Self::position(self.0 as u16 & Self::NO_POSITION)
+        Self::position(self.raw_previous())
+    }
+
+    /// Nothing is tracked: the current owner takes every packet.
+    #[inline(always)]
+    pub const fn is_settled(self) -> bool {
+        self.0 >> 30 == SlotState::Settled as u32
+    }
+
+    /// The slot is [`SlotState::Moving`] and has a previous owner.
+    #[inline(always)]
+    pub const fn is_moving(self) -> bool {
+        self.0 >> 30 == SlotState::Moving as u32 && self.raw_previous() != Self::NO_POSITION
+    }
+
+    /// Position of the current owner, or [`Self::NO_POSITION`].
+    #[inline(always)]
+    pub const fn raw_current(self) -> u16 {
+        (self.0 >> 15) as u16 & Self::NO_POSITION
+    }
+
+    /// Position of the previous owner, or [`Self::NO_POSITION`].
+    #[inline(always)]
+    pub const fn raw_previous(self) -> u16 {
+        self.0 as u16 & Self::NO_POSITION
     }
 
     #[inline(always)]

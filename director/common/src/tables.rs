@@ -3,11 +3,12 @@
 //! Both sides of the kernel boundary compile these very definitions: plain integers, explicit padding, a size
 //! assertion beside each. Whatever changes their meaning or layout increments [`LAYOUT_VERSION`].
 
+use crate::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use crate::siphash::HashKey;
 use crate::slot::{SLOTS, Slot};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
@@ -22,6 +23,8 @@ pub const MAX_REALS: usize = 8_192;
 pub const MAX_TABLES: usize = MAX_SERVICES * 2;
 /// Most datagrams in fragments that are remembered at one time.
 pub const MAX_FRAGMENTS: usize = 16_384;
+/// Most QUIC server ids of all services together.
+pub const MAX_QUIC_IDS: usize = MAX_REALS;
 /// Most interfaces with the program on them.
 pub const MAX_INTERFACES: usize = 64;
 /// Longest name of a service in bytes.
@@ -198,6 +201,14 @@ unsafe impl Plain for ServiceEntry {}
 impl ServiceEntry {
     /// The slot depends on the source port too.
     pub const FLAG_HASH_PORT: u32 = 1;
+    /// Every datagram goes to its slot's current owner, whatever the slot's state.
+    pub const FLAG_ONE_PACKET: u32 = 1 << 1;
+    /// Datagrams are QUIC, and the connection id names the real server.
+    pub const FLAG_QUIC: u32 = 1 << 2;
+    /// First bit of where in the connection id the server id begins: 5 bits, in bytes.
+    const QUIC_OFFSET_SHIFT: u32 = 16;
+    /// First bit of the server id's length: 3 bits, in bytes.
+    const QUIC_LENGTH_SHIFT: u32 = 21;
     /// Of a VIP's marker: answer echo requests to it.
     pub const FLAG_ECHO: u32 = 1 << 8;
     /// Of a VIP's marker: leave echo requests to the kernel, which answers if it owns the address.
@@ -220,6 +231,28 @@ impl ServiceEntry {
             Self::FORWARD_GUE => Some(Encapsulation::Gue),
             _ => None,
         }
+    }
+
+    /// Whether every bit of `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag == flag
+    }
+
+    /// Flags of a service whose QUIC server ids have `length` bytes (1 to 4) and begin `offset` bytes (0 to 19) into
+    /// the connection id.
+    pub const fn quic_flags(offset: u8, length: u8) -> u32 {
+        Self::FLAG_QUIC
+            | ((offset as u32 & 31) << Self::QUIC_OFFSET_SHIFT)
+            | ((length as u32 & 7) << Self::QUIC_LENGTH_SHIFT)
+    }
+
+    /// Where in a connection id the server id begins, in bytes, and its length.
+    #[inline(always)]
+    pub const fn quic_position(&self) -> (usize, usize) {
+        let (offset, length) =
+            (self.flags >> Self::QUIC_OFFSET_SHIFT & 31, self.flags >> Self::QUIC_LENGTH_SHIFT & 7);
+        (offset as usize, length as usize)
     }
 
     /// What the service hashes.
@@ -245,10 +278,13 @@ pub struct RealEntry {
     pub port: u16,
     /// Address of the real server.
     pub address: Address,
+    /// Tells it from every other server that ever had an entry; 0 where there is none. See
+    /// [`ServerId`](crate::pin::ServerId).
+    pub generation: u32,
 }
 
-const _: () = assert!(size_of::<RealEntry>() == 36);
-// SAFETY: `repr(C)` of integers and byte arrays without padding (4 + 2 + 6 + 6 + 2 + 16 = 36).
+const _: () = assert!(size_of::<RealEntry>() == 40);
+// SAFETY: `repr(C)` of integers and byte arrays without padding (4 + 2 + 6 + 6 + 2 + 16 + 4 = 40).
 unsafe impl Plain for RealEntry {}
 
 /// An interface that has the program on it.
@@ -337,14 +373,16 @@ pub struct FragmentEntry {
     pub source_port: u16,
     /// The service's port.
     pub destination_port: u16,
-    /// Real server's index in the real-server map.
-    pub real: u32,
+    /// Position of the real server within its service.
+    pub position: u32,
+    /// [`RealEntry::generation`] of the entry there.
+    pub generation: u32,
     /// When it came: seconds of [`Tables::now`].
     pub seen: u32,
 }
 
-const _: () = assert!(size_of::<FragmentEntry>() == 12);
-// SAFETY: `repr(C)` of integers without padding (2 x 2 + 2 x 4 = 12).
+const _: () = assert!(size_of::<FragmentEntry>() == 16);
+// SAFETY: `repr(C)` of integers without padding (2 x 2 + 3 x 4 = 16).
 unsafe impl Plain for FragmentEntry {}
 
 impl FragmentEntry {
@@ -367,6 +405,31 @@ pub struct ServiceName {
 const _: () = assert!(size_of::<ServiceName>() == 64);
 // SAFETY: `repr(C)` of integers and bytes without padding (4 + 4 + 56 = 64).
 unsafe impl Plain for ServiceName {}
+
+/// The user-space side's memory of a service's windows, by service index: what a new process needs to close them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct WindowEntry {
+    /// No slot of the service began to move after this second of [`Tables::now`].
+    pub opened: u32,
+    /// Highest [`RealEntry::generation`] ever given while this index was the service's; never goes back.
+    pub generation: u32,
+    /// Seconds an idle TCP connection is kept.
+    pub established: u32,
+    /// Seconds one is kept after a FIN or a RST.
+    pub fin: u32,
+    /// Seconds an idle flow of datagrams is kept.
+    pub udp: u32,
+    /// Seconds for which a slot moves.
+    pub window: u32,
+    /// Sum of [`TrafficCounters::unpinned`](crate::counters::TrafficCounters::unpinned)
+    /// when it was last looked at.
+    pub unpinned: u64,
+}
+
+const _: () = assert!(size_of::<WindowEntry>() == 32);
+// SAFETY: `repr(C)` of integers without padding (6 x 4 + 8 = 32).
+unsafe impl Plain for WindowEntry {}
 
 /// A slot table as the kernel holds it: one big value instead of one element per slot, which an array map
 /// would round up to 8 bytes each. A bare array, not a struct: so its BTF has no fields, and a table created
@@ -391,6 +454,14 @@ pub trait Tables {
     fn fragment(&self, key: &FlowKey, entry: &mut FragmentEntry) -> bool;
     /// Notes what a first fragment showed. The oldest is forgotten for it where there is no room.
     fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry);
+    /// The pin of a flow.
+    fn pin(&self, key: &FlowKey) -> Option<&PinCell>;
+    /// Pins a flow that has no pin; false if there is no room, or it has one by now.
+    fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool;
+    /// Removes the pin that [`Self::add_pin`] made for a packet which was not forwarded after all.
+    fn remove_pin(&self, key: &FlowKey);
+    /// The real server that a QUIC server id stands for.
+    fn quic(&self, key: &QuicKey) -> Option<&QuicEntry>;
     /// The interface a packet came in by.
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
 }

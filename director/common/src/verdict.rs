@@ -44,12 +44,29 @@ pub struct Forward {
     pub entropy: u32,
     /// 1 if it begins a connection (TCP SYN without ACK), else 0.
     pub opens: u16,
-    /// 1 if `real` was chosen for the first fragment of the same datagram, else 0.
+    /// 1 if it goes where the first fragment of the same datagram went, else 0.
     pub follows: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// What it says about its connection: see [`signal`](crate::pin::signal).
+    pub signals: u16,
     /// 1 if it is no packet of the flow but an ICMP error about one, else 0.
     pub related: u16,
+    /// What part a pin had in it: one of `PIN_*`.
+    pub pin: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Generation of the server that the first fragment of the same datagram went to.
+    pub generation: u32,
+}
+
+impl Forward {
+    /// Its slot is settled, or it is in one that tracks and found no pin, and got none.
+    pub const PIN_NONE: u16 = 0;
+    /// It follows a pin.
+    pub const PIN_FOLLOWED: u16 = 1;
+    /// It got a pin.
+    pub const PIN_STORED: u16 = 2;
+    /// It should have got a pin, and there was no room.
+    pub const PIN_REFUSED: u16 = 3;
 }
 
 macro_rules! reasons {
@@ -129,7 +146,8 @@ reasons! {
         BadTransport = "bad-transport",
         /// A later fragment whose first one has not been seen, and several services have this address.
         Fragment = "fragment",
-        /// A later fragment whose first one has not been seen, for a service that hashes by source port.
+        /// A later fragment whose first one has not been seen, and it needs ports: the service hashes by them, or
+        /// connections of its slot have pins.
         FragmentNeedsPort = "fragment-needs-port",
         /// A first fragment that does not hold the whole transport header.
         FragmentTiny = "fragment-tiny",

@@ -14,7 +14,7 @@ use aya_ebpf::programs::XdpContext;
 use director_common::counters::TrafficCounters;
 use director_common::decide::rewrite;
 use director_common::tables::{Config, FlowKey};
-use director_common::{Action, Decision, Verdict, decide};
+use director_common::{Action, Decision, Forward, Tables as _, Verdict, decide};
 
 use frame::XdpFrame;
 use maps::KernelTables;
@@ -31,6 +31,9 @@ pub fn director(context: XdpContext) -> u32 {
         && let Err(reason) = rewrite(&mut frame, &decision)
     {
         decision.verdict = Verdict::Drop(reason);
+        if decision.forward.pin == Forward::PIN_STORED {
+            KernelTables.remove_pin(flow);
+        }
     }
     account(&decision, flow);
     let (action, outcome) = decision.verdict.disposition();
@@ -55,9 +58,11 @@ fn account(decision: &Decision<'_>, flow: &FlowKey) {
     let (forward, bytes) = (&decision.forward, u64::from(decision.bytes));
     let forwarded = decision.verdict.is_forward();
     let opens = u64::from(forwarded && forward.opens != 0);
+    let unpinned = u64::from(forwarded && forward.pin == Forward::PIN_REFUSED);
     if let Some(counters) = maps::service_counters(decision.service) {
         count_in(counters, bytes, opens);
         counters.dropped += u64::from(!forwarded);
+        counters.unpinned += unpinned;
     }
     if !forwarded {
         return;

@@ -1,14 +1,15 @@
 //! The maps, and access to them as `decide` wants it.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
-    Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS,
-    MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
-    TokenBucket,
+    Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_QUIC_IDS, MAX_REALS,
+    MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable,
+    Tables, TokenBucket, WindowEntry,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, Slot};
@@ -40,6 +41,15 @@ static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
 
+/// Preallocated, and never an LRU: a pin is not given up for another. User space sets the real size when it creates
+/// the map, and removes what has had its time.
+#[btf_map]
+static PINS: HashMap<FlowKey, Pin, 1> = HashMap::new();
+#[btf_map]
+static QUIC_IDS: HashMap<QuicKey, QuicEntry, MAX_QUIC_IDS, ON_DEMAND> = HashMap::new();
+/// Only user space reads and writes these, as NAMES.
+#[btf_map]
+static WINDOWS: Array<WindowEntry, MAX_SERVICES> = Array::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FlowKey, FragmentEntry, MAX_FRAGMENTS> = LruHashMap::new();
 /// One for each processor.
@@ -109,6 +119,31 @@ impl Tables for KernelTables {
     fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry) {
         // A full map evicts; any other failure only means that later fragments find nothing.
         let _ = FRAGMENTS.insert(key, entry, 0);
+    }
+
+    #[inline(always)]
+    fn pin(&self, key: &FlowKey) -> Option<&PinCell> {
+        // SAFETY: elements of a preallocated map stay mapped, and a cell is atomics in the layout of a pin. One that
+        // user space has removed meanwhile had not been used for its whole time; should another connection have it
+        // by now, that one is kept a little longer or goes to its slot's owner once, as if it had no pin.
+        PINS.get_ptr(key).map(|pin| unsafe { &*pin.cast::<PinCell>() })
+    }
+
+    #[inline(always)]
+    fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool {
+        PINS.insert(key, pin, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_pin(&self, key: &FlowKey) {
+        // Not there is what is wanted.
+        let _ = PINS.remove(key);
+    }
+
+    #[inline(always)]
+    fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
+        // SAFETY: as in `service`.
+        unsafe { QUIC_IDS.get(key) }
     }
 
     #[inline(always)]

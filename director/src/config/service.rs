@@ -185,15 +185,11 @@ pub(super) fn refuse_for_now(source: &Source<'_>, services: &[file::Service]) ->
     for entry in services {
         let prefix = Some(&entry.vip).filter(|vip| vip.get_ref().contains('/'));
         let slots = entry.slots.as_ref().filter(|slots| *slots.get_ref() != SLOTS[0]);
-        let one_packet = entry.one_packet.as_ref().filter(|one_packet| *one_packet.get_ref());
         let keys = [
             (place(prefix), "a prefix of VIPs", "write one address"),
             (place(entry.ports.as_ref()), "ports", "write port = NUMBER, or port = 0 for all"),
             (place(entry.also.first()), "also", "write a service for each address"),
             (place(slots), "slots other than 65537", "leave it out"),
-            (place(entry.timeouts.as_ref()), "timeouts", "leave it out"),
-            (place(one_packet), "one_packet", "leave it out"),
-            (place(entry.quic.as_ref()), "quic", "leave it and quic_id out"),
         ];
         for (place, what, remedy) in keys {
             if let Some(place) = place {

@@ -2,19 +2,25 @@
 //!
 //! Order is everything. What is new (real servers, tables) is complete before a key leads to it; a key is
 //! switched by replacing its entry, which is atomic; what is old is cleared only when no key leads to it, and
-//! reused only when every program that could have seen it has ended.
+//! reused only when every program that could have seen it has ended. When a window opened is noted before its slots
+//! move, and again afterwards: a process that dies in between may close it late, but never early.
 
 use std::collections::BTreeSet;
 
+use director_common::pin::{QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
-use director_common::tables::{Config, RealEntry, ServiceEntry, ServiceKey, SlotTable};
+use director_common::tables::{
+    Config, MAX_REALS, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, SlotTable, WindowEntry,
+};
 use director_common::{SLOTS, Slot};
 
 use super::error::ApplyError;
 use super::maps::{self, Shared};
 use super::plan::{Block, Placement};
-use super::spec::{HashInput, Keys, NO_REAL, RealSpec, ServiceSpec, check, pack};
-use super::{Dataplane, EchoPolicy, with_way};
+use super::seats::Seating;
+use super::spec::{Datagrams, HashInput, Keys, Protocol, RealSpec, ServiceSpec, check};
+use super::window::{SlotWindows, seconds};
+use super::{Dataplane, EchoPolicy, monotonic_seconds, with_way};
 
 /// What [`Dataplane::apply`] changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +70,7 @@ impl Dataplane {
         self.set_any_port(any_port(&keys))?;
         let wanted: BTreeSet<&str> = services.iter().map(|service| service.name).collect();
         self.remove_services(&wanted, &mut report)?;
+        self.prune_quic_ids()?;
         self.clear_retired()?;
         Ok(report)
     }
@@ -83,7 +90,9 @@ impl Dataplane {
                 .iter()
                 .zip(&keys.services)
                 .filter(|(_, keys)| keys.iter().any(|key| key.address == vip.address));
-            of_vip.into_iter().any(|(service, _)| service.slots.iter().any(|slot| *slot != NO_REAL))
+            of_vip
+                .into_iter()
+                .any(|(service, _)| service.slots.iter().any(|slot| service.owner(*slot).is_some()))
         };
         let flags = match self.options.echo {
             EchoPolicy::WhileServed if served() => ServiceEntry::FLAG_ECHO,
@@ -108,55 +117,121 @@ impl Dataplane {
         keys: &[ServiceKey],
         report: &mut ApplyReport,
     ) -> Result<(), ApplyError> {
-        let slots = pack(service.slots);
-        let kept_block = self.block_to_keep(service)?;
-        let known = self.plan.services.get(service.name);
-        let kept_table = known.filter(|old| kept_block.is_some() && old.slots == slots).map(|old| old.table);
-        let index = match known {
-            Some(placement) => placement.index,
-            None => self.new_index(service.name, report)?,
+        let now = monotonic_seconds();
+        let old = self.plan.services.get(service.name);
+        let seating = Seating::new(old, service, &mut self.plan.generation);
+        let (slots, changed) = slots_of(old, service, &seating, now);
+        let kept_block = old.map(|old| old.block).filter(|block| seating.size() <= block.count as usize);
+        let kept_table = old.filter(|_| kept_block.is_some() && !changed).map(|old| old.table);
+        let (index, window) = match old {
+            Some(old) => (old.index, old.window),
+            None => (self.new_index(service.name, report)?, WindowEntry::default()),
         };
         let block = match kept_block {
             Some(block) => block,
-            None => self.plan.free_block(service.reals.len()).ok_or_else(|| full(service, "real servers"))?,
+            None => self
+                .plan
+                .free_block(seating.size())
+                .ok_or_else(|| full(service, "real servers", MAX_REALS))?,
         };
-        self.write_reals(service, block, kept_block.is_none(), report)?;
+        let window = self.note_window(index, window_entry(window, service, &slots, self.plan.generation))?;
+        self.write_reals(&seating, block, kept_block.is_none(), report)?;
         let table = match kept_table {
             Some(table) => table,
             None => self.write_table(service, &slots, report)?,
         };
-        let flags = match service.hash {
+        self.add_quic_ids(index, service, &seating)?;
+        let hash = match service.hash {
             HashInput::Source => 0,
             HashInput::SourcePort => ServiceEntry::FLAG_HASH_PORT,
         };
+        let flags = hash | service.datagrams.flags();
         let (forwarding, tunnel_port) = service.forwarding.packed();
         let (real_base, real_count) = (block.base, block.count);
         let entry =
             ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
-        let new = Placement { index, table, block, slots };
+        let Seating { servers, gone, .. } = seating;
+        let (hash, timeouts) = (service.hash, service.timeouts);
+        let new = Placement { index, table, block, hash, slots, servers, timeouts, window };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
         }
-        keys.iter().try_for_each(|key| self.set_key(*key, entry, report))
-    }
-
-    /// The service's block, if every position that slots in force name keeps its server: then what is new can
-    /// be written in place.
-    fn block_to_keep(&self, service: &ServiceSpec<'_>) -> Result<Option<Block>, ApplyError> {
-        let Some(placement) = self.plan.services.get(service.name) else { return Ok(None) };
-        if service.reals.len() > placement.block.count as usize {
-            return Ok(None);
-        }
-        let named: BTreeSet<u16> =
-            placement.slots.iter().filter_map(|bits| Slot::from_bits(*bits).current()).collect();
-        for position in named {
-            let Some(real) = service.reals.get(usize::from(position)) else { continue };
-            let entry = self.maps.real(placement.block.base + u32::from(position))?;
-            if !is_server(&entry, real) {
-                return Ok(None);
+        keys.iter().try_for_each(|key| self.set_key(*key, entry, report))?;
+        if kept_block.is_some() {
+            for position in gone {
+                self.maps.clear_real(block.base + u32::from(position))?;
             }
         }
-        Ok(Some(placement.block))
+        self.correct_window(service.name, now)
+    }
+
+    /// Notes what a later process must know of a service's windows.
+    fn note_window(&mut self, index: u32, window: WindowEntry) -> Result<WindowEntry, ApplyError> {
+        if self.maps.window(index)? != window {
+            self.maps.set_window(index, window)?;
+        }
+        Ok(window)
+    }
+
+    /// Slots that began to move at `begun` did so only now, when the table is in force.
+    fn correct_window(&mut self, service: &str, begun: u32) -> Result<(), ApplyError> {
+        let now = monotonic_seconds();
+        let Some(placement) = self.plan.services.get_mut(service).filter(|_| now != begun) else {
+            return Ok(());
+        };
+        placement.slots.correct(begun, now);
+        placement.window.opened = placement.slots.opened().unwrap_or(0);
+        let (index, window) = (placement.index, placement.window);
+        self.note_window(index, window)?;
+        Ok(())
+    }
+
+    /// Makes known the QUIC server ids of a service.
+    fn add_quic_ids(
+        &mut self,
+        index: u32,
+        service: &ServiceSpec<'_>,
+        seating: &Seating,
+    ) -> Result<(), ApplyError> {
+        if !matches!(service.datagrams, Datagrams::Quic { .. }) {
+            return Ok(());
+        }
+        for (position, server) in &seating.servers {
+            let of_server = |real: &&RealSpec| (real.address, real.port) == (server.address, server.port);
+            let Some(id) = service.reals.iter().find(of_server).and_then(|real| real.quic_id) else {
+                continue;
+            };
+            let key = QuicKey { service: index, id };
+            let entry = QuicEntry { position: u32::from(*position), generation: server.generation };
+            if self.plan.quic_ids.get(&key) != Some(&entry) {
+                self.maps.quic_ids.insert(Shared(key), Shared(entry), 0)?;
+                self.plan.quic_ids.insert(key, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the QUIC server ids of servers that are gone.
+    pub(super) fn prune_quic_ids(&mut self) -> Result<(), ApplyError> {
+        let known: BTreeSet<(u32, u32)> = self
+            .plan
+            .services
+            .values()
+            .flat_map(|placement| {
+                placement.servers.values().map(|server| (placement.index, server.generation))
+            })
+            .collect();
+        let stale = self
+            .plan
+            .quic_ids
+            .iter()
+            .filter(|(key, entry)| !known.contains(&(key.service, entry.generation)));
+        let stale: Vec<QuicKey> = stale.map(|(key, _)| *key).collect();
+        for key in stale {
+            self.maps.quic_ids.remove(&Shared(key))?;
+            self.plan.quic_ids.remove(&key);
+        }
+        Ok(())
     }
 
     fn new_index(&mut self, name: &str, report: &mut ApplyReport) -> Result<u32, ApplyError> {
@@ -173,24 +248,25 @@ impl Dataplane {
 
     fn write_reals(
         &mut self,
-        service: &ServiceSpec<'_>,
+        seating: &Seating,
         block: Block,
         new_block: bool,
         report: &mut ApplyReport,
     ) -> Result<(), ApplyError> {
-        for (position, index) in block.indices().enumerate() {
-            let Some(real) = service.reals.get(position) else {
+        for (position, index) in (0..).zip(block.indices()) {
+            let Some(server) = seating.servers.get(&position) else {
                 if new_block {
                     self.maps.new_real(index, RealEntry::default())?;
                 }
                 continue;
             };
-            if !new_block && is_server(&self.maps.real(index)?, real) {
+            if !new_block && !seating.new.contains(&position) {
                 continue;
             }
-            let address = maps::address(real.address);
-            let entry = RealEntry { port: real.port, address, ..RealEntry::default() };
-            let way = self.next_hops.get(&real.address).copied();
+            let (port, generation) = (server.port, server.generation);
+            let address = maps::address(server.address);
+            let entry = RealEntry { port, address, generation, ..RealEntry::default() };
+            let way = self.next_hops.get(&server.address).copied();
             self.maps.new_real(index, with_way(entry, way))?;
             report.reals_written += 1;
         }
@@ -200,11 +276,11 @@ impl Dataplane {
     fn write_table(
         &mut self,
         service: &ServiceSpec<'_>,
-        slots: &SlotTable,
+        slots: &SlotWindows,
         report: &mut ApplyReport,
     ) -> Result<u32, ApplyError> {
-        let table = self.plan.free_table().ok_or_else(|| full(service, "slot tables"))?;
-        self.maps.set_table(table, slots)?;
+        let table = self.plan.free_table().ok_or_else(|| full(service, "slot tables", MAX_TABLES))?;
+        self.maps.set_table(table, &packed(slots.slots()))?;
         if self.plan.services.contains_key(service.name) {
             report.switched.push(service.name.to_owned());
         }
@@ -276,8 +352,49 @@ impl Dataplane {
     }
 }
 
-fn is_server(entry: &RealEntry, real: &RealSpec) -> bool {
-    entry.address == maps::address(real.address) && entry.port == real.port
+/// A service's slots under a specification, and whether they differ from those in force.
+fn slots_of(
+    old: Option<&Placement>,
+    service: &ServiceSpec<'_>,
+    seating: &Seating,
+    now: u32,
+) -> (SlotWindows, bool) {
+    let settled =
+        || SlotWindows::new(seating.owners.iter().map(|owner| Slot::settled(*owner)).collect(), now);
+    let Some(old) = old else { return (settled(), true) };
+    let mut slots = old.slots.clone();
+    let tracks = service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp);
+    // With another hash every connection has another slot, whose owners are no help.
+    let changed = if tracks && old.hash == service.hash {
+        slots.change(&seating.owners, |position| seating.is_gone(position), now)
+    } else {
+        slots.settle_at(&seating.owners)
+    };
+    (slots, changed)
+}
+
+fn window_entry(
+    old: WindowEntry,
+    service: &ServiceSpec<'_>,
+    slots: &SlotWindows,
+    generation: u32,
+) -> WindowEntry {
+    let timeouts = &service.timeouts;
+    WindowEntry {
+        opened: slots.opened().unwrap_or(0),
+        generation: generation.max(old.generation),
+        established: seconds(timeouts.established),
+        fin: seconds(timeouts.fin),
+        udp: seconds(timeouts.udp),
+        window: timeouts.window(service.has(Protocol::Tcp), service.has(Protocol::Udp)),
+        unpinned: old.unpinned,
+    }
+}
+
+/// Slots as the kernel holds them.
+pub(super) fn packed(slots: &[Slot]) -> Box<SlotTable> {
+    let bits: Vec<u32> = slots.iter().map(|slot| slot.bits()).collect();
+    bits.into_boxed_slice().try_into().expect("invariant: a specification's slots were counted")
 }
 
 fn any_port(keys: &Keys) -> bool {
@@ -288,12 +405,7 @@ fn any_port_in<'a>(mut keys: impl Iterator<Item = &'a ServiceKey>) -> bool {
     keys.any(|key| key.kind == ServiceKey::KIND_SERVICE && key.port == 0)
 }
 
-fn full(service: &ServiceSpec<'_>, what: &'static str) -> ApplyError {
-    let limit = if what == "slot tables" {
-        director_common::tables::MAX_TABLES
-    } else {
-        director_common::tables::MAX_REALS
-    };
+fn full(service: &ServiceSpec<'_>, what: &'static str, limit: usize) -> ApplyError {
     ApplyError::Full { service: service.name.to_owned(), what, limit }
 }
 

@@ -5,19 +5,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod, util};
 use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, Config, FlowKey, Interface, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES,
-    MAX_TABLES, Plain, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable,
+    Address, Config, FlowKey, Interface, MAX_INTERFACES, MAX_QUIC_IDS, MAX_REALS, MAX_SERVICE_KEYS,
+    MAX_SERVICES, MAX_TABLES, Plain, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable,
+    WindowEntry,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 
 use super::apply::empty_table;
+use super::batch::PinMap;
 use super::error::OpenError;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 10] = [
+pub(super) const NAMES: [&str; 13] = [
     "SERVICES",
     "TABLES",
     "REALS",
@@ -27,6 +30,9 @@ pub(super) const NAMES: [&str; 10] = [
     "SERVICE_STATS",
     "REAL_STATS",
     "FLOWS",
+    "PINS",
+    "QUIC_IDS",
+    "WINDOWS",
     "CONFIG",
 ];
 
@@ -44,6 +50,9 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "OUTCOMES" => of::<u32, u64>(OUTCOME_COUNTERS),
         "SERVICE_STATS" => of::<u32, TrafficCounters>(MAX_SERVICES),
         "REAL_STATS" => of::<u32, TrafficCounters>(MAX_REALS),
+        "PINS" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
+        "QUIC_IDS" => of::<QuicKey, QuicEntry>(MAX_QUIC_IDS),
+        "WINDOWS" => of::<u32, WindowEntry>(MAX_SERVICES),
         "CONFIG" => of::<u32, Config>(1),
         _ => (size_of::<FlowKey>() as u32, size_of::<FlowCounters>() as u32, None),
     }
@@ -72,6 +81,9 @@ pub(super) struct Maps {
     pub(super) service_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
+    pub(super) pins: PinMap,
+    pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
+    windows: Array<MapData, Shared<WindowEntry>>,
     empty: Option<TableMap>,
     processors: usize,
 }
@@ -96,6 +108,9 @@ impl Maps {
             service_stats: take(ebpf, "SERVICE_STATS")?,
             real_stats: take(ebpf, "REAL_STATS")?,
             flows: take(ebpf, "FLOWS")?,
+            pins: take(ebpf, "PINS")?,
+            quic_ids: take(ebpf, "QUIC_IDS")?,
+            windows: take(ebpf, "WINDOWS")?,
             empty: None,
             processors,
         })
@@ -123,6 +138,24 @@ impl Maps {
         let zero = PerCpuValues::try_from(vec![Shared(TrafficCounters::default()); self.processors])?;
         self.real_stats.set(index, zero, 0)?;
         self.reals.set(index, Shared(entry), 0)
+    }
+
+    /// Empties a real server's entry that no table names any more: pins to it are void, and packets under way that
+    /// saw an older table find no way.
+    pub(super) fn clear_real(&mut self, index: u32) -> Result<(), MapError> {
+        let old = self.real(index)?;
+        self.reals.set(index, Shared(RealEntry { ifindex: 0, generation: 0, ..old }), 0)?;
+        self.reals.set(index, Shared(RealEntry::default()), 0)
+    }
+
+    /// What is remembered of a service's windows, by service index.
+    pub(super) fn window(&self, index: u32) -> Result<WindowEntry, MapError> {
+        Ok(self.windows.get(&index, 0)?.0)
+    }
+
+    /// Remembers a service's windows.
+    pub(super) fn set_window(&mut self, index: u32, entry: WindowEntry) -> Result<(), MapError> {
+        self.windows.set(index, Shared(entry), 0)
     }
 
     /// Replaces the way in a real server's entry. An element of an array is not replaced at once, so a program

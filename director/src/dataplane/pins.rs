@@ -126,10 +126,16 @@ fn is_written(path: &Path) -> Result<bool, OpenError> {
     }
 }
 
+/// Number of entries of a map that is there.
+pub(super) fn size_of_map(folder: &Path, name: &str) -> Result<Option<u32>, OpenError> {
+    let path = map_path(folder, name);
+    if path.exists() { Ok(Some(MapInfo::from_pin(&path)?.max_entries())) } else { Ok(None) }
+}
+
 /// Removes the pin of a map whose content is dispensable if it has another number of entries than wanted.
 pub(super) fn drop_resized(folder: &Path, name: &str, entries: u32) -> Result<(), OpenError> {
     let path = map_path(folder, name);
-    if path.exists() && MapInfo::from_pin(&path)?.max_entries() != entries {
+    if size_of_map(folder, name)?.is_some_and(|found| found != entries) {
         fs::remove_file(&path).map_err(failed(&path, "removing a map of another size"))?;
     }
     Ok(())

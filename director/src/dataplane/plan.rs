@@ -1,18 +1,23 @@
 //! Which service has which index, slot table and block of real servers.
 //!
 //! The kernel's maps are the truth: this is read from them when the data plane is opened, and kept in step by
-//! `apply`. Real servers of one service are a block of consecutive entries, some spare at its end.
+//! `apply`. Real servers of one service are a block of consecutive entries, some spare at its end. Their positions in
+//! it are the data plane's own: a server keeps its position while a slot names it or a connection is pinned to it, and
+//! a position is given to another only afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use aya::maps::MapError;
+use director_common::Slot;
+use director_common::pin::{QuicEntry, QuicKey};
 use director_common::tables::{
-    Address, MAX_REALS, MAX_SERVICES, MAX_TABLES, ServiceEntry, ServiceKey, SlotTable,
+    Address, HashInput, MAX_REALS, MAX_SERVICES, MAX_TABLES, ServiceEntry, ServiceKey, WindowEntry,
 };
 
 use super::NextHop;
 use super::maps::{Maps, Shared, ip_address};
+use super::window::{SlotWindows, Timeouts};
 
 /// Smallest block of real servers, and what every block's size is a multiple of: room to grow in place.
 const BLOCK: u32 = 8;
@@ -34,13 +39,37 @@ impl Block {
     }
 }
 
+/// A real server that has a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Server {
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) generation: u32,
+    /// It is in the service no more, and only connections that it has keep it here.
+    pub(super) is_leaving: bool,
+}
+
 /// A service in the kernel.
 #[derive(Debug)]
 pub(super) struct Placement {
     pub(super) index: u32,
     pub(super) table: u32,
     pub(super) block: Block,
-    pub(super) slots: Box<SlotTable>,
+    pub(super) hash: HashInput,
+    pub(super) slots: SlotWindows,
+    /// By position.
+    pub(super) servers: BTreeMap<u16, Server>,
+    pub(super) timeouts: Timeouts,
+    /// What the kernel's memory of the windows is.
+    pub(super) window: WindowEntry,
+}
+
+impl Placement {
+    /// The timeouts that an earlier process noted.
+    fn noted_timeouts(window: &WindowEntry) -> Timeouts {
+        let of = |seconds: u32| std::time::Duration::from_secs(seconds.into());
+        Timeouts { established: of(window.established), fin: of(window.fin), udp: of(window.udp) }
+    }
 }
 
 /// All of them, and what of the kernel's maps is taken.
@@ -49,6 +78,10 @@ pub(super) struct Plan {
     pub(super) services: BTreeMap<String, Placement>,
     /// What is in the service map.
     pub(super) keys: BTreeMap<ServiceKey, ServiceEntry>,
+    /// What is in the map of QUIC server ids.
+    pub(super) quic_ids: BTreeMap<QuicKey, QuicEntry>,
+    /// Highest generation that any server's entry ever had.
+    pub(super) generation: u32,
     /// Tables and blocks that packets on their way may still use.
     pub(super) retired_tables: BTreeSet<u32>,
     pub(super) retired_blocks: Vec<Block>,
@@ -62,7 +95,12 @@ impl Plan {
             let (Shared(key), Shared(entry)) = item?;
             plan.keys.insert(key, entry);
         }
+        for item in maps.quic_ids.iter() {
+            let (Shared(key), Shared(entry)) = item?;
+            plan.quic_ids.insert(key, entry);
+        }
         for index in 0..MAX_SERVICES as u32 {
+            plan.generation = plan.generation.max(maps.window(index)?.generation);
             if let Some(name) = maps.name(index)? {
                 plan.read_service(maps, index, name)?;
             }
@@ -85,7 +123,19 @@ impl Plan {
             self.retired_blocks.push(Block::of(other));
         }
         let Some(slots) = maps.table(entry.table)? else { return Ok(()) };
-        let placement = Placement { index, table: entry.table, block: Block::of(entry), slots };
+        let slots = slots.iter().map(|bits| Slot::from_bits(*bits)).collect();
+        let window = maps.window(index)?;
+        let block = Block::of(entry);
+        let placement = Placement {
+            index,
+            table: entry.table,
+            block,
+            hash: entry.hash_input(),
+            slots: SlotWindows::new(slots, window.opened),
+            servers: read_servers(maps, block)?,
+            timeouts: Placement::noted_timeouts(&window),
+            window,
+        };
         self.services.insert(name, placement);
         Ok(())
     }
@@ -147,4 +197,17 @@ impl Plan {
         }
         (base.saturating_add(count) <= MAX_REALS as u32).then_some(Block { base, count })
     }
+}
+
+/// The servers of a block. Which of them are leaving only a specification can say.
+fn read_servers(maps: &Maps, block: Block) -> Result<BTreeMap<u16, Server>, MapError> {
+    let mut servers = BTreeMap::new();
+    for (position, index) in (0..).zip(block.indices()) {
+        let real = maps.real(index)?;
+        if real.generation != 0 {
+            let (address, port, generation) = (ip_address(real.address), real.port, real.generation);
+            servers.insert(position, Server { address, port, generation, is_leaving: false });
+        }
+    }
+    Ok(servers)
 }

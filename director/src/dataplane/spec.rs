@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use director_common::SLOTS;
 use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 use director_common::slot::MAX_POSITION;
 use director_common::tables::{
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry, ServiceKey, SlotTable,
+    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry, ServiceKey,
 };
-use director_common::{SLOTS, Slot};
 
 pub use director_common::tables::HashInput;
 
 use super::maps;
+use super::window::Timeouts;
 
 /// Slot value in a specification that names no real server.
 pub(super) const NO_REAL: u16 = u16::MAX;
@@ -99,6 +100,50 @@ pub struct RealSpec {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
+    /// Whether it serves. One that does not takes no packet, and its connections are not waited for.
+    pub alive: bool,
+    /// The server id in QUIC connection ids that it gives out, first byte highest; see [`Datagrams::Quic`].
+    pub quic_id: Option<u32>,
+}
+
+impl RealSpec {
+    /// A real server that serves.
+    pub const fn new(address: IpAddr, port: u16) -> Self {
+        Self { address, port, alive: true, quic_id: None }
+    }
+}
+
+/// What a service takes datagrams for. TCP is not concerned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Datagrams {
+    /// Parts of flows, which stay with their real server while it serves.
+    ///
+    /// No datagram begins a flow in a way that shows. So while a slot moves, whatever has no pin goes to the previous
+    /// owner and is pinned there: no live flow is moved, and nothing is stored while nothing changes. The price is
+    /// that a server that leaves still gets new flows of its slots, for one idle timeout.
+    #[default]
+    Tracked,
+    /// Each complete in itself (DNS, syslog): every one goes to its slot's owner, and nothing is ever stored.
+    OnePacket,
+    /// QUIC whose connection ids name the real server; see [`RealSpec::quic_id`]. Initial and 0-RTT packets, and ids
+    /// that name nobody, go by the slot.
+    Quic {
+        /// Where in the connection id the server id begins, in bytes: 0 to 19.
+        offset: u8,
+        /// Length of the server id in bytes: 1 to 4.
+        length: u8,
+    },
+}
+
+impl Datagrams {
+    /// The same as the maps say it: flags of a [`ServiceEntry`].
+    pub(super) const fn flags(self) -> u32 {
+        match self {
+            Self::Tracked => 0,
+            Self::OnePacket => ServiceEntry::FLAG_ONE_PACKET,
+            Self::Quic { offset, length } => ServiceEntry::quic_flags(offset, length),
+        }
+    }
 }
 
 /// One service, complete.
@@ -116,6 +161,22 @@ pub struct ServiceSpec<'a> {
     pub reals: Vec<RealSpec>,
     /// Position of each slot's owner, `u16::MAX` for none; [`SLOTS`] of them.
     pub slots: &'a [u16],
+    /// How long idle connections are kept.
+    pub timeouts: Timeouts,
+    /// What it takes datagrams for.
+    pub datagrams: Datagrams,
+}
+
+impl ServiceSpec<'_> {
+    /// The real server that a slot value names, if it serves.
+    pub(super) fn owner(&self, slot: u16) -> Option<&RealSpec> {
+        self.reals.get(usize::from(slot)).filter(|real| real.alive)
+    }
+
+    /// Whether some address has this protocol.
+    pub(super) fn has(&self, protocol: Protocol) -> bool {
+        self.addresses.iter().any(|address| address.protocol == protocol)
+    }
 }
 
 /// What is wrong with a list of services. Nothing has changed.
@@ -199,6 +260,33 @@ pub enum SpecError {
         /// How many real servers there are.
         count: usize,
     },
+    /// One real server twice.
+    #[error("service '{service}' lists real server {address} port {port} twice")]
+    DuplicateReal {
+        /// The service.
+        service: String,
+        /// The real server.
+        address: IpAddr,
+        /// Its port.
+        port: u16,
+    },
+    /// A server id that is nowhere in a connection id.
+    #[error(
+        "service '{0}': a QUIC server id has 1 to 4 bytes and lies within the 20 bytes that a connection id has at most"
+    )]
+    QuicPosition(String),
+    /// A server id that does not fit, or is another's.
+    #[error(
+        "service '{service}': QUIC server id {id} of {address} is another real server's, or has too many bytes"
+    )]
+    QuicId {
+        /// The service.
+        service: String,
+        /// The real server.
+        address: IpAddr,
+        /// Its id.
+        id: u32,
+    },
     /// More services or addresses than the maps hold.
     #[error("{count} {what} are more than the {limit} the data plane holds")]
     TooMany {
@@ -256,6 +344,7 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
         return Err(SpecError::TooManyReals { service: name(), count, limit: max_reals.min(MAX_REALS) });
     }
     check_ports(service)?;
+    check_reals(service)?;
     if service.slots.len() != SLOTS {
         return Err(SpecError::SlotCount { service: name(), count: service.slots.len() });
     }
@@ -280,6 +369,27 @@ fn check_tunnel(service: &ServiceSpec<'_>, sources: &TunnelSources) -> Result<()
         }
         None => Ok(()),
     }
+}
+
+/// Each real server is there once, and has a server id of its own.
+fn check_reals(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
+    let name = || service.name.to_owned();
+    let id_bytes = match service.datagrams {
+        Datagrams::Quic { offset, length } if (1..=4).contains(&length) && offset <= 20 - length => length,
+        Datagrams::Quic { .. } => return Err(SpecError::QuicPosition(name())),
+        Datagrams::Tracked | Datagrams::OnePacket => 4,
+    };
+    let (mut seen, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for real in &service.reals {
+        if !seen.insert((real.address, real.port)) {
+            return Err(SpecError::DuplicateReal { service: name(), address: real.address, port: real.port });
+        }
+        let Some(id) = real.quic_id else { continue };
+        if u64::from(id) >= 1 << (8 * u32::from(id_bytes)) || !ids.insert(id) {
+            return Err(SpecError::QuicId { service: name(), address: real.address, id });
+        }
+    }
+    Ok(())
 }
 
 fn check_ports(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
@@ -320,13 +430,4 @@ fn keys(services: &[ServiceSpec<'_>]) -> Result<Keys, SpecError> {
         keys.services.push(own.chain(fragments).collect());
     }
     Ok(keys)
-}
-
-/// The slots as the kernel holds them.
-pub(super) fn pack(slots: &[u16]) -> Box<SlotTable> {
-    let packed: Vec<u32> = slots
-        .iter()
-        .map(|position| if *position == NO_REAL { Slot::EMPTY } else { Slot::settled(*position) }.bits())
-        .collect();
-    packed.into_boxed_slice().try_into().expect("invariant: the number of slots was checked")
 }

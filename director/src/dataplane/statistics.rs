@@ -27,14 +27,14 @@ pub struct Counters {
 pub struct ServiceCounters {
     /// Of the service.
     pub total: TrafficCounters,
-    /// Of its real servers, in table position order.
+    /// Of its real servers, in the order of their positions in the kernel, which are not those of any table.
     pub reals: Vec<RealCounters>,
 }
 
 /// Counters of one real server of one service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RealCounters {
-    /// Position in the service's table.
+    /// Position in the kernel.
     pub position: u16,
     /// Address of the real server.
     pub address: IpAddr,
@@ -67,7 +67,11 @@ pub struct Flow {
     pub last_seen: Duration,
 }
 
-fn sum(map: &PerCpuArray<MapData, Shared<TrafficCounters>>, index: u32) -> Result<TrafficCounters, MapError> {
+/// A counter, over all processors.
+pub(super) fn sum(
+    map: &PerCpuArray<MapData, Shared<TrafficCounters>>,
+    index: u32,
+) -> Result<TrafficCounters, MapError> {
     let mut total = TrafficCounters::default();
     map.get(&index, 0)?.iter().for_each(|Shared(counters)| total.add(counters));
     Ok(total)

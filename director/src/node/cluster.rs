@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 
-use director_proto::tables::{ServiceTable, TableSet};
+use director_proto::tables::{ServiceTable, TableReal, TableSet};
 
 use crate::config::Forwarding as Way;
-use crate::config::{Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
+use crate::config::{self, Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
 use crate::dataplane::{self, Forwarding, HashInput, RealSpec, ServiceAddress, ServiceSpec};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
@@ -76,6 +76,15 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
         },
         port: address.ports.first,
     };
+    // A server that left the configuration, but not the table yet, has no id any more.
+    let quic_id = |real: &TableReal| {
+        service.reals.iter().find(|known| known.address == real.address).and_then(|known| known.quic_id)
+    };
+    let real = |real: &TableReal| RealSpec {
+        alive: !real.dead,
+        quic_id: quic_id(real),
+        ..RealSpec::new(real.address, real.port)
+    };
     ServiceSpec {
         name,
         addresses: service.addresses.iter().map(address).collect(),
@@ -86,8 +95,18 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
             Way::Tunnel(Tunnel::Gre) => Forwarding::Gre,
             Way::Tunnel(Tunnel::Gue { port }) => Forwarding::Gue { port },
         },
-        reals: table.reals.iter().map(|real| RealSpec { address: real.address, port: real.port }).collect(),
+        reals: table.reals.iter().map(real).collect(),
         slots: &table.slots,
+        timeouts: dataplane::Timeouts {
+            established: service.timeouts.established,
+            fin: service.timeouts.fin,
+            udp: service.timeouts.udp,
+        },
+        datagrams: match service.datagrams {
+            config::Datagrams::Tracked => dataplane::Datagrams::Tracked,
+            config::Datagrams::OnePacket => dataplane::Datagrams::OnePacket,
+            config::Datagrams::Quic { offset, length } => dataplane::Datagrams::Quic { offset, length },
+        },
     }
 }
 

@@ -179,19 +179,16 @@ impl Node {
             .to_owned(),
             ..self.health_of(name, real)
         };
-        let counters = |position: usize| {
-            let reals = &counted?.reals;
-            let real = reals.iter().find(|real| usize::from(real.position) == position)?;
-            Some(traffic(&real.counters))
+        let counters = |real: &TableReal| {
+            let place = (real.address, real.port);
+            let counted = counted?.reals.iter().find(|counted| (counted.address, counted.port) == place)?;
+            Some(traffic(&counted.counters))
         };
-        let rows = table.reals.iter().zip(slots::counts(table)).enumerate();
+        let rows = table.reals.iter().zip(slots::counts(table));
         let mut shown: Vec<wire::RealServer> = rows
             // A server that has gone keeps its position for a while.
-            .filter(|(_, (real, slots))| *slots > 0 || configured.contains(&real.address))
-            .map(|(position, (real, slots))| wire::RealServer {
-                traffic: counters(position),
-                ..show(real, slots)
-            })
+            .filter(|(real, slots)| *slots > 0 || configured.contains(&real.address))
+            .map(|(real, slots)| wire::RealServer { traffic: counters(real), ..show(real, slots) })
             .collect();
         // One that came at weight 0 has had no slot, and no place in the table.
         let absent = service.members().into_iter().filter(|member| {

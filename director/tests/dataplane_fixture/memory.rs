@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use director::dataplane::{Forwarding, HashInput, NextHop, ServiceSpec};
+use director::dataplane::{Datagrams, Forwarding, HashInput, NextHop, ServiceSpec};
 use director_common::decide::rewrite;
 use director_common::packet::{Buffer, Frame};
+use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RealEntry,
@@ -46,6 +47,11 @@ pub struct Memory {
     pub fragments: RefCell<HashMap<FlowKey, FragmentEntry>>,
     pub now: Cell<u32>,
     pub bucket: Cell<TokenBucket>,
+    /// Each leaked when it is made: a few bytes for every connection of a test.
+    pub pins: RefCell<HashMap<FlowKey, &'static PinCell>>,
+    /// Most pins at one time.
+    pub pin_capacity: usize,
+    pub quic: HashMap<QuicKey, QuicEntry>,
 }
 
 pub fn mapped(address: std::net::IpAddr) -> Address {
@@ -75,6 +81,9 @@ impl Memory {
             fragments: RefCell::default(),
             now: Cell::new(1_000),
             bucket: Cell::default(),
+            pins: RefCell::default(),
+            pin_capacity: usize::MAX,
+            quic: HashMap::new(),
         }
     }
 
@@ -85,7 +94,12 @@ impl Memory {
             table: self.slots.len() as u32,
             real_base: self.reals.len() as u32,
             real_count: spec.reals.len() as u32,
-            flags,
+            flags: flags
+                | match spec.datagrams {
+                    Datagrams::Tracked => 0,
+                    Datagrams::OnePacket => ServiceEntry::FLAG_ONE_PACKET,
+                    Datagrams::Quic { offset, length } => ServiceEntry::quic_flags(offset, length),
+                },
             forwarding: match spec.forwarding {
                 Forwarding::DirectReturn => ServiceEntry::FORWARD_DIRECT,
                 Forwarding::Ipip => ServiceEntry::FORWARD_IPIP,
@@ -100,9 +114,14 @@ impl Memory {
                 .map(|slot| if *slot == u16::MAX { Slot::EMPTY } else { Slot::settled(*slot) })
                 .collect(),
         );
-        for real in &spec.reals {
+        for (position, real) in (0..).zip(&spec.reals) {
+            if let Some(id) = real.quic_id {
+                let server = QuicEntry { position, generation: self.reals.len() as u32 + 1 };
+                self.quic.insert(QuicKey { service: entry.service, id }, server);
+            }
             let mut entry =
                 RealEntry { port: real.port, address: mapped(real.address), ..Default::default() };
+            entry.generation = self.reals.len() as u32 + 1;
             if let Some(hop) = next_hop(real.address) {
                 entry.ifindex = hop.ifindex;
                 entry.mtu = hop.mtu as u16;
@@ -164,6 +183,23 @@ impl Tables for Memory {
     }
     fn note_fragment(&self, key: &FlowKey, entry: &FragmentEntry) {
         self.fragments.borrow_mut().insert(*key, *entry);
+    }
+    fn pin(&self, key: &FlowKey) -> Option<&PinCell> {
+        self.pins.borrow().get(key).copied()
+    }
+    fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool {
+        let mut pins = self.pins.borrow_mut();
+        if pins.len() >= self.pin_capacity || pins.contains_key(key) {
+            return false;
+        }
+        pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
+        true
+    }
+    fn remove_pin(&self, key: &FlowKey) {
+        self.pins.borrow_mut().remove(key);
+    }
+    fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
+        self.quic.get(key)
     }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.interfaces.get(&ifindex)

@@ -43,6 +43,9 @@ pub fn run(program: &str, arguments: &str) -> String {
     text
 }
 
+/// Connections that the tests' data planes can pin.
+pub const PINS: usize = 4_096;
+
 /// Options with the folder of pins in the thread's own /run.
 pub fn options() -> Options {
     let (std::net::IpAddr::V4(v4), std::net::IpAddr::V6(v6)) = (cases::TUNNEL_V4, cases::TUNNEL_V6) else {
@@ -53,6 +56,7 @@ pub fn options() -> Options {
         pin_dir: PathBuf::from("/run/director/bpf"),
         tunnel_sources,
         icmp_rate: cases::ICMP_RATE,
+        pins: PINS as u32,
         ..Options::default()
     }
 }

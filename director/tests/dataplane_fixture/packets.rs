@@ -8,6 +8,8 @@ pub const OUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 
 pub const SYN: u8 = 0x02;
+pub const FIN: u8 = 0x01;
+pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 pub const SYN_ACK: u8 = SYN | ACK;
 

@@ -2,7 +2,7 @@
 
 use super::{Decision, find_owner, unless_vip};
 use crate::packet::{Ip, PROTOCOL_TCP};
-use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, ServiceEntry, ServiceKey, Tables};
+use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, RealEntry, ServiceEntry, ServiceKey, Tables};
 use crate::verdict::{DropReason, Verdict};
 
 /// Length of the part of a TCP header that every segment has, in units of fragment offsets, rounded up.
@@ -31,7 +31,8 @@ pub(super) fn find_service<'a>(
     let known = with_key(flow, decision.ip.identification, |key| tables.fragment(key, &mut entry));
     if known && tables.now().wrapping_sub(entry.seen) <= FragmentEntry::LIFE {
         (flow.source_port, flow.destination_port) = (entry.source_port, entry.destination_port);
-        (decision.forward.real, decision.forward.follows) = (entry.real, 1);
+        let forward = &mut decision.forward;
+        (forward.real, forward.generation, forward.follows) = (entry.position, entry.generation, 1);
         return find_owner(flow, config, tables).ok_or(Verdict::Drop(DropReason::Fragment));
     }
     let Some(service) = tables.service(&ServiceKey::fragment(flow.destination, flow.protocol)) else {
@@ -52,11 +53,18 @@ pub(super) const fn overlaps(ip: &Ip) -> bool {
 
 /// Remembers where a first fragment goes.
 #[inline(always)]
-pub(super) fn note(tables: &impl Tables, flow: &mut FlowKey, decision: &Decision<'_>) {
+pub(super) fn note(
+    tables: &impl Tables,
+    service: &ServiceEntry,
+    real: &RealEntry,
+    flow: &mut FlowKey,
+    decision: &Decision<'_>,
+) {
     let entry = FragmentEntry {
         source_port: flow.source_port,
         destination_port: flow.destination_port,
-        real: decision.forward.real,
+        position: decision.forward.real.wrapping_sub(service.real_base),
+        generation: real.generation,
         seen: tables.now(),
     };
     with_key(flow, decision.ip.identification, |key| tables.note_fragment(key, &entry));

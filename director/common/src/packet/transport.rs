@@ -1,6 +1,7 @@
 //! The first bytes of TCP (RFC 9293, section 3.1) and UDP (RFC 768).
 
 use super::{Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::pin::signal;
 
 /// Source and destination port, where every balanced protocol has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +25,12 @@ pub enum TransportError {
 const TCP_MIN_LEN: usize = 20;
 /// Data offset and flags, from the start of the TCP header.
 const TCP_OFFSET_FLAGS: usize = 12;
+const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 /// Length of the UDP header in bytes.
-const UDP_LEN: usize = 8;
+pub const UDP_LEN: usize = 8;
 /// The datagram's length, from the start of the UDP header.
 const UDP_LENGTH: usize = 4;
 
@@ -41,12 +44,12 @@ impl Ports {
 }
 
 /// Checks the header behind `ip` (not a later fragment), whose `payload_len` bytes are known to be within
-/// the frame, and tells whether the packet begins a connection.
+/// the frame, and tells what the packet says about its connection: [`signal`]s.
 ///
 /// # Errors
 /// [`TransportError`] if the packet is too short for its header or the header contradicts it.
 #[inline(always)]
-pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<bool, TransportError> {
+pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<u16, TransportError> {
     let start = ip.payload;
     match ip.protocol {
         PROTOCOL_TCP => {
@@ -63,7 +66,11 @@ pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<bool, Tr
                 // Options may be in the next fragment, but then nobody has judged them.
                 return Err(if ip.more_fragments { TransportError::Short } else { TransportError::Length });
             }
-            Ok(flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
+            let says = |holds: bool, signal: u16| u16::from(holds).wrapping_mul(signal);
+            Ok(says(flags & (TCP_SYN | TCP_ACK) == TCP_SYN, signal::OPENS)
+                | says(flags & TCP_FIN != 0, signal::FIN)
+                | says(flags & TCP_RST != 0, signal::RST)
+                | says(payload_len > header_len, signal::DATA))
         }
         PROTOCOL_UDP => {
             if payload_len < UDP_LEN {
@@ -75,8 +82,8 @@ pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<bool, Tr
             if length < UDP_LEN || (length > payload_len && !ip.more_fragments) {
                 return Err(TransportError::Length);
             }
-            Ok(false)
+            Ok(0)
         }
-        _ => Ok(false),
+        _ => Ok(0),
     }
 }

@@ -1,0 +1,343 @@
+//! What time does: windows close, pins expire, slots settle, servers that have left are let go.
+//!
+//! [`Dataplane::tick`] is called once a second, or whenever it can be: being late keeps connections, pins and servers
+//! longer than needed, and never loses one. A sweep over all pins is spread over as many ticks as it takes. What it
+//! concludes holds, since a slot that is not moving gets no new pin, and one that changed meanwhile is left to the
+//! next sweep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use director_common::packet::PROTOCOL_TCP;
+use director_common::pin::{Pin, PinState, ServerId};
+use director_common::siphash::HashKey;
+use director_common::slot::slot_of_flow;
+use director_common::tables::FlowKey;
+
+use super::apply::packed;
+use super::batch::Cursor;
+use super::error::{ApplyError, ReadError};
+use super::maps::{address, ip_address};
+use super::plan::Placement;
+use super::{Dataplane, statistics};
+
+/// Most pins that one tick looks at: some 20 ms.
+const PINS_PER_TICK: usize = 131_072;
+
+/// What a [`Dataplane::tick`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TickReport {
+    /// Slots that have ceased to move.
+    pub closed: usize,
+    /// Slots that have settled.
+    pub settled: usize,
+    /// Pins removed: their time was up, or their slot says the same.
+    pub removed: usize,
+    /// Servers that have left and are let go: nothing names them any more.
+    pub released: Vec<IpAddr>,
+    /// Services with connections that found no room for a pin since the last tick: their windows stay open.
+    pub refused: Vec<String>,
+    /// A sweep over all pins came to its end.
+    pub swept: bool,
+}
+
+/// How much of a service is changing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    /// Slots that move, from 0 to 1 of all.
+    pub moving: f64,
+    /// Slots that are pinned, from 0 to 1 of all.
+    pub pinned: f64,
+    /// Pins that the last whole sweep left.
+    pub pins: u64,
+    /// Time until the last slot has ceased to move, if one does.
+    pub closes_in: Option<Duration>,
+    /// Real servers that have left and still have connections.
+    pub leaving: Vec<(IpAddr, u16)>,
+}
+
+/// A pin, in words that every director understands: not by positions, and not by anybody's clock.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PinRecord {
+    /// The client.
+    pub source: SocketAddr,
+    /// The VIP and port.
+    pub destination: SocketAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Name of the service.
+    pub service: String,
+    /// Address and port of the real server.
+    pub real: SocketAddr,
+    /// The client has sent a FIN or a RST.
+    pub is_closing: bool,
+    /// Seconds until it expires, if no packet comes.
+    pub remaining: u32,
+}
+
+/// The sweep under way.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    cursor: Cursor,
+    is_running: bool,
+    /// The last whole sweep met pins, or none has been made yet.
+    is_needed: bool,
+}
+
+impl Sweep {
+    /// The first tick of a process sweeps: what was left to it is not known.
+    pub(super) fn new() -> Self {
+        Self { is_needed: true, ..Self::default() }
+    }
+}
+
+/// Whose a pin is: the service's name, and the server's position there.
+type Owners = BTreeMap<u32, (String, u16)>;
+
+impl Dataplane {
+    /// Does what is due at second `now` of `CLOCK_MONOTONIC`.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses. The next tick tries again.
+    pub fn tick(&mut self, now: u32) -> Result<TickReport, ApplyError> {
+        let mut report = TickReport::default();
+        self.extend_windows(now, &mut report)?;
+        self.close_windows(now, &mut report)?;
+        self.sweep(now, &mut report)?;
+        Ok(report)
+    }
+
+    /// Addresses of real servers that are in no specification any more and still have connections: the ways to them
+    /// are needed as before.
+    pub fn retained(&self) -> BTreeSet<IpAddr> {
+        let servers = self.plan.services.values().flat_map(|placement| placement.servers.values());
+        servers.filter(|server| server.is_leaving).map(|server| server.address).collect()
+    }
+
+    /// How much of each service is changing at second `now`, by name.
+    pub fn windows(&self, now: u32) -> BTreeMap<String, Window> {
+        let window = |placement: &Placement| {
+            let slots = &placement.slots;
+            let (moving, pinned) = slots.counts();
+            let all = slots.slots().len().max(1) as f64;
+            let until = |opened: u32| opened.saturating_add(placement.window.window).saturating_sub(now);
+            let leaving = placement.servers.values().filter(|server| server.is_leaving);
+            Window {
+                moving: moving as f64 / all,
+                pinned: pinned as f64 / all,
+                pins: slots.pins(),
+                closes_in: slots.opened().map(|opened| Duration::from_secs(until(opened).into())),
+                leaving: leaving.map(|server| (server.address, server.port)).collect(),
+            }
+        };
+        self.plan.services.iter().map(|(name, placement)| (name.clone(), window(placement))).collect()
+    }
+
+    /// Every live pin at second `now`, in order.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the kernel refuses.
+    pub fn pins(&self, now: u32) -> Result<Vec<PinRecord>, ReadError> {
+        let owners = self.owners();
+        let mut pins = Vec::new();
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            cursor = self.maps.pins.read(cursor, &mut pins)?;
+        }
+        let record = |(flow, pin): (FlowKey, Pin)| {
+            let (name, position) = owners.get(&pin.server().generation())?;
+            let placement = self.plan.services.get(name)?;
+            let server = placement.servers.get(position)?;
+            let tcp = flow.protocol == PROTOCOL_TCP;
+            if placement.timeouts.is_expired(&pin, tcp, now) {
+                return None;
+            }
+            let age = u64::from(now).saturating_sub(pin.seen);
+            let life = placement.timeouts.of_pin(pin.state(), tcp);
+            Some(PinRecord {
+                source: SocketAddr::new(ip_address(flow.source), flow.source_port),
+                destination: SocketAddr::new(ip_address(flow.destination), flow.destination_port),
+                protocol: flow.protocol,
+                service: name.clone(),
+                real: SocketAddr::new(server.address, server.port),
+                is_closing: pin.state().is_closing(),
+                remaining: life.saturating_sub(u32::try_from(age).unwrap_or(u32::MAX)),
+            })
+        };
+        let mut records: Vec<PinRecord> = pins.into_iter().filter_map(record).collect();
+        records.sort_unstable();
+        Ok(records)
+    }
+
+    /// Adds pins that another director had at second `now`; how many. What is known here is never replaced; pins of
+    /// servers that are not here, or that there is no room for, are passed over. Slots that were settled here are
+    /// looked up from now on.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses.
+    pub fn insert_pins(&mut self, records: &[PinRecord], now: u32) -> Result<usize, ApplyError> {
+        let key = self.maps.hash_key()?;
+        let mut wanted = Vec::new();
+        let mut changed = BTreeSet::new();
+        for record in records {
+            let Some(placement) = self.plan.services.get_mut(&record.service) else { continue };
+            let place = (record.real.ip(), record.real.port());
+            let mut servers = placement.servers.iter();
+            let Some((position, server)) = servers.find(|(_, server)| (server.address, server.port) == place)
+            else {
+                continue;
+            };
+            let flow = FlowKey {
+                source: address(record.source.ip()),
+                destination: address(record.destination.ip()),
+                source_port: record.source.port(),
+                destination_port: record.destination.port(),
+                protocol: record.protocol,
+                ..FlowKey::default()
+            };
+            let slot = slot_of_flow(key, flow.source, flow.source_port, placement.hash);
+            let current = placement.slots.slots().get(slot as usize);
+            if current.is_none_or(|slot| slot.is_settled() && slot.raw_current() == *position) {
+                continue;
+            }
+            let state = if record.is_closing { PinState::Finished } else { PinState::Open };
+            let life = placement.timeouts.of_pin(state, flow.protocol == PROTOCOL_TCP);
+            let seen = now.saturating_sub(life.saturating_sub(record.remaining));
+            wanted.push((flow, Pin::new(ServerId::new(*position, server.generation), state, seen)));
+            if placement.slots.pin(slot) {
+                changed.insert(record.service.clone());
+            }
+        }
+        for name in changed {
+            self.rewrite_table(&name)?;
+        }
+        let mut added = 0;
+        for (flow, pin) in &wanted {
+            added += usize::from(self.maps.pins.add(flow, pin)?);
+        }
+        self.sweep.is_needed = true;
+        Ok(added)
+    }
+
+    /// The windows of services whose connections found no room for a pin begin anew: what has no pin must go on going
+    /// to the previous owner.
+    fn extend_windows(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
+        for (name, placement) in &mut self.plan.services {
+            if !placement.slots.is_moving() {
+                continue;
+            }
+            let unpinned = statistics::sum(&self.maps.service_stats, placement.index)?.unpinned;
+            if unpinned == placement.window.unpinned {
+                continue;
+            }
+            placement.slots.extend(now);
+            placement.window.opened = now;
+            placement.window.unpinned = unpinned;
+            self.maps.set_window(placement.index, placement.window)?;
+            report.refused.push(name.clone());
+        }
+        Ok(())
+    }
+
+    fn close_windows(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
+        let mut changed = Vec::new();
+        for (name, placement) in &mut self.plan.services {
+            let closed = placement.slots.close(placement.window.window, now);
+            if closed > 0 {
+                report.closed += closed;
+                changed.push(name.clone());
+            }
+        }
+        changed.iter().try_for_each(|name| self.rewrite_table(name))
+    }
+
+    /// Puts a service's slots into the kernel, in place of those of the same table. The kernel returns when no
+    /// program is under way that saw the old ones.
+    fn rewrite_table(&mut self, name: &str) -> Result<(), ApplyError> {
+        let Some(placement) = self.plan.services.get(name) else { return Ok(()) };
+        Ok(self.maps.set_table(placement.table, &packed(placement.slots.slots()))?)
+    }
+
+    fn sweep(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
+        if !self.sweep.is_running {
+            let leaves = |placement: &Placement| placement.servers.values().any(|server| server.is_leaving);
+            let services = || self.plan.services.values();
+            if !self.sweep.is_needed && !services().any(|service| service.slots.is_open() || leaves(service))
+            {
+                return Ok(());
+            }
+            self.plan.services.values_mut().for_each(|placement| placement.slots.begin_pass());
+            self.sweep = Sweep { cursor: Cursor::Start, is_running: true, is_needed: false };
+        }
+        let (key, owners) = (self.maps.hash_key()?, self.owners());
+        let mut seen = 0;
+        while self.sweep.cursor != Cursor::End && seen < PINS_PER_TICK {
+            let mut pins = Vec::new();
+            let next = self.maps.pins.read(self.sweep.cursor, &mut pins)?;
+            seen += pins.len();
+            pins.retain(|(flow, pin)| !self.keeps(key, &owners, flow, pin, now));
+            let stale: Vec<FlowKey> = pins.into_iter().map(|(flow, _)| flow).collect();
+            self.maps.pins.remove(&stale)?;
+            report.removed += stale.len();
+            self.sweep.cursor = next;
+        }
+        if self.sweep.cursor == Cursor::End {
+            self.end_sweep(report)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a pin that the sweep has met stays.
+    fn keeps(&mut self, key: HashKey, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
+        let Some((name, position)) = owners.get(&pin.server().generation()) else { return false };
+        let Some(placement) = self.plan.services.get_mut(name) else { return false };
+        let slot = slot_of_flow(key, flow.source, flow.source_port, placement.hash);
+        let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now);
+        let keeps = placement.slots.keep(slot, *position, expired);
+        self.sweep.is_needed |= keeps;
+        keeps
+    }
+
+    fn end_sweep(&mut self, report: &mut TickReport) -> Result<(), ApplyError> {
+        self.sweep.is_running = false;
+        report.swept = true;
+        let mut changed = Vec::new();
+        let mut released = Vec::new();
+        for (name, placement) in &mut self.plan.services {
+            let (settled, pinned) = placement.slots.end_pass();
+            if settled > 0 {
+                report.settled += settled;
+                changed.push(name.clone());
+            }
+            let Some(mut named) = pinned else { continue };
+            named.extend(placement.slots.named());
+            let block = placement.block;
+            placement.servers.retain(|position, server| {
+                let stays = !server.is_leaving || named.contains(position);
+                if !stays {
+                    released.push((block.base + u32::from(*position), server.address));
+                }
+                stays
+            });
+        }
+        for name in changed {
+            self.rewrite_table(&name)?;
+        }
+        for (index, address) in released {
+            self.maps.clear_real(index)?;
+            report.released.push(address);
+        }
+        self.prune_quic_ids()
+    }
+
+    fn owners(&self) -> Owners {
+        let mut owners = Owners::new();
+        for (name, placement) in &self.plan.services {
+            for (position, server) in &placement.servers {
+                owners.insert(server.generation, (name.clone(), *position));
+            }
+        }
+        owners
+    }
+}

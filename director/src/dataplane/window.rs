@@ -1,0 +1,296 @@
+//! The windows of one service: which of its slots move, since when, and when each may be settled again.
+//!
+//! Pure: no map and no clock, so that every history can be played on a virtual one. The data plane writes
+//! [`SlotWindows::slots`] to the kernel whenever a method says that they have changed, and waits until no packet is
+//! under way that saw the old ones.
+//!
+//! | a slot that is | and gets | becomes |
+//! |---|---|---|
+//! | settled | another owner | moving, for the time of [`Timeouts`] |
+//! | settled | another owner, the old one being dead | settled: there is nothing to keep |
+//! | moving | another owner | moving still, from the same previous owner, until the same time: what began in between has its pin |
+//! | moving | its previous owner back | pinned: to that one goes whatever has no pin |
+//! | moving | another owner, the previous one being dead | pinned: what began in between is kept |
+//! | moving | its time is up | pinned: what lives has its pin |
+//! | pinned | another owner | moving, or, if the old one is dead, pinned still |
+//! | pinned | a whole sweep that finds no pin to another server | settled |
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use director_common::pin::{Pin, PinState};
+use director_common::{Slot, SlotState};
+
+/// How long an idle connection is kept: its pin, and with it a server that has left. As in IPVS, whose defaults
+/// these are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A TCP connection under way.
+    pub established: Duration,
+    /// A TCP connection after a FIN or a RST of the client.
+    pub fin: Duration,
+    /// A flow of datagrams.
+    pub udp: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            established: Duration::from_secs(900),
+            fin: Duration::from_secs(120),
+            udp: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Longest timeout: a day more than the longest that anybody has asked for.
+const MAX_TIMEOUT: u32 = 8 * 86_400;
+
+/// A timeout in whole seconds, rounded up.
+pub(super) fn seconds(timeout: Duration) -> u32 {
+    let rounded = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+    u32::try_from(rounded).map_or(MAX_TIMEOUT, |seconds| seconds.clamp(1, MAX_TIMEOUT))
+}
+
+impl Timeouts {
+    /// Seconds for which slots move: the longest that a connection may be silent and still be alive.
+    pub fn window(&self, tcp: bool, udp: bool) -> u32 {
+        let of_tcp = if tcp { seconds(self.established).max(seconds(self.fin)) } else { 0 };
+        let of_udp = if udp { seconds(self.udp) } else { 0 };
+        of_tcp.max(of_udp).max(1)
+    }
+
+    /// Seconds for which a pin in this state outlives its last packet.
+    pub fn of_pin(&self, state: PinState, tcp: bool) -> u32 {
+        let idle = seconds(if tcp { self.established } else { self.udp });
+        match state {
+            PinState::Open => idle,
+            PinState::Opening => idle.min(PinState::OPENING_TIMEOUT),
+            PinState::Finished | PinState::Reset => seconds(self.fin),
+        }
+    }
+
+    /// Whether a pin has had its time at second `now`.
+    pub fn is_expired(&self, pin: &Pin, tcp: bool, now: u32) -> bool {
+        // A packet may have come after `now` was asked for.
+        u64::from(now).saturating_sub(pin.seen) > u64::from(self.of_pin(pin.state(), tcp)) + CLOCK_STEP
+    }
+}
+
+/// Seconds by which two readings of the same moment may differ: packets are told whole seconds of a coarse clock.
+const CLOCK_STEP: u64 = 2;
+
+/// What a sweep over all pins has found of one service so far.
+#[derive(Clone, Debug, Default)]
+struct Pass {
+    /// Slots that some connection is pinned away from.
+    foreign: BTreeSet<u32>,
+    /// Servers that some connection is pinned to, by position.
+    named: BTreeSet<u16>,
+    pins: u64,
+}
+
+/// The slots of one service through their states.
+#[derive(Clone, Debug)]
+pub struct SlotWindows {
+    slots: Vec<Slot>,
+    /// Second at which each slot began to move; empty while none does.
+    opened: Vec<u32>,
+    /// What the sweep under way has found, unless the slots have changed since it began.
+    pass: Option<Pass>,
+    /// Pins that the last whole sweep left.
+    pins: u64,
+}
+
+impl SlotWindows {
+    /// Slots as they are found; those that move have done so since second `opened`, at the latest.
+    pub fn new(slots: Vec<Slot>, opened: u32) -> Self {
+        let moving = slots.iter().any(|slot| is_moving(*slot));
+        let opened = if moving { vec![opened; slots.len()] } else { Vec::new() };
+        Self { slots, opened, pass: None, pins: 0 }
+    }
+
+    /// The slots.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Pins that the last whole sweep left.
+    pub fn pins(&self) -> u64 {
+        self.pins
+    }
+
+    /// Slots that move, and slots that are pinned.
+    pub fn counts(&self) -> (usize, usize) {
+        let of = |state| self.slots.iter().filter(|slot| slot.state() == Some(state)).count();
+        (of(SlotState::Moving), of(SlotState::Pinned))
+    }
+
+    /// Some slot is not settled.
+    pub fn is_open(&self) -> bool {
+        self.slots.iter().any(|slot| !slot.is_settled())
+    }
+
+    /// Some slot moves.
+    pub fn is_moving(&self) -> bool {
+        self.moving().next().is_some()
+    }
+
+    /// Second at which the last slot began to move, if one does.
+    pub fn opened(&self) -> Option<u32> {
+        self.moving().map(|(_, opened)| opened).max()
+    }
+
+    /// Positions that some slot names, now or for what was before.
+    pub fn named(&self) -> BTreeSet<u16> {
+        let mut named = BTreeSet::new();
+        for slot in &self.slots {
+            named.extend(slot.current());
+            named.extend(slot.previous().filter(|_| is_moving(*slot)));
+        }
+        named
+    }
+
+    /// Gives the slots to `owners` (positions, [`Slot::NO_POSITION`] for none), one for each, at second `now`.
+    /// Servers that `is_gone` are not waited for. False if nothing changes.
+    pub fn change(&mut self, owners: &[u16], is_gone: impl Fn(u16) -> bool, now: u32) -> bool {
+        if owners.len() != self.slots.len() {
+            *self = Self::new(owners.iter().map(|owner| Slot::settled(*owner)).collect(), now);
+            return true;
+        }
+        let mut changed = false;
+        for (at, owner) in owners.iter().enumerate() {
+            let old = self.slots[at];
+            let new = given(old, *owner, &is_gone);
+            if new == old {
+                continue;
+            }
+            changed = true;
+            self.slots[at] = new;
+            if is_moving(new) && !is_moving(old) {
+                self.opened.resize(self.slots.len(), 0);
+                self.opened[at] = now;
+            }
+        }
+        if changed {
+            self.pass = None;
+        }
+        changed
+    }
+
+    /// Settles every slot at its owner at once, where nothing is tracked.
+    pub fn settle_at(&mut self, owners: &[u16]) -> bool {
+        let slots: Vec<Slot> = owners.iter().map(|owner| Slot::settled(*owner)).collect();
+        let changed = slots != self.slots;
+        if changed {
+            *self = Self::new(slots, 0);
+        }
+        changed
+    }
+
+    /// Begins every window anew at second `now`: connections of moving slots may have found no room for a pin.
+    pub fn extend(&mut self, now: u32) {
+        self.opened.fill(now);
+    }
+
+    /// Says that the slots which began to move at second `from` really did at `to`.
+    pub fn correct(&mut self, from: u32, to: u32) {
+        self.opened.iter_mut().filter(|opened| **opened == from).for_each(|opened| *opened = to);
+    }
+
+    /// Closes the windows that have been open for more than `window` seconds; how many did.
+    pub fn close(&mut self, window: u32, now: u32) -> usize {
+        let due: Vec<usize> = self
+            .moving()
+            .filter(|(_, opened)| u64::from(now.saturating_sub(*opened)) > u64::from(window) + CLOCK_STEP)
+            .map(|(at, _)| at)
+            .collect();
+        for at in &due {
+            self.slots[*at] = pinned(self.slots[*at].raw_current());
+        }
+        if !due.is_empty() {
+            self.pass = None;
+            if !self.slots.iter().any(|slot| is_moving(*slot)) {
+                self.opened = Vec::new();
+            }
+        }
+        due.len()
+    }
+
+    /// A sweep over all pins begins.
+    pub fn begin_pass(&mut self) {
+        self.pass = Some(Pass::default());
+    }
+
+    /// The sweep has met a pin of a connection in slot `slot` to the server at `position`; false if it is to be
+    /// removed, having had its time or saying no more than the slot does.
+    pub fn keep(&mut self, slot: u32, position: u16, is_expired: bool) -> bool {
+        let Some(of) = self.slots.get(slot as usize).copied() else { return false };
+        let foreign = of.state() == Some(SlotState::Pinned) && of.raw_current() != position;
+        if is_expired || !(foreign || is_moving(of)) {
+            return false;
+        }
+        if let Some(pass) = &mut self.pass {
+            pass.pins += 1;
+            pass.named.insert(position);
+            if foreign {
+                pass.foreign.insert(slot);
+            }
+        }
+        true
+    }
+
+    /// The sweep is at its end. Pinned slots that it has met no pin of are settled; how many were. Nothing is known
+    /// (`None`) if the slots changed on the way; else the servers that connections are pinned to.
+    pub fn end_pass(&mut self) -> (usize, Option<BTreeSet<u16>>) {
+        let Some(pass) = self.pass.take() else { return (0, None) };
+        self.pins = pass.pins;
+        let mut settled = 0;
+        for (at, slot) in (0_u32..).zip(&mut self.slots) {
+            if slot.state() == Some(SlotState::Pinned) && !pass.foreign.contains(&at) {
+                *slot = Slot::settled(slot.raw_current());
+                settled += 1;
+            }
+        }
+        (settled, Some(pass.named))
+    }
+
+    /// Makes a settled slot pinned, for a connection of it that another server has; false if it was not settled.
+    pub fn pin(&mut self, slot: u32) -> bool {
+        match self.slots.get_mut(slot as usize) {
+            Some(slot) if slot.is_settled() => {
+                *slot = pinned(slot.raw_current());
+                self.pass = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn moving(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let opened = self.opened.iter().copied().enumerate();
+        opened.filter(|(at, _)| is_moving(self.slots[*at]))
+    }
+}
+
+fn is_moving(slot: Slot) -> bool {
+    slot.state() == Some(SlotState::Moving)
+}
+
+fn pinned(position: u16) -> Slot {
+    Slot::new(SlotState::Pinned, position, position)
+}
+
+/// What a slot becomes when it is given to `owner`: see the table at the head of this file.
+fn given(slot: Slot, owner: u16, is_gone: &impl Fn(u16) -> bool) -> Slot {
+    let alive = |position: u16| position != Slot::NO_POSITION && !is_gone(position);
+    let (current, previous) = (slot.raw_current(), slot.raw_previous());
+    match slot.state() {
+        Some(SlotState::Moving) if owner == previous || !alive(previous) => pinned(owner),
+        Some(SlotState::Moving) => Slot::new(SlotState::Moving, owner, previous),
+        Some(_) if owner == current => slot,
+        Some(_) if alive(current) => Slot::new(SlotState::Moving, owner, current),
+        Some(SlotState::Pinned) => pinned(owner),
+        Some(SlotState::Settled) | None => Slot::settled(owner),
+    }
+}
