@@ -3,9 +3,12 @@
 //! | file | owns |
 //! |---|---|
 //! | `spec` | what the caller asks for, checked |
+//! | `keys` | which service has a packet where several could, as keys of the look-ups |
 //! | `pins` | the folder of pins: its file system, the layout check, removal |
 //! | `maps` | typed handles of the maps |
+//! | `shelves` | slot tables in maps of maps |
 //! | `plan` | which service has which index, table and block of real servers |
+//! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
 //! | `attach` | interfaces, and the programs on them |
 //! | `statistics` | counters and flows |
@@ -17,9 +20,12 @@
 mod apply;
 mod attach;
 mod error;
+mod free;
+mod keys;
 mod maps;
 mod pins;
 mod plan;
+mod shelves;
 mod spec;
 mod statistics;
 
@@ -37,7 +43,7 @@ pub use apply::ApplyReport;
 pub use attach::{AttachedInterface, AttachedMode};
 pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
 pub use spec::{
-    Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, TunnelSources,
+    Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, TunnelSources,
 };
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
 
@@ -178,7 +184,7 @@ impl Dataplane {
         program.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.write_config(|config| fresh_config(config, options))?;
-        let plan = Plan::read(&maps)?;
+        let plan = Plan::read(&mut maps)?;
         let next_hops = plan.next_hops(&maps)?;
         let mut dataplane =
             Self { options: options.clone(), ebpf, maps, plan, next_hops, links: BTreeMap::new() };

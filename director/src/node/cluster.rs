@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use director_proto::tables::TableSet;
 
 use crate::config::{Config, Protocol, XdpMode};
-use crate::dataplane::{self, Forwarding, HashInput, RealSpec, ServiceAddress, ServiceSpec};
+use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
     dataplane::Options {
@@ -56,12 +56,12 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
         .map(|(name, service, table)| ServiceSpec {
             name,
             addresses: vec![ServiceAddress {
-                address: service.vip.into(),
+                prefix: IpAddr::from(service.vip).into(),
                 protocol: match service.protocol {
                     Protocol::Tcp => dataplane::Protocol::Tcp,
                     Protocol::Udp => dataplane::Protocol::Udp,
                 },
-                port: service.port,
+                ports: if service.port == 0 { Ports::ALL } else { Ports::one(service.port) },
             }],
             hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
             forwarding: Forwarding::DirectReturn,

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director::dataplane::{
-    Dataplane, Forwarding, HashInput, NextHop, Protocol, RealSpec, ServiceAddress, ServiceSpec,
+    Dataplane, Forwarding, HashInput, NextHop, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec,
 };
 use director_common::SLOTS;
-use director_common::tables::{Address, Interface, ServiceKey};
+use director_common::tables::{Address, Interface};
 use director_common::verdict::{AnswerReason, DropReason, Outcome, PassReason};
 
 use super::memory::Memory;
@@ -108,7 +108,13 @@ impl Slots {
 pub fn services(slots: &Slots) -> Vec<ServiceSpec<'_>> {
     let service = |name, vips: [&str; 2], protocol, port, hash, reals: &[&str], slots| ServiceSpec {
         name,
-        addresses: vips.map(|vip| ServiceAddress { address: ip(vip), protocol, port }).to_vec(),
+        addresses: vips
+            .map(|vip| ServiceAddress {
+                prefix: ip(vip).into(),
+                protocol,
+                ports: if port == 0 { Ports::ALL } else { Ports::one(port) },
+            })
+            .to_vec(),
         hash,
         forwarding: Forwarding::DirectReturn,
         reals: reals.iter().map(|address| RealSpec { address: ip(address), port }).collect(),
@@ -163,12 +169,6 @@ pub fn memory() -> Memory {
     let mut memory = Memory::new(KEY);
     for spec in services(&slots) {
         memory.add(&spec, next_hop);
-    }
-    for family in [V4, V6] {
-        for (address, protocol, port) in [(family.whole, 17, 0), (family.vip, 17, 53), (family.dead, 6, 80)] {
-            let only = memory.services[&ServiceKey::service(vip(address), protocol, port)];
-            memory.services.insert(ServiceKey::fragment(vip(address), protocol), only);
-        }
     }
     memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
     memory
