@@ -30,7 +30,8 @@ pub mod wire {
 }
 
 /// Version of the protocol; directors of different ones refuse each other.
-pub const PROTOCOL: u32 = 1;
+/// 2: tables of two sizes, and digests made of the digests of tables.
+pub const PROTOCOL: u32 = 2;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
@@ -38,8 +39,8 @@ pub const MAX_FRAME: usize = 256 * 1024;
 /// Most bytes of a snapshot in one [`Chunk`]; leaves room in a frame for the rest.
 pub const MAX_CHUNK: usize = 192 * 1024;
 
-/// Largest encoded table set a director accepts, in bytes.
-pub const MAX_SNAPSHOT: usize = 64 * 1024 * 1024;
+/// Largest encoded table set a director accepts, in bytes: more than the limits of [`crate::tables`] allow.
+pub const MAX_SNAPSHOT: usize = 192 * 1024 * 1024;
 
 /// Longest text in a frame (versions, endpoints, reasons), in bytes.
 pub const MAX_TEXT: usize = 1024;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use director_proto::tables::{ServiceTable, TableSet};
+use director_proto::tables::{SLOTS, ServiceTable, TableSet};
 use ipnet::Ipv4Net;
 
 use crate::config::{Config, Service};
@@ -16,7 +16,7 @@ pub(super) fn deal(config: &Config, in_force: Option<&TableSet>) -> BTreeMap<Str
         .iter()
         .map(|(name, service)| {
             let previous = in_force.and_then(|tables| tables.services.get(name));
-            (name.clone(), slots::deal(service.scheduler, previous, &service.reals))
+            (name.clone(), slots::deal(service.scheduler, SLOTS, previous, &service.reals))
         })
         .collect()
 }

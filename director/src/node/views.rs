@@ -164,7 +164,7 @@ impl Node {
                 weight: real.weight,
                 slots: u32::try_from(count).unwrap_or(u32::MAX),
                 ideal_slots: match total > 0.0 {
-                    true => f64::from(real.weight) * director_proto::tables::SLOTS as f64 / total,
+                    true => f64::from(real.weight) * table.slots.len() as f64 / total,
                     false => 0.0,
                 },
                 next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),

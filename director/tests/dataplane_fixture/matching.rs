@@ -1,5 +1,6 @@
 //! Which service has a packet, worked out naively: a walk over everything there is.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 
 use director::dataplane::ServiceAddress;
@@ -12,7 +13,8 @@ pub struct Matching {
     rules: Vec<(ServiceAddress, ServiceEntry, bool)>,
     prefixes: Vec<IpNet>,
     classes: Vec<u32>,
-    markers: Vec<ServiceEntry>,
+    /// By prefix, worked out when first asked for.
+    markers: OnceCell<Vec<ServiceEntry>>,
 }
 
 fn unmapped(address: &Address) -> IpAddr {
@@ -26,10 +28,10 @@ impl Matching {
     pub fn add(&mut self, address: ServiceAddress, entry: ServiceEntry, served: bool) {
         self.rules.push((address, entry, served));
         if !self.prefixes.contains(&address.prefix) {
+            self.classes.push(self.prefixes.len() as u32);
             self.prefixes.push(address.prefix);
         }
-        self.classes = (0..self.prefixes.len() as u32).collect();
-        self.markers = self.prefixes.iter().map(|prefix| self.marker(prefix)).collect();
+        self.markers.take();
     }
 
     /// The longest prefix that has the address.
@@ -42,7 +44,10 @@ impl Matching {
     pub fn range(&self, key: &RangeKey) -> Option<&ServiceEntry> {
         let prefix = self.prefixes.get(key.class as usize)?;
         match key.kind {
-            ServiceKey::KIND_VIP => self.markers.get(key.class as usize),
+            ServiceKey::KIND_VIP => {
+                let all = || self.prefixes.iter().map(|prefix| self.marker(prefix)).collect::<Vec<_>>();
+                self.markers.get_or_init(all).get(key.class as usize)
+            }
             ServiceKey::KIND_FRAGMENT => {
                 let mut owners = self.owners(prefix, key.protocol);
                 let first = owners.next()?;
