@@ -210,27 +210,17 @@ impl Config {
 
     /// Checks `text`; `path` is for messages, and relative file names in it start from its folder.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        match Self::understand(path, text)? {
-            (_, Some(refusal)) => Err(refusal),
-            (config, None) => Ok(config),
-        }
-    }
-
-    /// As [`Self::parse`]; what is right but cannot be carried out yet is an error beside the result.
-    fn understand(path: &Path, text: &str) -> Result<(Self, Option<ConfigError>), ConfigError> {
         let source = Source { path, text };
         let file: file::File = toml::from_str(text)
             .map_err(|error| source.error(error.span(), error.message().trim_end().to_owned()))?;
-        let refusal = service::refuse_for_now(&source, &file.service).err();
         let node = node(&source, file.node)?;
-        let config = Self {
+        Ok(Self {
             ospf: file.ospf.map(|ospf| self::ospf(&source, ospf)).transpose()?,
             cluster: cluster(&source, file.cluster)?,
             services: service::services(&source, file.service, &node.tunnel_sources)?,
             metrics: file.metrics.map(|metrics| metrics.listen),
             node,
-        };
-        Ok((config, refusal))
+        })
     }
 
     /// Digest of what all directors must say alike: services and their real servers.

@@ -3,10 +3,13 @@
 //! | file | owns |
 //! |---|---|
 //! | `spec` | what the caller asks for, checked |
+//! | `keys` | which service has a packet where several could, as keys of the look-ups |
 //! | `pins` | the folder of the maps' and programs' pins: its file system, the layout check, removal |
 //! | `maps` | typed handles of the maps |
+//! | `shelves` | slot tables in maps of maps |
 //! | `plan` | which service has which index, table and block of real servers |
 //! | `seats` | positions of a service's real servers |
+//! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
 //! | [`window`] | states of a service's slots, pure |
 //! | `sweep` | what time does: closing windows, expiry of pins |
@@ -22,10 +25,13 @@ mod apply;
 mod attach;
 mod batch;
 mod error;
+mod free;
+mod keys;
 mod maps;
 mod pins;
 mod plan;
 mod seats;
+mod shelves;
 mod spec;
 mod statistics;
 mod sweep;
@@ -46,7 +52,7 @@ pub use apply::ApplyReport;
 pub use attach::{AttachedInterface, AttachedMode};
 pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
 pub use spec::{
-    Datagrams, Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
+    Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
     TunnelSources,
 };
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
@@ -197,7 +203,7 @@ impl Dataplane {
         program.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.write_config(|config| fresh_config(config, options))?;
-        let plan = Plan::read(&maps)?;
+        let plan = Plan::read(&mut maps)?;
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
         let mut dataplane = Self { options, ebpf, maps, plan, next_hops, links, sweep };

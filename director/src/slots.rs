@@ -15,7 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use director_proto::tables::{NO_REAL, SLOTS, ServiceTable, TableReal};
+use director_proto::tables::{NO_REAL, ServiceTable, TableReal};
 
 /// How a service's slots are dealt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,26 +59,44 @@ pub struct Member {
     pub dead: bool,
 }
 
-/// Deals the slots of one service to `members`, starting from the table in force (`previous`), if any.
+/// Deals the `size` slots of one service to `members`, starting from the table in force (`previous`), if any and of
+/// that size.
 ///
 /// The order of `members` does not matter. Members that `previous` knows keep their positions; a position
 /// is given to another server only when no slot of `previous` names it. With no member of positive weight
 /// every slot is [`NO_REAL`].
-pub fn deal(scheduler: Scheduler, previous: Option<&ServiceTable>, members: &[Member]) -> ServiceTable {
-    let previous = previous.filter(|table| table.scheduler == scheduler.name() && table.slots.len() == SLOTS);
+pub fn deal(
+    scheduler: Scheduler,
+    size: usize,
+    previous: Option<&ServiceTable>,
+    members: &[Member],
+) -> ServiceTable {
+    let previous = previous.filter(|table| table.scheduler == scheduler.name() && table.slots.len() == size);
     let reals = place(previous, members);
     let slots = match (scheduler, previous) {
-        (Scheduler::Ring, _) => ring::seed(&reals),
+        // Of thousands of services most do not change: they share their slots with the table in force.
+        (_, Some(table)) if table.reals == reals && is_dealt(table) => table.slots.clone(),
+        (Scheduler::Ring, _) => ring::seed(&reals, size).into(),
         (Scheduler::Maglev, Some(table)) if table.slots.iter().any(|slot| *slot != NO_REAL) => {
-            change(table, &reals)
+            change(table, &reals).into()
         }
-        (Scheduler::Maglev, _) => maglev::seed(&reals),
+        (Scheduler::Maglev, _) => maglev::seed(&reals, size).into(),
     };
     ServiceTable { scheduler: scheduler.name().to_owned(), reals, slots }
 }
 
-/// Share of slots that `next` gives to another server than `previous` did, from 0 to 1.
+/// Whether every slot names a server that takes new flows.
+fn is_dealt(table: &ServiceTable) -> bool {
+    let takes = |slot: &u16| table.reals.get(usize::from(*slot)).is_some_and(|real| real.weight > 0);
+    table.slots.iter().all(takes)
+}
+
+/// Share of slots that `next` gives to another server than `previous` did, from 0 to 1; where their number differs, of the
+/// slots that both have.
 pub fn share_moved(previous: &ServiceTable, next: &ServiceTable) -> f64 {
+    if previous == next || next.slots.is_empty() {
+        return 0.0;
+    }
     let identity = |table: &ServiceTable, slot: u16| {
         table.reals.get(usize::from(slot)).map(|real| (real.address, real.port))
     };
@@ -88,7 +106,7 @@ pub fn share_moved(previous: &ServiceTable, next: &ServiceTable) -> f64 {
         .zip(&next.slots)
         .filter(|(old, new)| identity(previous, **old) != identity(next, **new))
         .count();
-    moved as f64 / SLOTS as f64
+    moved as f64 / next.slots.len() as f64
 }
 
 /// Slots held by each position of the table.
@@ -152,8 +170,8 @@ struct Holding {
 
 impl Holding {
     /// How many slots (times `total`) this position holds above its share.
-    fn surplus(&self, total: i128) -> i128 {
-        self.held * total - self.weight * SLOTS as i128
+    fn surplus(&self, total: i128, slots: usize) -> i128 {
+        self.held * total - self.weight * slots as i128
     }
 }
 
@@ -161,7 +179,7 @@ impl Holding {
 fn change(table: &ServiceTable, reals: &[TableReal]) -> Vec<u16> {
     let total: i128 = reals.iter().map(|real| i128::from(real.share())).sum();
     if total == 0 {
-        return vec![NO_REAL; SLOTS];
+        return vec![NO_REAL; table.slots.len()];
     }
     let held = counts(table);
     let mut holdings: Vec<Holding> = reals
@@ -183,7 +201,7 @@ fn change(table: &ServiceTable, reals: &[TableReal]) -> Vec<u16> {
             }
         })
         .collect();
-    let mut slots = table.slots.clone();
+    let mut slots = table.slots.to_vec();
     hand_out(&mut slots, &mut holdings, total);
     take(&mut slots, &mut holdings, total);
     slots
@@ -191,12 +209,13 @@ fn change(table: &ServiceTable, reals: &[TableReal]) -> Vec<u16> {
 
 /// Slots of servers that went or became lighter are handed to whoever is furthest below its share.
 fn hand_out(slots: &mut [u16], holdings: &mut [Holding], total: i128) {
+    let size = slots.len();
     let mut pool = slots.iter().filter(|slot| usize::from(**slot) >= holdings.len()).count();
     for holding in holdings.iter_mut() {
         let keep = match holding.weight {
             0 => 0,
             // Rounded: a lighter server keeps the whole number nearest to its share.
-            weight if holding.falls => holding.held.min((weight * SLOTS as i128 + total / 2) / total),
+            weight if holding.falls => holding.held.min((weight * size as i128 + total / 2) / total),
             _ => holding.held,
         };
         holding.give = usize::try_from(holding.held - keep).unwrap_or(0);
@@ -206,28 +225,29 @@ fn hand_out(slots: &mut [u16], holdings: &mut [Holding], total: i128) {
     let mut by_surplus: BTreeSet<(i128, usize)> = (0..)
         .zip(holdings.iter())
         .filter(|(_, holding)| holding.weight > 0)
-        .map(|(position, holding)| (holding.surplus(total), position))
+        .map(|(position, holding)| (holding.surplus(total, size), position))
         .collect();
     for _ in 0..pool {
         let Some((_, position)) = by_surplus.pop_first() else { break };
         holdings[position].gain += 1;
         holdings[position].held += 1;
-        by_surplus.insert((holdings[position].surplus(total), position));
+        by_surplus.insert((holdings[position].surplus(total, size), position));
     }
     move_slots(slots, holdings);
 }
 
 /// Servers that came or became heavier take what they still lack from whoever holds most above its share.
 fn take(slots: &mut [u16], holdings: &mut [Holding], total: i128) {
+    let size = slots.len();
     let mut by_surplus: BTreeSet<(i128, usize)> = (0..)
         .zip(holdings.iter())
         .filter(|(_, holding)| holding.weight > 0 && !holding.rises)
-        .map(|(position, holding)| (holding.surplus(total), position))
+        .map(|(position, holding)| (holding.surplus(total, size), position))
         .collect();
     let mut takers: BTreeSet<(i128, usize)> = (0..)
         .zip(holdings.iter())
         .filter(|(_, holding)| holding.rises)
-        .map(|(position, holding)| (holding.surplus(total), position))
+        .map(|(position, holding)| (holding.surplus(total, size), position))
         .collect();
     while let (Some((lack, taker)), Some((excess, giver))) = (takers.pop_first(), by_surplus.last().copied())
     {
@@ -240,8 +260,8 @@ fn take(slots: &mut [u16], holdings: &mut [Holding], total: i128) {
         holdings[giver].give += 1;
         holdings[taker].held += 1;
         holdings[taker].gain += 1;
-        by_surplus.insert((holdings[giver].surplus(total), giver));
-        takers.insert((holdings[taker].surplus(total), taker));
+        by_surplus.insert((holdings[giver].surplus(total, size), giver));
+        takers.insert((holdings[taker].surplus(total, size), taker));
     }
     move_slots(slots, holdings);
 }
@@ -249,7 +269,7 @@ fn take(slots: &mut [u16], holdings: &mut [Holding], total: i128) {
 /// Carries the planned gains and gives out. The table is walked in long strides, so that what a server
 /// gives is spread over its slots, and the takers are served in turn.
 fn move_slots(slots: &mut [u16], holdings: &mut [Holding]) {
-    const STRIDE: usize = 40_503; // Knuth's multiplicative constant for 16 bits; coprime to the prime SLOTS.
+    const STRIDE: usize = 40_503; // Knuth's multiplicative constant for 16 bits; no multiple of either prime number of slots.
     let mut takers: std::collections::VecDeque<usize> =
         (0..holdings.len()).filter(|position| holdings[*position].gain > 0).collect();
     let mut index = 0;

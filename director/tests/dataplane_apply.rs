@@ -11,8 +11,8 @@ use dataplane_fixture::cases::{self, HERE, INGRESS, KEY, Slots, services};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, SYN};
 use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{
-    Adoption, ApplyError, Datagrams, Dataplane, Forwarding, HashInput, NextHop, OpenError, Options, Protocol,
-    RealSpec, ServiceAddress, ServiceSpec, SpecError, Timeouts, TunnelSources,
+    Adoption, ApplyError, Datagrams, Dataplane, Forwarding, HashInput, NextHop, OpenError, Options, Ports,
+    Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, Timeouts, TunnelSources,
 };
 use director_common::SLOTS;
 use director_common::tables::LAYOUT_VERSION;
@@ -30,7 +30,11 @@ fn real(text: &str) -> RealSpec {
 fn web<'a>(name: &'a str, reals: &[&str], slots: &'a [u16]) -> ServiceSpec<'a> {
     ServiceSpec {
         name,
-        addresses: vec![ServiceAddress { address: ip(VIP), protocol: Protocol::Tcp, port: 80 }],
+        addresses: vec![ServiceAddress {
+            prefix: ip(VIP).into(),
+            protocol: Protocol::Tcp,
+            ports: Ports::one(80),
+        }],
         hash: HashInput::Source,
         forwarding: Forwarding::DirectReturn,
         reals: reals.iter().map(|address| real(address)).collect(),
@@ -198,10 +202,10 @@ fn a_wrong_specification_changes_nothing_and_names_the_culprit() {
         let long = "x".repeat(57);
         let wrong: Vec<(&str, Vec<ServiceSpec<'_>>)> = vec![
             ("slot 0 names position 5", vec![web("web", &["10.0.2.11"], &stray)]),
-            ("has 3 slots instead of 65537", vec![web("web", &["10.0.2.11"], &one[..3])]),
+            ("has 3 slots instead of 65537 or 4093", vec![web("web", &["10.0.2.11"], &one[..3])]),
             ("two services named 'web'", vec![good.clone(), good.clone()]),
             ("both want", vec![good.clone(), web("other", &["10.0.2.11"], &one)]),
-            ("the port 80 of the service", vec![port]),
+            ("cannot change the port of a packet to 203.0.113.10/32 TCP port 80", vec![port]),
             ("no source address", vec![ServiceSpec { forwarding: Forwarding::Ipip, ..six }]),
             ("port 0", vec![ServiceSpec { forwarding: Forwarding::Gue { port: 0 }, ..good.clone() }]),
             ("twice", vec![ServiceSpec { reals: twice, ..good.clone() }]),

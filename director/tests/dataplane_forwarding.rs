@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dataplane_fixture::{isolated, options, run};
 use director::dataplane::{
-    Adoption, AttachedMode, Datagrams, Dataplane, Forwarding, HashInput, Options, Protocol, RealSpec,
+    Adoption, AttachedMode, Datagrams, Dataplane, Forwarding, HashInput, Options, Ports, Protocol, RealSpec,
     ServiceAddress, ServiceCounters, ServiceSpec, Timeouts, XdpMode,
 };
 use director::next_hop::Resolver;
@@ -97,9 +97,9 @@ fn service(slots: &[u16]) -> ServiceSpec<'_> {
     ServiceSpec {
         name: "web",
         addresses: vec![ServiceAddress {
-            address: VIP.parse().expect("vip"),
+            prefix: VIP.parse::<IpAddr>().expect("vip").into(),
             protocol: Protocol::Tcp,
-            port: 80,
+            ports: Ports::one(80),
         }],
         hash: HashInput::SourcePort,
         forwarding: Forwarding::DirectReturn,

@@ -6,7 +6,7 @@ use dataplane_fixture::cases::{HERE, INGRESS, KEY, V4};
 use dataplane_fixture::memory::{Memory, mapped};
 use dataplane_fixture::packets::{ACK, FIN, OUR_MAC, Packet, RST, SYN};
 use director::dataplane::window::SlotWindows;
-use director::dataplane::{Datagrams, Forwarding, HashInput, Protocol, RealSpec};
+use director::dataplane::{Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec};
 use director::dataplane::{ServiceAddress, ServiceSpec, Timeouts};
 use director_common::slot::slot_of_flow;
 use director_common::tables::Interface;
@@ -38,7 +38,11 @@ impl World {
         let slots = dealt(owners);
         let spec = ServiceSpec {
             name: "web",
-            addresses: vec![ServiceAddress { address: V4.vip.parse().expect("vip"), protocol, port: 80 }],
+            addresses: vec![ServiceAddress {
+                prefix: V4.vip.parse::<std::net::IpAddr>().expect("vip").into(),
+                protocol,
+                ports: Ports::one(80),
+            }],
             hash: HashInput::SourcePort,
             forwarding: Forwarding::DirectReturn,
             reals: (11..)
@@ -138,6 +142,7 @@ impl World {
                 flow.source,
                 flow.source_port,
                 HashInput::SourcePort,
+                SLOTS as u32,
             );
             let expired = self.timeouts.is_expired(&pin, tcp, now);
             if !is_known || !self.windows.keep(slot, server.position(), expired) {
@@ -166,7 +171,8 @@ impl World {
     /// The state of the slot that the connection from this port is in.
     fn state(&self, port: u16) -> SlotState {
         let client = mapped(V4.client.parse().expect("client"));
-        let slot = slot_of_flow(self.memory.config.hash_key, client, port, HashInput::SourcePort);
+        let slot =
+            slot_of_flow(self.memory.config.hash_key, client, port, HashInput::SourcePort, SLOTS as u32);
         self.windows.slots()[slot as usize].state().expect("state")
     }
 }

@@ -31,6 +31,7 @@ pub mod wire {
 }
 
 /// Version of the protocol; directors of different ones refuse each other.
+/// 2: tables of two sizes, digests made of the digests of tables, and observations of health.
 pub const PROTOCOL: u32 = 2;
 
 /// Largest frame on a stream, in bytes.
@@ -39,8 +40,8 @@ pub const MAX_FRAME: usize = 256 * 1024;
 /// Most bytes of a snapshot in one [`Chunk`]; leaves room in a frame for the rest.
 pub const MAX_CHUNK: usize = 192 * 1024;
 
-/// Largest encoded table set a director accepts, in bytes.
-pub const MAX_SNAPSHOT: usize = 64 * 1024 * 1024;
+/// Largest encoded table set a director accepts, in bytes: more than the limits of [`crate::tables`] allow.
+pub const MAX_SNAPSHOT: usize = 192 * 1024 * 1024;
 
 /// Longest text in a frame (versions, endpoints, reasons), in bytes.
 pub const MAX_TEXT: usize = 1024;

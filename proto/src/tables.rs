@@ -10,8 +10,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use sha2::{Digest as _, Sha256};
 
 pub use delta::{Delta, DeltaError, ServicePatch};
+pub use slots::Slots;
 
 mod delta;
+mod slots;
 
 /// Version of a [`TableSet`]. Ordered by number, then by the router id of the leader that decided it, so
 /// that two sides of a healed partition agree on the winner.
@@ -59,11 +61,15 @@ pub struct ServiceTable {
     pub reals: Vec<TableReal>,
     /// One entry per slot: position in `reals`, or [`NO_REAL`] while the service has no real server.
     #[serde(skip)]
-    pub slots: Vec<u16>,
+    pub slots: Slots,
 }
 
-/// Slots of a table: a prime, so that every skip of a Maglev permutation visits all of them.
+/// Slots of a table unless its service asks for [`SMALL_SLOTS`]: a prime, so that every skip of a Maglev permutation
+/// visits all of them.
 pub const SLOTS: usize = 65_537;
+
+/// Slots of a small table, for many services of few real servers: a prime too.
+pub const SMALL_SLOTS: usize = 4_093;
 
 /// Slot value of a service without any real server.
 pub const NO_REAL: u16 = u16::MAX;
@@ -84,7 +90,14 @@ pub struct TableSet {
 pub const MAX_NAME: usize = 255;
 
 /// Most services of a cluster.
-pub const MAX_SERVICES: usize = 256;
+pub const MAX_SERVICES: usize = 16_384;
+
+/// Most slots of all services together, which bounds a director's memory: small tables for [`MAX_SERVICES`], or
+/// large ones for 1,023 services.
+pub const MAX_TOTAL_SLOTS: usize = 1 << 26;
+
+/// Most positions of all services together.
+pub const MAX_TOTAL_REALS: usize = 1 << 20;
 
 /// Most positions of one table; few enough that a table's encoding stays near the size of its slots.
 pub const MAX_REALS: usize = 4096;
@@ -104,8 +117,18 @@ pub enum TableError {
         /// Bytes found.
         length: usize,
     },
-    /// Not [`SLOTS`] slots.
-    #[error("service {service}: {count} slots instead of {SLOTS}")]
+    /// More than one of the limits on all tables together.
+    #[error("{count} {what} in all tables together, at most {limit} are supported")]
+    TooManyTogether {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Neither [`SLOTS`] nor [`SMALL_SLOTS`].
+    #[error("service {service}: {count} slots instead of {SLOTS} or {SMALL_SLOTS}")]
     SlotCount {
         /// Name of the service.
         service: String,
@@ -177,7 +200,7 @@ impl ServiceTable {
         check_name(name)?;
         check_name(&self.scheduler)?;
         let service = || name.to_owned();
-        if self.slots.len() != SLOTS {
+        if !is_table_size(self.slots.len()) {
             return Err(TableError::SlotCount { service: service(), count: self.slots.len() });
         }
         let reals = self.reals.len();
@@ -213,11 +236,13 @@ impl ServiceTable {
             hash.update([u8::from(real.dead)]);
         }
         hash.update((self.slots.len() as u64).to_le_bytes());
-        for chunk in self.slots.chunks(4096) {
-            let bytes: Vec<u8> = chunk.iter().flat_map(|slot| slot.to_le_bytes()).collect();
-            hash.update(&bytes);
-        }
+        hash.update(self.slots.digest().0);
     }
+}
+
+/// Whether a table may have this many slots.
+pub const fn is_table_size(slots: usize) -> bool {
+    slots == SLOTS || slots == SMALL_SLOTS
 }
 
 fn check_name(name: &str) -> Result<(), TableError> {
@@ -228,15 +253,30 @@ fn check_name(name: &str) -> Result<(), TableError> {
 }
 
 impl TableSet {
-    /// Checks the number of services and each of them.
+    /// Checks the number of services, each of them, and all together.
     pub fn check(&self) -> Result<(), TableError> {
-        if self.services.len() > MAX_SERVICES {
-            return Err(TableError::TooManyServices { count: self.services.len() });
-        }
+        self.check_size()?;
         self.services.iter().try_for_each(|(name, table)| table.check(name))
     }
 
-    /// Epoch and digest. Hashes every slot: keep the result with the tables.
+    /// Checks the limits on all tables together.
+    fn check_size(&self) -> Result<(), TableError> {
+        if self.services.len() > MAX_SERVICES {
+            return Err(TableError::TooManyServices { count: self.services.len() });
+        }
+        let sum = |of: fn(&ServiceTable) -> usize| self.services.values().map(of).sum::<usize>();
+        for (what, count, limit) in [
+            ("slots", sum(|table| table.slots.len()), MAX_TOTAL_SLOTS),
+            ("real servers", sum(|table| table.reals.len()), MAX_TOTAL_REALS),
+        ] {
+            if count > limit {
+                return Err(TableError::TooManyTogether { what, count, limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// Epoch and digest. Hashes the slots of each table that was not hashed before.
     pub fn version(&self) -> Version {
         Version { epoch: self.epoch, digest: self.digest() }
     }

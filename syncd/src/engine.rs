@@ -69,6 +69,15 @@ impl Handle {
         services: BTreeMap<String, ServiceTable>,
         hash_key_if_new: [u8; 16],
     ) -> Result<Epoch, ProposeError> {
+        // Hashing thousands of new tables takes its time; the engine's heartbeats must not wait for it.
+        let hashed = tokio::task::spawn_blocking(move || {
+            for table in services.values() {
+                // Kept with the slots.
+                let _ = table.slots.digest();
+            }
+            services
+        });
+        let services = hashed.await.map_err(|_| ProposeError::Stopped)?;
         let (reply, answer) = oneshot::channel();
         let command = Command::Propose { services, hash_key_if_new, reply };
         self.commands.send(command).await.map_err(|_| ProposeError::Stopped)?;

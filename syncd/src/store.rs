@@ -1,7 +1,7 @@
 //! The tables on disk: written whole to a file of their own, which then takes the place of the old one.
 //!
 //! ```text
-//! magic "DIRTABLE" | layout 1 (4) | floor (8) | length (8) | SHA-256 of floor, length and body (32) | body
+//! magic "DIRTABLE" | layout 2 (4) | floor (8) | length (8) | SHA-256 of floor, length and body (32) | body
 //! ```
 //! Numbers are little endian; the body is the snapshot's encoding. A file that is not exactly this is put aside
 //! and the director joins as one that has never been here.
@@ -22,7 +22,8 @@ use crate::config::StartError;
 use crate::replica::Saved;
 
 const MAGIC: &[u8; 8] = b"DIRTABLE";
-const LAYOUT: u32 = 1;
+/// 2: tables may be small. Layout 1 is the same with tables of one size, and is read too.
+const LAYOUT: u32 = 2;
 const HEADER: usize = 8 + 4 + 8 + 8 + 32;
 
 /// Reads what was saved in `folder`, creating the folder if need be.
@@ -85,8 +86,8 @@ fn parse(mut file: Bytes) -> Result<Saved, String> {
         return Err("not a file of tables".to_owned());
     }
     let layout = file.get_u32_le();
-    if layout != LAYOUT {
-        return Err(format!("layout {layout}, this version reads {LAYOUT}"));
+    if !(1..=LAYOUT).contains(&layout) {
+        return Err(format!("layout {layout}, this version reads 1 to {LAYOUT}"));
     }
     let (floor, length) = (file.get_u64_le(), file.get_u64_le());
     let announced = file.split_to(32);

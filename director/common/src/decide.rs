@@ -6,14 +6,17 @@
 
 mod fragment;
 mod icmp;
+mod owner;
 mod quic;
 mod track;
 
 use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
 use crate::pin::{ServerId, signal};
 use crate::slot::{Slot, entropy_of, hash_of_flow, slot_of};
-use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, ServiceKey, Tables};
+use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, Tables, table_slots};
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
+
+use owner::{find_owner, unless_vip};
 
 /// A verdict, and what it is accounted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,42 +176,25 @@ fn find_service<'a>(
     flow: &mut FlowKey,
     decision: &mut Decision<'a>,
 ) -> Result<&'a ServiceEntry, Verdict> {
-    let (address, protocol) = (flow.destination, ip.protocol);
+    let protocol = ip.protocol;
     if let Some(reason) = ip.broken {
-        return Err(unless_vip(address, tables, Verdict::Drop(reason)));
+        return Err(unless_vip(&flow.destination, config, tables, Verdict::Drop(reason)));
     }
     if protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP {
-        return Err(unless_vip(address, tables, Verdict::Pass(PassReason::ProtocolToVip)));
+        let verdict = Verdict::Pass(PassReason::ProtocolToVip);
+        return Err(unless_vip(&flow.destination, config, tables, verdict));
     }
     flow.protocol = protocol;
     if ip.fragment_offset != 0 {
         return fragment::find_service(config, tables, flow, decision);
     }
     let Some(ports) = Ports::parse(frame, ip) else {
-        return Err(unless_vip(address, tables, Verdict::Drop(DropReason::ShortTransport)));
+        let verdict = Verdict::Drop(DropReason::ShortTransport);
+        return Err(unless_vip(&flow.destination, config, tables, verdict));
     };
     flow.source_port = ports.source;
     flow.destination_port = ports.destination;
     find_owner(flow, config, tables).ok_or(Verdict::Pass(PassReason::NoService))
-}
-
-/// The service that has the flow's destination.
-#[inline(always)]
-fn find_owner<'a>(flow: &FlowKey, config: &Config, tables: &'a impl Tables) -> Option<&'a ServiceEntry> {
-    let key = ServiceKey::service(flow.destination, flow.protocol, flow.destination_port);
-    match tables.service(&key) {
-        None if config.has(Config::FLAG_ANY_PORT) => tables.service(&ServiceKey { port: 0, ..key }),
-        found => found,
-    }
-}
-
-/// `verdict` if `address` is a VIP, else the packet is none of ours.
-#[inline(always)]
-fn unless_vip(address: Address, tables: &impl Tables, verdict: Verdict) -> Verdict {
-    match tables.service(&ServiceKey::vip(address)) {
-        Some(_) => verdict,
-        None => Verdict::Pass(PassReason::NoService),
-    }
 }
 
 /// Checks all of a packet that a service owns; what it says about its connection.
@@ -309,7 +295,8 @@ fn pick_real<'a>(
 ) -> Result<&'a RealEntry, DropReason> {
     let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
     forward.entropy = entropy_of(hash, flow.source_port);
-    let slot = tables.slot(service.table, slot_of(hash)).ok_or(DropReason::BadTable)?;
+    let slot =
+        tables.slot(service.table, slot_of(hash, table_slots(service.table))).ok_or(DropReason::BadTable)?;
     if forward.follows != 0 {
         let server = ServerId::new(forward.real as u16, forward.generation);
         if let Some(real) = find_server(tables, service, server, forward) {

@@ -29,6 +29,6 @@ pub mod verdict;
 
 pub use decide::{Decision, decide};
 pub use packet::Frame;
-pub use slot::{SLOTS, Slot, SlotState};
+pub use slot::{SLOTS, SMALL_SLOTS, Slot, SlotState};
 pub use tables::Tables;
 pub use verdict::{Action, DropReason, Forward, PassReason, Verdict};

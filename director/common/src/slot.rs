@@ -3,8 +3,12 @@
 use crate::siphash::{HashKey, siphash13};
 use crate::tables::{Address, HashInput};
 
-/// Slots of every service's table: a prime, well above 100 times the real servers a service usually has.
+/// Slots of a service's table unless it asks for [`SMALL_SLOTS`]: a prime, well above 100 times the real servers a service usually has.
 pub const SLOTS: usize = 65_537;
+
+/// Slots of a small table, for services of few real servers of which there are thousands: the prime that IPVS's
+/// `mh` has by default, a sixteenth of the memory.
+pub const SMALL_SLOTS: usize = 4_093;
 
 /// Highest position of a real server within its service; [`Slot::NO_POSITION`] is one above.
 pub const MAX_POSITION: u16 = Slot::NO_POSITION - 1;
@@ -112,14 +116,14 @@ impl Slot {
     }
 }
 
-/// The slot that `hash` picks: its upper 32 bits scaled to `0..SLOTS`.
+/// The slot that `hash` picks in a table of `slots`: its upper 32 bits scaled to `0..slots`.
 ///
 /// Multiply and shift instead of a remainder: no division (20 to 40 cycles on common machines, and BPF has
-/// no wide multiplication to replace it by), and the kernel's verifier derives the bound by itself. Each slot
-/// owns 65,535 or 65,536 of the 2^32 values, a bias of 0.002 %.
+/// no wide multiplication to replace it by). With [`SLOTS`] each slot owns 65,535 or 65,536 of the 2^32 values, a
+/// bias of 0.002 %; with fewer it is less.
 #[inline(always)]
-pub const fn slot_of(hash: u64) -> u32 {
-    ((hash >> 32).wrapping_mul(SLOTS as u64) >> 32) as u32
+pub const fn slot_of(hash: u64, slots: u32) -> u32 {
+    ((hash >> 32).wrapping_mul(slots as u64) >> 32) as u32
 }
 
 /// The hash that [`slot_of`] makes a flow's slot of: a keyed hash over an unambiguous encoding of the source address (4 bytes for IPv4, 16
@@ -138,10 +142,10 @@ pub fn hash_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) 
     }
 }
 
-/// The slot of a flow: [`slot_of`] its [`hash_of_flow`].
+/// The slot of a flow in a table of `slots`: [`slot_of`] its [`hash_of_flow`].
 #[inline(always)]
-pub fn slot_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) -> u32 {
-    slot_of(hash_of_flow(key, source, port, input))
+pub fn slot_of_flow(key: HashKey, source: Address, port: u16, input: HashInput, slots: u32) -> u32 {
+    slot_of(hash_of_flow(key, source, port, input), slots)
 }
 
 /// Bits that differ between flows, for a tunnel: what of the hash no slot depends on, and the source port, which
@@ -161,13 +165,15 @@ mod tests {
 
     #[test]
     fn every_hash_picks_a_slot_and_every_slot_is_picked() {
-        assert_eq!(slot_of(0), 0);
-        assert_eq!(slot_of(u64::MAX), SLOTS as u32 - 1);
-        let mut hit = std::vec![false; SLOTS];
-        for top in (0..=u32::MAX).step_by(60_000) {
-            hit[slot_of(u64::from(top) << 32) as usize] = true;
+        for slots in [SLOTS, SMALL_SLOTS] {
+            assert_eq!(slot_of(0, slots as u32), 0);
+            assert_eq!(slot_of(u64::MAX, slots as u32), slots as u32 - 1);
+            let mut hit = std::vec![false; slots];
+            for top in (0..=u32::MAX).step_by(60_000) {
+                hit[slot_of(u64::from(top) << 32, slots as u32) as usize] = true;
+            }
+            assert!(hit.iter().all(|slot| *slot));
         }
-        assert!(hit.iter().all(|slot| *slot));
     }
 
     #[test]
@@ -175,7 +181,8 @@ mod tests {
         let key = HashKey::from_bytes(*b"sixteen byte key");
         let mut count = std::vec![0_u32; 16];
         for source in 0..160_000_u32 {
-            let slot = slot_of_flow(key, Address::from_ipv4(source.to_be_bytes()), 0, HashInput::Source);
+            let source = Address::from_ipv4(source.to_be_bytes());
+            let slot = slot_of_flow(key, source, 0, HashInput::Source, SLOTS as u32);
             count[slot as usize * 16 / SLOTS] += 1;
         }
         // Binomial with mean 10,000 and deviation 97: six deviations either side.
@@ -196,8 +203,8 @@ mod tests {
         fn source_hash_ignores_the_port(source: [u8; 16], a: u16, b: u16, key: [u8; 16]) {
             let (key, source) = (HashKey::from_bytes(key), Address(source));
             prop_assert_eq!(
-                slot_of_flow(key, source, a, HashInput::Source),
-                slot_of_flow(key, source, b, HashInput::Source)
+                slot_of_flow(key, source, a, HashInput::Source, SLOTS as u32),
+                slot_of_flow(key, source, b, HashInput::Source, SLOTS as u32)
             );
         }
     }

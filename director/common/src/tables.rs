@@ -3,9 +3,15 @@
 //! Both sides of the kernel boundary compile these very definitions: plain integers, explicit padding, a size
 //! assertion beside each. Whatever changes their meaning or layout increments [`LAYOUT_VERSION`].
 
+mod class;
+mod shelf;
+
 use crate::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use crate::siphash::HashKey;
-use crate::slot::{SLOTS, Slot};
+use crate::slot::Slot;
+
+pub use class::RangeKey;
+pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small, shelf_of, table_slots};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
 pub const LAYOUT_VERSION: u32 = 3;
@@ -14,12 +20,16 @@ pub const LAYOUT_VERSION: u32 = 3;
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
 
 /// Most services at one time.
-pub const MAX_SERVICES: usize = 1_024;
-/// Most service keys (addresses, ports, protocols and markers) at one time.
-pub const MAX_SERVICE_KEYS: usize = 8_192;
+pub const MAX_SERVICES: usize = 16_384;
+/// Most exact service keys (addresses, ports, protocols and markers) at one time.
+pub const MAX_SERVICE_KEYS: usize = 65_536;
+/// Most address prefixes that lead to a class at one time.
+pub const MAX_CLASSES: usize = 16_384;
+/// Most keys of classes at one time: a range of ports takes 1 to 30.
+pub const MAX_RANGE_KEYS: usize = 262_144;
 /// Most real servers of all services together.
-pub const MAX_REALS: usize = 8_192;
-/// Slot tables: two for each service, since a new one is complete before the old one goes.
+pub const MAX_REALS: usize = 65_536;
+/// Slot tables of either size: two for each service, since a new one is complete before the old one goes.
 pub const MAX_TABLES: usize = MAX_SERVICES * 2;
 /// Most datagrams in fragments that are remembered at one time.
 pub const MAX_FRAGMENTS: usize = 16_384;
@@ -43,7 +53,13 @@ pub unsafe trait Plain: Copy + 'static {}
 #[repr(C, align(4))]
 pub struct Address(pub [u8; 16]);
 
+// SAFETY: `repr(C)` of bytes, 16 with an alignment of 4.
+unsafe impl Plain for Address {}
+
 impl Address {
+    /// Bits of an address.
+    pub const BITS: u32 = 128;
+
     /// The mapped form of an IPv4 address.
     #[inline(always)]
     pub const fn from_ipv4([a, b, c, d]: [u8; 4]) -> Self {
@@ -121,6 +137,8 @@ impl Config {
     pub const FLAG_FLOW_ACCOUNTING: u32 = 1;
     /// Some service owns all ports of an address: look there too when the exact port is not found.
     pub const FLAG_ANY_PORT: u32 = 2;
+    /// Some service owns a prefix or a range of ports: look for the address's class last.
+    pub const FLAG_CLASSES: u32 = 4;
 
     /// Whether every bit of `flag` is set.
     #[inline(always)]
@@ -180,7 +198,7 @@ impl ServiceKey {
 pub struct ServiceEntry {
     /// The service's index: counters and name.
     pub service: u32,
-    /// Index of the slot table.
+    /// Index of the slot table, [`SMALL_TABLE`] included.
     pub table: u32,
     /// First of the service's real servers in the real-server map.
     pub real_base: u32,
@@ -431,18 +449,17 @@ const _: () = assert!(size_of::<WindowEntry>() == 32);
 // SAFETY: `repr(C)` of integers without padding (6 x 4 + 8 = 32).
 unsafe impl Plain for WindowEntry {}
 
-/// A slot table as the kernel holds it: one big value instead of one element per slot, which an array map
-/// would round up to 8 bytes each. A bare array, not a struct: so its BTF has no fields, and a table created
-/// without BTF is accepted by the outer map also on Linux 6.1.
-pub type SlotTable = [u32; SLOTS];
-
 /// Where `decide` finds what it needs besides the packet.
 pub trait Tables {
     /// The settings, `None` before they are written.
     fn config(&self) -> Option<&Config>;
     /// The service that owns `key`.
     fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry>;
-    /// Slot number `slot` (below [`SLOTS`]) of slot table `table`.
+    /// The class of the longest prefix that has `address`.
+    fn class(&self, address: &Address) -> Option<&u32>;
+    /// The service that owns the narrowest range of `key`'s class with its port.
+    fn range(&self, key: &RangeKey) -> Option<&ServiceEntry>;
+    /// Slot number `slot` (below [`table_slots`]) of slot table `table`.
     fn slot(&self, table: u32, slot: u32) -> Option<Slot>;
     /// Real server number `index`.
     fn real(&self, index: u32) -> Option<&RealEntry>;

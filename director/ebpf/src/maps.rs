@@ -1,18 +1,20 @@
 //! The maps, and access to them as `decide` wants it.
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
-    Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_QUIC_IDS, MAX_REALS,
-    MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable,
-    Tables, TokenBucket, WindowEntry,
+    Address, Config, FlowKey, FragmentEntry, Interface, MAX_CLASSES, MAX_FRAGMENTS, MAX_INTERFACES,
+    MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, RangeKey, RealEntry,
+    SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceName, SlotTable, SmallTable, Tables, TokenBucket,
+    WindowEntry, is_small, shelf_of,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
-use director_common::{SLOTS, Slot};
+use director_common::{SLOTS, SMALL_SLOTS, Slot};
 
 /// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
 /// element out again at once, under the eyes of a program that still reads it.
@@ -22,8 +24,16 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceEntry, MAX_SERVICE_KEYS, ON_DEMAND> = HashMap::new();
+/// Class of each prefix. (Tries allocate on demand, as they must.)
 #[btf_map]
-static TABLES: ArrayOfMaps<Array<SlotTable, 1>, MAX_TABLES> = ArrayOfMaps::new();
+static CLASSES: LpmTrie<Address, u32, MAX_CLASSES> = LpmTrie::new();
+#[btf_map]
+static RANGES: LpmTrie<RangeKey, ServiceEntry, MAX_RANGE_KEYS> = LpmTrie::new();
+#[btf_map]
+static TABLES: ArrayOfMaps<Array<SlotTable, SHELF>, { MAX_TABLES / SHELF }> = ArrayOfMaps::new();
+#[btf_map]
+static SMALL_TABLES: ArrayOfMaps<Array<SmallTable, SMALL_SHELF>, { MAX_TABLES / SMALL_SHELF }> =
+    ArrayOfMaps::new();
 #[btf_map]
 static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 #[btf_map]
@@ -75,14 +85,35 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn class(&self, address: &Address) -> Option<&u32> {
+        CLASSES.get(&Key::new(Address::BITS, *address))
+    }
+
+    #[inline(always)]
+    fn range(&self, key: &RangeKey) -> Option<&ServiceEntry> {
+        RANGES.get(&Key::new(RangeKey::BITS, *key))
+    }
+
+    #[inline(always)]
     fn slot(&self, table: u32, slot: u32) -> Option<Slot> {
-        let slots = TABLES.get_value(table, &0)?;
         let slot = slot as usize;
-        if slot >= SLOTS {
-            return None;
-        }
-        // SAFETY: below the length, as just compared.
-        Some(Slot::from_bits(unsafe { *slots.get_unchecked(slot) }))
+        let (shelf, place) = shelf_of(table);
+        let bits = if is_small(table) {
+            let slots = SMALL_TABLES.get_value(shelf, &place)?;
+            if slot >= SMALL_SLOTS {
+                return None;
+            }
+            // SAFETY: below the length, as just compared.
+            unsafe { slots.get_unchecked(slot) }
+        } else {
+            let slots = TABLES.get_value(shelf, &place)?;
+            if slot >= SLOTS {
+                return None;
+            }
+            // SAFETY: as above.
+            unsafe { slots.get_unchecked(slot) }
+        };
+        Some(Slot::from_bits(*bits))
     }
 
     #[inline(always)]

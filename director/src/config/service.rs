@@ -177,30 +177,6 @@ const MAX_TIMEOUT: u32 = 604_800;
 /// Longest connection id in bytes (RFC 9000, section 17.2).
 const MAX_CONNECTION_ID: u8 = 20;
 
-/// Keys that are right, but that nothing carries out yet: one line each.
-pub(super) fn refuse_for_now(source: &Source<'_>, services: &[file::Service]) -> Result<(), ConfigError> {
-    fn place<T>(value: Option<&Spanned<T>>) -> Option<Range<usize>> {
-        value.map(Spanned::span)
-    }
-    for entry in services {
-        let prefix = Some(&entry.vip).filter(|vip| vip.get_ref().contains('/'));
-        let slots = entry.slots.as_ref().filter(|slots| *slots.get_ref() != SLOTS[0]);
-        let keys = [
-            (place(prefix), "a prefix of VIPs", "write one address"),
-            (place(entry.ports.as_ref()), "ports", "write port = NUMBER, or port = 0 for all"),
-            (place(entry.also.first()), "also", "write a service for each address"),
-            (place(slots), "slots other than 65537", "leave it out"),
-        ];
-        for (place, what, remedy) in keys {
-            if let Some(place) = place {
-                let message = format!("{what} is not supported by this version; {remedy}");
-                return Err(source.error(Some(place), message));
-            }
-        }
-    }
-    Ok(())
-}
-
 pub(super) fn services(
     source: &Source<'_>,
     list: Vec<file::Service>,

@@ -7,18 +7,18 @@
 
 use std::collections::BTreeSet;
 
+use director_common::Slot;
 use director_common::pin::{QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
-use director_common::tables::{
-    Config, MAX_REALS, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, SlotTable, WindowEntry,
-};
-use director_common::{SLOTS, Slot};
+use director_common::tables::{Config, MAX_REALS, MAX_TABLES, RealEntry, ServiceEntry, WindowEntry};
 
 use super::error::ApplyError;
+use super::free::Free;
+use super::keys::{Key, Keys, Prefix, look_ups};
 use super::maps::{self, Shared};
 use super::plan::{Block, Placement};
 use super::seats::Seating;
-use super::spec::{Datagrams, HashInput, Keys, Protocol, RealSpec, ServiceSpec, check};
+use super::spec::{Datagrams, HashInput, Protocol, RealSpec, ServiceSpec, check};
 use super::window::{SlotWindows, seconds};
 use super::{Dataplane, EchoPolicy, monotonic_seconds, with_way};
 
@@ -55,19 +55,22 @@ impl Dataplane {
     /// [`ApplyError::Spec`] before anything is changed; [`ApplyError::Full`] or [`ApplyError::Map`] when part of
     /// it may be: every service is then entirely old or entirely new.
     pub fn apply(&mut self, services: &[ServiceSpec<'_>]) -> Result<ApplyReport, ApplyError> {
-        let keys = check(services, &self.options.tunnel_sources)?;
+        let keys = check(services, &self.options.tunnel_sources, &self.plan.classes)?;
         let mut report = ApplyReport::default();
-        // An address that becomes a VIP, or all of one's ports, is announced to the program first.
-        self.set_any_port(any_port(&keys) || any_port_in(self.plan.keys.keys()))?;
-        for vip in &keys.vips {
-            let entry = self.marker(*vip, services, &keys);
-            self.set_key(*vip, entry, &mut report)?;
+        self.plan.free = Free::of(&self.plan);
+        // Where the program has to look, and that an address is a VIP, is told before there is anything to find.
+        let (before, after) =
+            (look_ups(self.plan.keys.keys(), !self.plan.classes.is_empty()), keys.look_ups());
+        self.set_look_ups(before | after)?;
+        for (vip, served) in &keys.vips {
+            self.set_key(*vip, self.marker(*served), &mut report)?;
         }
         for (service, keys) in services.iter().zip(&keys.services) {
             self.apply_service(service, keys, &mut report)?;
         }
+        self.apply_classes(&keys, &mut report)?;
         self.remove_keys(&keys, &mut report)?;
-        self.set_any_port(any_port(&keys))?;
+        self.set_look_ups(after)?;
         let wanted: BTreeSet<&str> = services.iter().map(|service| service.name).collect();
         self.remove_services(&wanted, &mut report)?;
         self.prune_quic_ids()?;
@@ -84,18 +87,9 @@ impl Dataplane {
     }
 
     /// The marker of a VIP, which says who answers echo requests to it.
-    fn marker(&self, vip: ServiceKey, services: &[ServiceSpec<'_>], keys: &Keys) -> ServiceEntry {
-        let served = || {
-            let of_vip = services
-                .iter()
-                .zip(&keys.services)
-                .filter(|(_, keys)| keys.iter().any(|key| key.address == vip.address));
-            of_vip
-                .into_iter()
-                .any(|(service, _)| service.slots.iter().any(|slot| service.owner(*slot).is_some()))
-        };
+    fn marker(&self, served: bool) -> ServiceEntry {
         let flags = match self.options.echo {
-            EchoPolicy::WhileServed if served() => ServiceEntry::FLAG_ECHO,
+            EchoPolicy::WhileServed if served => ServiceEntry::FLAG_ECHO,
             EchoPolicy::WhileServed => 0,
             EchoPolicy::Always => ServiceEntry::FLAG_ECHO,
             EchoPolicy::Kernel => ServiceEntry::FLAG_ECHO_KERNEL,
@@ -103,18 +97,40 @@ impl Dataplane {
         ServiceEntry { flags, ..ServiceEntry::default() }
     }
 
-    fn set_any_port(&mut self, any: bool) -> Result<(), ApplyError> {
-        self.maps.write_config(|config| {
-            let others = config.flags & !Config::FLAG_ANY_PORT;
-            Config { flags: if any { others | Config::FLAG_ANY_PORT } else { others }, ..config }
-        })?;
+    /// Sets the flags that say where the program looks besides for exact keys.
+    fn set_look_ups(&mut self, wanted: u32) -> Result<(), ApplyError> {
+        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES;
+        self.maps.write_config(|config| Config { flags: config.flags & !all | wanted, ..config })?;
+        Ok(())
+    }
+
+    /// Leads prefixes to their classes, which are complete, and others no longer to theirs.
+    fn apply_classes(&mut self, keys: &Keys, report: &mut ApplyReport) -> Result<(), ApplyError> {
+        for (prefix, class) in &keys.classes {
+            if self.plan.classes.get(prefix) != Some(class) {
+                self.maps.set_class(*prefix, *class)?;
+                self.plan.classes.insert(*prefix, *class);
+                report.keys_changed += 1;
+            }
+        }
+        let gone = |prefix: &&Prefix| !keys.classes.contains_key(prefix);
+        let stale: Vec<Prefix> = self.plan.classes.keys().filter(gone).copied().collect();
+        for prefix in &stale {
+            self.maps.remove_class(*prefix)?;
+            self.plan.classes.remove(prefix);
+            report.keys_changed += 1;
+        }
+        if !stale.is_empty() {
+            // A packet that has found such a class is still to find what is in it.
+            self.maps.wait()?;
+        }
         Ok(())
     }
 
     fn apply_service(
         &mut self,
         service: &ServiceSpec<'_>,
-        keys: &[ServiceKey],
+        keys: &[Key],
         report: &mut ApplyReport,
     ) -> Result<(), ApplyError> {
         let now = monotonic_seconds();
@@ -131,7 +147,8 @@ impl Dataplane {
             Some(block) => block,
             None => self
                 .plan
-                .free_block(seating.size())
+                .free
+                .block(seating.size())
                 .ok_or_else(|| full(service, "real servers", MAX_REALS))?,
         };
         let window = self.note_window(index, window_entry(window, service, &slots, self.plan.generation))?;
@@ -236,7 +253,7 @@ impl Dataplane {
 
     fn new_index(&mut self, name: &str, report: &mut ApplyReport) -> Result<u32, ApplyError> {
         let limit = director_common::tables::MAX_SERVICES;
-        let index = self.plan.free_index().ok_or_else(|| ApplyError::Full {
+        let index = self.plan.free.index().ok_or_else(|| ApplyError::Full {
             service: name.to_owned(),
             what: "service indices",
             limit,
@@ -279,7 +296,8 @@ impl Dataplane {
         slots: &SlotWindows,
         report: &mut ApplyReport,
     ) -> Result<u32, ApplyError> {
-        let table = self.plan.free_table().ok_or_else(|| full(service, "slot tables", MAX_TABLES))?;
+        let table = self.plan.free.table(slots.slots().len());
+        let table = table.ok_or_else(|| full(service, "slot tables", MAX_TABLES))?;
         self.maps.set_table(table, &packed(slots.slots()))?;
         if self.plan.services.contains_key(service.name) {
             report.switched.push(service.name.to_owned());
@@ -287,27 +305,21 @@ impl Dataplane {
         Ok(table)
     }
 
-    fn set_key(
-        &mut self,
-        key: ServiceKey,
-        entry: ServiceEntry,
-        report: &mut ApplyReport,
-    ) -> Result<(), ApplyError> {
+    fn set_key(&mut self, key: Key, entry: ServiceEntry, report: &mut ApplyReport) -> Result<(), ApplyError> {
         if self.plan.keys.get(&key) == Some(&entry) {
             return Ok(());
         }
-        self.maps.services.insert(Shared(key), Shared(entry), 0)?;
+        self.maps.set_key(key, entry)?;
         self.plan.keys.insert(key, entry);
         report.keys_changed += 1;
         Ok(())
     }
 
     fn remove_keys(&mut self, wanted: &Keys, report: &mut ApplyReport) -> Result<(), ApplyError> {
-        let wanted: BTreeSet<&ServiceKey> = wanted.services.iter().flatten().chain(&wanted.vips).collect();
-        let stale: Vec<ServiceKey> =
-            self.plan.keys.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        let wanted: BTreeSet<&Key> = wanted.services.iter().flatten().chain(wanted.vips.keys()).collect();
+        let stale: Vec<Key> = self.plan.keys.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in stale {
-            self.maps.services.remove(&Shared(key))?;
+            self.maps.remove_key(key)?;
             self.plan.keys.remove(&key);
             report.keys_changed += 1;
         }
@@ -341,12 +353,15 @@ impl Dataplane {
         }
     }
 
-    /// Empties the tables that no key leads to. The kernel waits for a grace period in this, so that afterwards
-    /// the blocks of real servers that went with them are free too.
+    /// Gives back the tables that no key leads to. The kernel waits for a grace period in this, so that afterwards
+    /// they and the blocks of real servers that went with them are free.
     fn clear_retired(&mut self) -> Result<(), ApplyError> {
-        for table in std::mem::take(&mut self.plan.retired_tables) {
-            self.maps.clear_table(table)?;
+        if self.plan.retired_tables.is_empty() && self.plan.retired_blocks.is_empty() {
+            return Ok(());
         }
+        let in_use: Vec<u32> = self.plan.services.values().map(|placement| placement.table).collect();
+        self.maps.release_tables(&in_use)?;
+        self.plan.retired_tables.clear();
         self.plan.retired_blocks.clear();
         Ok(())
     }
@@ -392,24 +407,10 @@ fn window_entry(
 }
 
 /// Slots as the kernel holds them.
-pub(super) fn packed(slots: &[Slot]) -> Box<SlotTable> {
-    let bits: Vec<u32> = slots.iter().map(|slot| slot.bits()).collect();
-    bits.into_boxed_slice().try_into().expect("invariant: a specification's slots were counted")
-}
-
-fn any_port(keys: &Keys) -> bool {
-    any_port_in(keys.services.iter().flatten())
-}
-
-fn any_port_in<'a>(mut keys: impl Iterator<Item = &'a ServiceKey>) -> bool {
-    keys.any(|key| key.kind == ServiceKey::KIND_SERVICE && key.port == 0)
+pub(super) fn packed(slots: &[Slot]) -> Box<[u32]> {
+    slots.iter().map(|slot| slot.bits()).collect()
 }
 
 fn full(service: &ServiceSpec<'_>, what: &'static str, limit: usize) -> ApplyError {
     ApplyError::Full { service: service.name.to_owned(), what, limit }
-}
-
-/// A table that names no real server.
-pub(super) fn empty_table() -> Box<SlotTable> {
-    vec![Slot::EMPTY.bits(); SLOTS].into_boxed_slice().try_into().expect("invariant: made with that length")
 }

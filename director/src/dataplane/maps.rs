@@ -1,28 +1,52 @@
 //! Typed handles of the maps.
+//!
+//! What they cost of the kernel's memory, at 16,384 services' room (`C` is the number of possible processors):
+//!
+//! | map | follows | bytes |
+//! |---|---|---|
+//! | `SERVICES` | its limit, then use | 1 MiB of buckets, about 100 a key |
+//! | `CLASSES`, `RANGES` | use | about 80 a prefix, 100 a block of ports |
+//! | `TABLES` | use | 1 MiB for 4 tables of 65,537 slots, 64 KiB for all shelves |
+//! | `SMALL_TABLES` | use | 1 MiB for 64 tables of 4,093 slots (10,000 services: 164 MB), 4 KiB for all shelves |
+//! | `REALS` | its limit | 2.5 MiB |
+//! | `REAL_STATS` | its limit | 65,536 x 40 x `C`: 2.5 MiB a processor |
+//! | `SERVICE_STATS` | its limit | 16,384 x 40 x `C`: 0.6 MiB a processor |
+//! | `NAMES` | its limit | 1 MiB |
+//! | `FLOWS` | the option | about 150 a flow, if flows are accounted |
+//!
+//! Arrays have their limit from the start, since only they are looked up without a hash.
+
+use std::collections::BTreeMap;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::{Key as TrieKey, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod, util};
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, Config, FlowKey, Interface, MAX_INTERFACES, MAX_QUIC_IDS, MAX_REALS, MAX_SERVICE_KEYS,
-    MAX_SERVICES, MAX_TABLES, Plain, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable,
-    WindowEntry,
+    Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
+    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, Plain, RangeKey, RealEntry, SHELF, SMALL_SHELF,
+    SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
+use director_common::{SLOTS, SMALL_SLOTS};
 
-use super::apply::empty_table;
 use super::batch::PinMap;
 use super::error::OpenError;
+use super::keys::{Key, Prefix};
+use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 16] = [
     "SERVICES",
+    "CLASSES",
+    "RANGES",
     "TABLES",
+    "SMALL_TABLES",
     "REALS",
     "INTERFACES",
     "NAMES",
@@ -43,7 +67,10 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
     }
     match name {
         "SERVICES" => of::<ServiceKey, ServiceEntry>(MAX_SERVICE_KEYS),
-        "TABLES" => of::<u32, u32>(MAX_TABLES),
+        "CLASSES" => of::<TrieKey<Address>, u32>(MAX_CLASSES),
+        "RANGES" => of::<TrieKey<RangeKey>, ServiceEntry>(MAX_RANGE_KEYS),
+        "TABLES" => of::<u32, u32>(MAX_TABLES / SHELF),
+        "SMALL_TABLES" => of::<u32, u32>(MAX_TABLES / SMALL_SHELF),
         "REALS" => of::<u32, RealEntry>(MAX_REALS),
         "INTERFACES" => of::<u32, Interface>(MAX_INTERFACES),
         "NAMES" => of::<u32, ServiceName>(MAX_SERVICES),
@@ -66,14 +93,14 @@ pub(super) struct Shared<T>(pub(super) T);
 // SAFETY: `Plain` promises what `Pod` asks for, and the wrapper is transparent.
 unsafe impl<T: Plain> Pod for Shared<T> {}
 
-/// A slot table's map: one element.
-pub(super) type TableMap = Array<MapData, SlotTable>;
-
 /// All maps.
 pub(super) struct Maps {
     config: Array<MapData, Shared<Config>>,
-    pub(super) services: HashMap<MapData, Shared<ServiceKey>, Shared<ServiceEntry>>,
-    tables: ArrayOfMaps<MapData, TableMap>,
+    services: HashMap<MapData, Shared<ServiceKey>, Shared<ServiceEntry>>,
+    classes: LpmTrie<MapData, Shared<Address>, u32>,
+    ranges: LpmTrie<MapData, Shared<RangeKey>, Shared<ServiceEntry>>,
+    tables: Shelves<SLOTS>,
+    small_tables: Shelves<SMALL_SLOTS>,
     reals: Array<MapData, Shared<RealEntry>>,
     interfaces: HashMap<MapData, u32, Shared<Interface>>,
     names: Array<MapData, Shared<ServiceName>>,
@@ -84,7 +111,6 @@ pub(super) struct Maps {
     pub(super) pins: PinMap,
     pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
     windows: Array<MapData, Shared<WindowEntry>>,
-    empty: Option<TableMap>,
     processors: usize,
 }
 
@@ -100,7 +126,10 @@ impl Maps {
         Ok(Self {
             config: take(ebpf, "CONFIG")?,
             services: take(ebpf, "SERVICES")?,
-            tables: take(ebpf, "TABLES")?,
+            classes: take(ebpf, "CLASSES")?,
+            ranges: take(ebpf, "RANGES")?,
+            tables: Shelves::new(take(ebpf, "TABLES")?, SHELF),
+            small_tables: Shelves::new(take(ebpf, "SMALL_TABLES")?, SMALL_SHELF),
             reals: take(ebpf, "REALS")?,
             interfaces: take(ebpf, "INTERFACES")?,
             names: take(ebpf, "NAMES")?,
@@ -111,7 +140,6 @@ impl Maps {
             pins: take(ebpf, "PINS")?,
             quic_ids: take(ebpf, "QUIC_IDS")?,
             windows: take(ebpf, "WINDOWS")?,
-            empty: None,
             processors,
         })
     }
@@ -199,42 +227,84 @@ impl Maps {
         self.names.set(index, Shared(value), 0)
     }
 
-    /// Reads a slot table; `None` where the index has none.
-    pub(super) fn table(&self, index: u32) -> Result<Option<Box<SlotTable>>, MapError> {
-        match self.tables.get(&index, 0) {
-            Ok(table) => Ok(Some(Box::new(table.get(&0, 0)?))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
+    /// Every key and what it leads to.
+    pub(super) fn keys(&self) -> Result<BTreeMap<Key, ServiceEntry>, MapError> {
+        let exact = self.services.iter().map(|item| {
+            let (Shared(key), Shared(entry)) = item?;
+            Ok((Key::Exact(key), entry))
+        });
+        let ranges = self.ranges.iter().map(|item| {
+            let (key, Shared(entry)) = item?;
+            Ok((Key::Range(key.data().0, key.prefix_len()), entry))
+        });
+        exact.chain(ranges).collect()
+    }
+
+    /// Sets what a key leads to: for a packet it is the old entry or the new one.
+    pub(super) fn set_key(&mut self, key: Key, entry: ServiceEntry) -> Result<(), MapError> {
+        match key {
+            Key::Exact(key) => self.services.insert(Shared(key), Shared(entry), 0),
+            Key::Range(key, bits) => self.ranges.insert(&TrieKey::new(bits, Shared(key)), Shared(entry), 0),
         }
     }
 
-    /// Puts a complete slot table under an index that no service uses.
-    pub(super) fn set_table(&mut self, index: u32, slots: &SlotTable) -> Result<(), MapError> {
-        let mut table = TableMap::create(1, 0)?;
-        table.set(0, slots, 0)?;
-        self.tables.set(index, &table, 0)
+    /// Removes a key.
+    pub(super) fn remove_key(&mut self, key: Key) -> Result<(), MapError> {
+        match key {
+            Key::Exact(key) => self.services.remove(&Shared(key)),
+            Key::Range(key, bits) => self.ranges.remove(&TrieKey::new(bits, Shared(key))),
+        }
     }
 
-    /// Empties a table index, by a table without real servers that all empty indices share.
-    ///
-    /// The kernel returns from this only after every program that ran when it began has ended: it waits for a
-    /// grace period whenever user space changes a map of maps.
-    pub(super) fn clear_table(&mut self, index: u32) -> Result<(), MapError> {
-        let empty = match self.empty.take() {
-            Some(empty) => empty,
-            None => {
-                let mut empty = TableMap::create(1, 0)?;
-                let slots = empty_table();
-                empty.set(0, slots.as_ref(), 0)?;
-                empty
-            }
-        };
-        let result = self.tables.set(index, &empty, 0);
-        self.empty = Some(empty);
-        result
+    /// The class of every prefix.
+    pub(super) fn classes(&self) -> Result<BTreeMap<Prefix, u32>, MapError> {
+        let prefix =
+            |key: TrieKey<Shared<Address>>| Prefix { address: key.data().0, length: key.prefix_len() };
+        self.classes.iter().map(|item| item.map(|(key, class)| (prefix(key), class))).collect()
+    }
+
+    /// Gives a prefix a class, which holds all it shall.
+    pub(super) fn set_class(&mut self, prefix: Prefix, class: u32) -> Result<(), MapError> {
+        self.classes.insert(&TrieKey::new(prefix.length, Shared(prefix.address)), class, 0)
+    }
+
+    /// Takes its class from a prefix.
+    pub(super) fn remove_class(&mut self, prefix: Prefix) -> Result<(), MapError> {
+        self.classes.remove(&TrieKey::new(prefix.length, Shared(prefix.address)))
+    }
+
+    /// Reads a slot table; `None` where there is none.
+    pub(super) fn table(&mut self, table: u32) -> Result<Option<Box<[u32]>>, MapError> {
+        if is_small(table) { self.small_tables.read(table & !SMALL_TABLE) } else { self.tables.read(table) }
+    }
+
+    /// Writes a complete slot table, of the size its index says, where no service has one.
+    pub(super) fn set_table(&mut self, table: u32, slots: &[u32]) -> Result<(), MapError> {
+        let wrong = |_| MapError::InvalidValueSize { size: size_of_val(slots), expected: 4 * SLOTS };
+        if is_small(table) {
+            self.small_tables.write(table & !SMALL_TABLE, slots.try_into().map_err(wrong)?)
+        } else {
+            self.tables.write(table, slots.try_into().map_err(wrong)?)
+        }
+    }
+
+    /// Gives the memory of tables back that are not among those `in_use`, and returns after a grace period: every
+    /// program that ran when this was called has ended.
+    pub(super) fn release_tables(&mut self, in_use: &[u32]) -> Result<(), MapError> {
+        let (small, large): (Vec<u32>, Vec<u32>) = in_use.iter().partition(|table| is_small(**table));
+        let waited = self.tables.trim(large.into_iter())?;
+        let waited = self.small_tables.trim(small.into_iter().map(|table| table & !SMALL_TABLE))? || waited;
+        if !waited {
+            self.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Returns after every program that ran when this was called has ended.
+    pub(super) fn wait(&mut self) -> Result<(), MapError> {
+        // Without any shelf there is no table, so nothing that a program could still use.
+        let _ = self.tables.wait()? || self.small_tables.wait()?;
+        Ok(())
     }
 
     /// Tells the program an interface's link address.

@@ -11,16 +11,17 @@ use std::net::IpAddr;
 use aya::maps::MapError;
 use director_common::Slot;
 use director_common::pin::{QuicEntry, QuicKey};
+use director_common::siphash::HashKey;
+use director_common::slot::slot_of_flow;
 use director_common::tables::{
-    Address, HashInput, MAX_REALS, MAX_SERVICES, MAX_TABLES, ServiceEntry, ServiceKey, WindowEntry,
+    Address, FlowKey, HashInput, MAX_SERVICES, ServiceEntry, WindowEntry, table_slots,
 };
 
 use super::NextHop;
+use super::free::Free;
+use super::keys::{Key, Prefix};
 use super::maps::{Maps, Shared, ip_address};
 use super::window::{SlotWindows, Timeouts};
-
-/// Smallest block of real servers, and what every block's size is a multiple of: room to grow in place.
-const BLOCK: u32 = 8;
 
 /// Consecutive entries of the real-server map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +66,11 @@ pub(super) struct Placement {
 }
 
 impl Placement {
+    /// The slot of a flow.
+    pub(super) fn slot_of(&self, key: HashKey, flow: &FlowKey) -> u32 {
+        slot_of_flow(key, flow.source, flow.source_port, self.hash, table_slots(self.table))
+    }
+
     /// The timeouts that an earlier process noted.
     fn noted_timeouts(window: &WindowEntry) -> Timeouts {
         let of = |seconds: u32| std::time::Duration::from_secs(seconds.into());
@@ -76,8 +82,10 @@ impl Placement {
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) services: BTreeMap<String, Placement>,
-    /// What is in the service map.
-    pub(super) keys: BTreeMap<ServiceKey, ServiceEntry>,
+    /// What the keys lead to.
+    pub(super) keys: BTreeMap<Key, ServiceEntry>,
+    /// The class of each prefix.
+    pub(super) classes: BTreeMap<Prefix, u32>,
     /// What is in the map of QUIC server ids.
     pub(super) quic_ids: BTreeMap<QuicKey, QuicEntry>,
     /// Highest generation that any server's entry ever had.
@@ -85,15 +93,17 @@ pub(super) struct Plan {
     /// Tables and blocks that packets on their way may still use.
     pub(super) retired_tables: BTreeSet<u32>,
     pub(super) retired_blocks: Vec<Block>,
+    /// What is free for the change in hand.
+    pub(super) free: Free,
 }
 
 impl Plan {
     /// Reads the plan from the maps.
-    pub(super) fn read(maps: &Maps) -> Result<Self, MapError> {
-        let mut plan = Self::default();
-        for item in maps.services.iter() {
-            let (Shared(key), Shared(entry)) = item?;
-            plan.keys.insert(key, entry);
+    pub(super) fn read(maps: &mut Maps) -> Result<Self, MapError> {
+        let mut plan = Self { keys: maps.keys()?, classes: maps.classes()?, ..Self::default() };
+        let mut owned: BTreeMap<u32, Vec<ServiceEntry>> = BTreeMap::new();
+        for (_, entry) in plan.keys.iter().filter(|(key, _)| !key.is_marker()) {
+            owned.entry(entry.service).or_default().push(*entry);
         }
         for item in maps.quic_ids.iter() {
             let (Shared(key), Shared(entry)) = item?;
@@ -102,19 +112,20 @@ impl Plan {
         for index in 0..MAX_SERVICES as u32 {
             plan.generation = plan.generation.max(maps.window(index)?.generation);
             if let Some(name) = maps.name(index)? {
-                plan.read_service(maps, index, name)?;
+                let owned = owned.get(&index).map(Vec::as_slice).unwrap_or_default();
+                plan.read_service(maps, index, name, owned)?;
             }
         }
         Ok(plan)
     }
 
-    fn read_service(&mut self, maps: &Maps, index: u32, name: String) -> Result<(), MapError> {
-        let owned: Vec<ServiceEntry> = self
-            .keys
-            .iter()
-            .filter(|(key, entry)| key.kind != ServiceKey::KIND_VIP && entry.service == index)
-            .map(|(_, entry)| *entry)
-            .collect();
+    fn read_service(
+        &mut self,
+        maps: &mut Maps,
+        index: u32,
+        name: String,
+        owned: &[ServiceEntry],
+    ) -> Result<(), MapError> {
         // A name without keys: its process died before it was in force. The index is as good as free.
         let Some(entry) = owned.first() else { return Ok(()) };
         for other in owned.iter().filter(|other| *other != entry) {
@@ -166,36 +177,6 @@ impl Plan {
             }
         }
         Ok(next_hops)
-    }
-
-    /// A service index that is free.
-    pub(super) fn free_index(&self) -> Option<u32> {
-        let named = self.services.values().map(|placement| placement.index);
-        let keyed = self.keys.iter().filter(|(key, _)| key.kind != ServiceKey::KIND_VIP);
-        let taken: BTreeSet<u32> = named.chain(keyed.map(|(_, entry)| entry.service)).collect();
-        (0..MAX_SERVICES as u32).find(|index| !taken.contains(index))
-    }
-
-    /// A table index that is free.
-    pub(super) fn free_table(&self) -> Option<u32> {
-        let taken: BTreeSet<u32> = self.services.values().map(|placement| placement.table).collect();
-        (0..MAX_TABLES as u32).find(|index| !taken.contains(index) && !self.retired_tables.contains(index))
-    }
-
-    /// A block for this many real servers: the first gap that holds it.
-    pub(super) fn free_block(&self, reals: usize) -> Option<Block> {
-        let count = u32::try_from(reals).ok()?.max(1).checked_next_multiple_of(BLOCK)?;
-        let mut taken: Vec<Block> = self.services.values().map(|placement| placement.block).collect();
-        taken.extend(&self.retired_blocks);
-        taken.sort_unstable();
-        let mut base = 0_u32;
-        for block in taken {
-            if block.base >= base.saturating_add(count) {
-                break;
-            }
-            base = base.max(block.base.saturating_add(block.count));
-        }
-        (base.saturating_add(count) <= MAX_REALS as u32).then_some(Block { base, count })
     }
 }
 

@@ -1,18 +1,18 @@
 //! What the caller asks for, checked before anything changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use director_common::SLOTS;
 use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 use director_common::slot::MAX_POSITION;
-use director_common::tables::{
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry, ServiceKey,
-};
+use director_common::tables::{MAX_REALS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry};
+use director_common::{SLOTS, SMALL_SLOTS};
+use ipnet::IpNet;
 
 pub use director_common::tables::HashInput;
 
-use super::maps;
+use super::keys::{self, Keys, Prefix};
 use super::window::Timeouts;
 
 /// Slot value in a specification that names no real server.
@@ -82,15 +82,65 @@ impl TunnelSources {
     }
 }
 
-/// One address a service answers on.
+/// Ports of an address that a service answers on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ports {
+    /// The first one.
+    pub first: u16,
+    /// The last one.
+    pub last: u16,
+}
+
+impl Ports {
+    /// All that no other service of the address has.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+
+    /// One port.
+    pub const fn one(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+
+    /// The port, if it is one.
+    pub const fn single(self) -> Option<u16> {
+        if self.first == self.last { Some(self.first) } else { None }
+    }
+
+    /// Whether these are more than one port, but not all.
+    pub(super) fn is_range(self) -> bool {
+        self.single().is_none() && self != Self::ALL
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.single() {
+            _ if *self == Self::ALL => f.write_str("all ports"),
+            Some(port) => write!(f, "port {port}"),
+            None => write!(f, "ports {}-{}", self.first, self.last),
+        }
+    }
+}
+
+/// What a service answers on; it may have several of these. Where services meet, the most specific one has the
+/// packet: the longest prefix first, and within it one port before a range before a wider range before all ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceAddress {
-    /// The VIP.
-    pub address: IpAddr,
+    /// The VIP, or a prefix all of whose addresses are VIPs.
+    pub prefix: IpNet,
     /// The protocol.
     pub protocol: Protocol,
-    /// The port; 0 for all that no other service of the address has.
-    pub port: u16,
+    /// The ports.
+    pub ports: Ports,
+}
+
+impl fmt::Display for ServiceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        write!(f, "{} {protocol} {}", self.prefix, self.ports)
+    }
 }
 
 /// One real server of a service.
@@ -98,7 +148,7 @@ pub struct ServiceAddress {
 pub struct RealSpec {
     /// Its address.
     pub address: IpAddr,
-    /// Its port.
+    /// Its port; 0 for the packet's own, as it must be where the service has several.
     pub port: u16,
     /// Whether it serves. One that does not takes no packet, and its connections are not waited for.
     pub alive: bool,
@@ -159,7 +209,7 @@ pub struct ServiceSpec<'a> {
     pub forwarding: Forwarding,
     /// Its real servers by position.
     pub reals: Vec<RealSpec>,
-    /// Position of each slot's owner, `u16::MAX` for none; [`SLOTS`] of them.
+    /// Position of each slot's owner, `u16::MAX` for none; [`SLOTS`] or [`SMALL_SLOTS`] of them.
     pub slots: &'a [u16],
     /// How long idle connections are kept.
     pub timeouts: Timeouts,
@@ -171,6 +221,11 @@ impl ServiceSpec<'_> {
     /// The real server that a slot value names, if it serves.
     pub(super) fn owner(&self, slot: u16) -> Option<&RealSpec> {
         self.reals.get(usize::from(slot)).filter(|real| real.alive)
+    }
+
+    /// Whether some slot has an owner that serves.
+    pub(super) fn is_served(&self) -> bool {
+        self.slots.iter().any(|slot| self.owner(*slot).is_some())
     }
 
     /// Whether some address has this protocol.
@@ -191,8 +246,8 @@ pub enum SpecError {
     /// A service without an address.
     #[error("service '{0}' has no address")]
     NoAddress(String),
-    /// Two services on one address, protocol and port.
-    #[error("service '{service}' and service '{other}' both want {address:?}")]
+    /// Two services on one address, protocol and ports.
+    #[error("service '{service}' and service '{other}' both want {address}")]
     DuplicateAddress {
         /// One of them.
         service: String,
@@ -200,6 +255,39 @@ pub enum SpecError {
         other: String,
         /// What both want.
         address: ServiceAddress,
+    },
+    /// Ranges of which neither is more specific.
+    #[error(
+        "service '{service}' has {address} and service '{other}' has {ports} there: of ranges that overlap one must \
+         be within the other"
+    )]
+    Overlap {
+        /// One of the services.
+        service: String,
+        /// What it wants.
+        address: ServiceAddress,
+        /// The other (possibly the same).
+        other: String,
+        /// What the other wants of that address and protocol.
+        ports: Ports,
+    },
+    /// A prefix with bits behind its length, or one that has IPv4 addresses in IPv6's form.
+    #[error("service '{service}': {prefix} is not a prefix of VIPs: {reason}")]
+    Prefix {
+        /// The service.
+        service: String,
+        /// The prefix.
+        prefix: IpNet,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Ports that end before they begin, or port 0.
+    #[error("service '{service}': {ports} is no range of 1-65535")]
+    Ports {
+        /// The service.
+        service: String,
+        /// The ports.
+        ports: Ports,
     },
     /// A tunnel needs an address of ours.
     #[error(
@@ -218,7 +306,7 @@ pub enum SpecError {
     /// Neither direct return nor a tunnel can rewrite ports.
     #[error(
         "service '{service}': real server {address} has port {port}, but direct return and tunnels cannot change \
-         the port {wanted} of the service"
+         the port of a packet to {wanted}"
     )]
     Port {
         /// The service.
@@ -227,8 +315,8 @@ pub enum SpecError {
         address: IpAddr,
         /// Its port.
         port: u16,
-        /// The service's port.
-        wanted: u16,
+        /// The service's ports.
+        wanted: ServiceAddress,
     },
     /// Too many real servers.
     #[error("service '{service}' has {count} real servers, at most {limit} are possible")]
@@ -241,7 +329,7 @@ pub enum SpecError {
         limit: usize,
     },
     /// The wrong number of slots.
-    #[error("service '{service}' has {count} slots instead of {SLOTS}")]
+    #[error("service '{service}' has {count} slots instead of {SLOTS} or {SMALL_SLOTS}")]
     SlotCount {
         /// The service.
         service: String,
@@ -299,15 +387,12 @@ pub enum SpecError {
     },
 }
 
-/// The keys of every service, by its place in the list, and the keys that only mark VIPs.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Keys {
-    pub(super) services: Vec<Vec<ServiceKey>>,
-    pub(super) vips: BTreeSet<ServiceKey>,
-}
-
-/// Checks the whole list, and works out its keys.
-pub(super) fn check(services: &[ServiceSpec<'_>], sources: &TunnelSources) -> Result<Keys, SpecError> {
+/// Checks the whole list, and works out its keys, given the classes in force.
+pub(super) fn check(
+    services: &[ServiceSpec<'_>],
+    sources: &TunnelSources,
+    classes: &std::collections::BTreeMap<Prefix, u32>,
+) -> Result<Keys, SpecError> {
     limit("services", services.len(), MAX_SERVICES)?;
     let mut names = BTreeSet::new();
     for service in services {
@@ -317,16 +402,10 @@ pub(super) fn check(services: &[ServiceSpec<'_>], sources: &TunnelSources) -> Re
             return Err(SpecError::DuplicateName(service.name.to_owned()));
         }
     }
-    let keys = keys(services)?;
-    limit(
-        "service addresses",
-        keys.services.iter().map(Vec::len).sum::<usize>() + keys.vips.len(),
-        MAX_SERVICE_KEYS,
-    )?;
-    Ok(keys)
+    keys::compile(services, classes)
 }
 
-fn limit(what: &'static str, count: usize, limit: usize) -> Result<(), SpecError> {
+pub(super) fn limit(what: &'static str, count: usize, limit: usize) -> Result<(), SpecError> {
     if count > limit { Err(SpecError::TooMany { what, count, limit }) } else { Ok(()) }
 }
 
@@ -345,7 +424,7 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
     }
     check_ports(service)?;
     check_reals(service)?;
-    if service.slots.len() != SLOTS {
+    if service.slots.len() != SLOTS && service.slots.len() != SMALL_SLOTS {
         return Err(SpecError::SlotCount { service: name(), count: service.slots.len() });
     }
     let stray = |position: u16| position != NO_REAL && usize::from(position) >= count;
@@ -393,41 +472,16 @@ fn check_reals(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 }
 
 fn check_ports(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
-    for wanted in service.addresses.iter().map(|address| address.port).filter(|port| *port != 0) {
-        if let Some(real) = service.reals.iter().find(|real| real.port != wanted) {
+    for wanted in &service.addresses {
+        let fits = |port| port == 0 || wanted.ports.single() == Some(port);
+        if let Some(real) = service.reals.iter().find(|real| !fits(real.port)) {
             return Err(SpecError::Port {
                 service: service.name.to_owned(),
                 address: real.address,
                 port: real.port,
-                wanted,
+                wanted: *wanted,
             });
         }
     }
     Ok(())
-}
-
-fn keys(services: &[ServiceSpec<'_>]) -> Result<Keys, SpecError> {
-    let mut owners: BTreeMap<ServiceKey, &str> = BTreeMap::new();
-    let mut sharers: BTreeMap<ServiceKey, BTreeSet<&str>> = BTreeMap::new();
-    let mut keys = Keys::default();
-    for service in services {
-        for address in &service.addresses {
-            let vip = maps::address(address.address);
-            let key = ServiceKey::service(vip, address.protocol.number(), address.port);
-            if let Some(other) = owners.insert(key, service.name) {
-                let (service, other) = (service.name.to_owned(), other.to_owned());
-                return Err(SpecError::DuplicateAddress { service, other, address: *address });
-            }
-            sharers.entry(ServiceKey::fragment(vip, key.protocol)).or_default().insert(service.name);
-            keys.vips.insert(ServiceKey::vip(vip));
-        }
-    }
-    for service in services {
-        let own = owners.iter().filter(|(_, owner)| **owner == service.name).map(|(key, _)| *key);
-        // A fragment has no port: it can be told whose it is only where one service has the address alone.
-        let alone = |sharers: &BTreeSet<&str>| sharers.len() == 1 && sharers.contains(service.name);
-        let fragments = sharers.iter().filter(|(_, sharers)| alone(sharers)).map(|(key, _)| *key);
-        keys.services.push(own.chain(fragments).collect());
-    }
-    Ok(keys)
 }

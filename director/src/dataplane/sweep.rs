@@ -12,7 +12,6 @@ use std::time::Duration;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, PinState, ServerId};
 use director_common::siphash::HashKey;
-use director_common::slot::slot_of_flow;
 use director_common::tables::FlowKey;
 
 use super::apply::packed;
@@ -196,7 +195,7 @@ impl Dataplane {
                 protocol: record.protocol,
                 ..FlowKey::default()
             };
-            let slot = slot_of_flow(key, flow.source, flow.source_port, placement.hash);
+            let slot = placement.slot_of(key, &flow);
             let current = placement.slots.slots().get(slot as usize);
             if current.is_none_or(|slot| slot.is_settled() && slot.raw_current() == *position) {
                 continue;
@@ -209,9 +208,7 @@ impl Dataplane {
                 changed.insert(record.service.clone());
             }
         }
-        for name in changed {
-            self.rewrite_table(&name)?;
-        }
+        self.rewrite_tables(&changed)?;
         let mut added = 0;
         for (flow, pin) in &wanted {
             added += usize::from(self.maps.pins.add(flow, pin)?);
@@ -249,14 +246,24 @@ impl Dataplane {
                 changed.push(name.clone());
             }
         }
-        changed.iter().try_for_each(|name| self.rewrite_table(name))
+        self.rewrite_tables(&changed)
     }
 
-    /// Puts a service's slots into the kernel, in place of those of the same table. The kernel returns when no
-    /// program is under way that saw the old ones.
-    fn rewrite_table(&mut self, name: &str) -> Result<(), ApplyError> {
-        let Some(placement) = self.plan.services.get(name) else { return Ok(()) };
-        Ok(self.maps.set_table(placement.table, &packed(placement.slots.slots()))?)
+    /// Puts the slots of services into the kernel, in place of those of the same tables; returns when no program is
+    /// under way that saw the old ones. Only states and previous owners change here, slot by slot, and a packet looks
+    /// at one slot: none needs a table that is all of one moment.
+    fn rewrite_tables<'a>(&mut self, names: impl IntoIterator<Item = &'a String>) -> Result<(), ApplyError> {
+        let mut is_changed = false;
+        for name in names {
+            if let Some(placement) = self.plan.services.get(name) {
+                self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
+                is_changed = true;
+            }
+        }
+        if is_changed {
+            self.maps.wait()?;
+        }
+        Ok(())
     }
 
     fn sweep(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
@@ -292,7 +299,7 @@ impl Dataplane {
     fn keeps(&mut self, key: HashKey, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
         let Some((name, position)) = owners.get(&pin.server().generation()) else { return false };
         let Some(placement) = self.plan.services.get_mut(name) else { return false };
-        let slot = slot_of_flow(key, flow.source, flow.source_port, placement.hash);
+        let slot = placement.slot_of(key, flow);
         let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now);
         let keeps = placement.slots.keep(slot, *position, expired);
         self.sweep.is_needed |= keeps;
@@ -321,9 +328,7 @@ impl Dataplane {
                 stays
             });
         }
-        for name in changed {
-            self.rewrite_table(&name)?;
-        }
+        self.rewrite_tables(&changed)?;
         for (index, address) in released {
             self.maps.clear_real(index)?;
             report.released.push(address);

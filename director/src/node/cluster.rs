@@ -8,7 +8,7 @@ use director_proto::tables::{ServiceTable, TableReal, TableSet};
 
 use crate::config::Forwarding as Way;
 use crate::config::{self, Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
-use crate::dataplane::{self, Forwarding, HashInput, RealSpec, ServiceAddress, ServiceSpec};
+use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
     dataplane::Options {
@@ -66,24 +66,27 @@ pub(super) fn specs<'a>(config: &'a Config, tables: &'a TableSet) -> Vec<Service
     with_table.map(|(name, service, table)| spec(name, service, table)).collect()
 }
 
-/// One service in the data plane's words. What these lack, `config::service::refuse_for_now` refuses.
+/// One service in the data plane's words.
 fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> ServiceSpec<'a> {
     let address = |address: &VirtualAddress| ServiceAddress {
-        address: address.prefix.addr(),
+        prefix: address.prefix,
         protocol: match address.protocol {
             Protocol::Tcp => dataplane::Protocol::Tcp,
             Protocol::Udp => dataplane::Protocol::Udp,
         },
-        port: address.ports.first,
+        ports: Ports { first: address.ports.first, last: address.ports.last },
     };
     // A server that left the configuration, but not the table yet, has no id any more.
     let quic_id = |real: &TableReal| {
         service.reals.iter().find(|known| known.address == real.address).and_then(|known| known.quic_id)
     };
+    // A packet keeps its port, so only where there is one does a real server have it.
+    let one_port = service.addresses.iter().all(|address| address.ports == service.addresses[0].ports)
+        && service.addresses.iter().all(|address| address.ports.first == address.ports.last);
     let real = |real: &TableReal| RealSpec {
         alive: !real.dead,
         quic_id: quic_id(real),
-        ..RealSpec::new(real.address, real.port)
+        ..RealSpec::new(real.address, if one_port { real.port } else { 0 })
     };
     ServiceSpec {
         name,
@@ -124,7 +127,7 @@ pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
 /// OSPF, if it is configured. Learned routes exclude what we announce by themselves; `import` narrows them.
 pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
     let ospf = config.ospf.as_ref()?;
-    let interface = |interface: &crate::config::OspfInterface| routing::InterfaceConfig {
+    let interface = |interface: &config::OspfInterface| routing::InterfaceConfig {
         area: ospf.area,
         cost: interface.cost,
         hello_interval: ospf.hello_interval,

@@ -28,7 +28,7 @@ pub(super) fn deal(
                 .into_iter()
                 .map(|real| Member { dead: is_dead(name, service, &real, previous, health), ..real })
                 .collect();
-            (name.clone(), slots::deal(service.scheduler, previous, &members))
+            (name.clone(), slots::deal(service.scheduler, service.slots as usize, previous, &members))
         })
         .collect()
 }

@@ -180,8 +180,7 @@ impl Node {
             ..self.health_of(name, real)
         };
         let counters = |real: &TableReal| {
-            let place = (real.address, real.port);
-            let counted = counted?.reals.iter().find(|counted| (counted.address, counted.port) == place)?;
+            let counted = counted?.reals.iter().find(|counted| counted.address == real.address)?;
             Some(traffic(&counted.counters))
         };
         let rows = table.reals.iter().zip(slots::counts(table));

@@ -4,24 +4,24 @@
 //! claiming the next free slot of theirs. A server takes its turn in proportion to its weight and stops at
 //! its share, so that the counts are the weighted ideal, rounded by the largest remainder.
 
-use director_proto::tables::{NO_REAL, SLOTS, TableReal};
+use director_proto::tables::{NO_REAL, TableReal};
 use sha2::{Digest as _, Sha256};
 
 use super::identity;
 
-/// Deals all slots to the servers of positive weight.
-pub(super) fn seed(reals: &[TableReal]) -> Vec<u16> {
-    let mut slots = vec![NO_REAL; SLOTS];
+/// Deals all `size` slots to the servers of positive weight.
+pub(super) fn seed(reals: &[TableReal], size: usize) -> Vec<u16> {
+    let mut slots = vec![NO_REAL; size];
     let mut claimants: Vec<Claimant> = (0u16..)
         .zip(reals)
         .filter(|(_, real)| real.share() > 0)
-        .map(|(position, real)| Claimant::new(position, real))
+        .map(|(position, real)| Claimant::new(position, real, size))
         .collect();
     // Turns go by identity, not by position: the seed depends on the set of servers alone.
     claimants.sort_by_key(|claimant| claimant.identity);
-    share(&mut claimants);
+    share(&mut claimants, size);
     let heaviest = claimants.iter().map(|claimant| claimant.weight).max().unwrap_or(0);
-    let mut free = if claimants.is_empty() { 0 } else { SLOTS };
+    let mut free = if claimants.is_empty() { 0 } else { size };
     while free > 0 {
         for claimant in &mut claimants {
             claimant.credit += claimant.weight;
@@ -50,7 +50,7 @@ struct Claimant {
 }
 
 impl Claimant {
-    fn new(position: u16, real: &TableReal) -> Self {
+    fn new(position: u16, real: &TableReal, size: usize) -> Self {
         let identity = identity(real);
         let hash = Sha256::digest(identity);
         let word = |at: usize| {
@@ -62,8 +62,8 @@ impl Claimant {
             weight: real.share().into(),
             share: 0,
             credit: 0,
-            at: (word(0) % SLOTS as u64) as usize,
-            skip: (word(8) % (SLOTS as u64 - 1)) as usize + 1,
+            at: (word(0) % size as u64) as usize,
+            skip: (word(8) % (size as u64 - 1)) as usize + 1,
         }
     }
 
@@ -71,7 +71,7 @@ impl Claimant {
     fn next_free(&mut self, slots: &[u16]) -> usize {
         loop {
             let slot = self.at;
-            self.at = (self.at + self.skip) % SLOTS;
+            self.at = (self.at + self.skip) % slots.len();
             if slots[slot] == NO_REAL {
                 return slot;
             }
@@ -80,12 +80,12 @@ impl Claimant {
 }
 
 /// Splits the slots by weight: the whole part for each, what is left by largest remainder, then identity.
-fn share(claimants: &mut [Claimant]) {
+fn share(claimants: &mut [Claimant], size: usize) {
     let total: u128 = claimants.iter().map(|claimant| u128::from(claimant.weight)).sum();
-    let mut left = SLOTS as u128;
+    let mut left = size as u128;
     let mut remainders = Vec::with_capacity(claimants.len());
     for (index, claimant) in claimants.iter_mut().enumerate() {
-        let ideal = u128::from(claimant.weight) * SLOTS as u128;
+        let ideal = u128::from(claimant.weight) * size as u128;
         claimant.share = u64::try_from(ideal / total).expect("invariant: a share is at most all slots");
         left -= ideal / total;
         remainders.push((std::cmp::Reverse(ideal % total), index));

@@ -6,15 +6,15 @@
 use std::hash::{Hash, Hasher};
 
 use consistent_hash::{DefaultHash, Node, StaticHashRing};
-use director_proto::tables::{NO_REAL, SLOTS, TableReal};
+use director_proto::tables::{NO_REAL, TableReal};
 
 use super::identity;
 
 /// Virtual nodes of a server with the unit weight (see [`unit`]).
 const VIRTUAL_NODES: u64 = 400;
 
-/// Deals all slots to the servers of positive weight, each to the next virtual node on the ring.
-pub(super) fn seed(reals: &[TableReal]) -> Vec<u16> {
+/// Deals all `size` slots to the servers of positive weight, each to the next virtual node on the ring.
+pub(super) fn seed(reals: &[TableReal], size: usize) -> Vec<u16> {
     let unit = unit(reals);
     let nodes: Vec<_> = (0u16..)
         .zip(reals)
@@ -27,10 +27,10 @@ pub(super) fn seed(reals: &[TableReal]) -> Vec<u16> {
         })
         .collect();
     if nodes.is_empty() {
-        return vec![NO_REAL; SLOTS];
+        return vec![NO_REAL; size];
     }
     let ring = StaticHashRing::new(DefaultHash, nodes.into_iter());
-    (0..SLOTS as u32)
+    (0..size as u32)
         .map(|slot| ring.calc_candidates(&Key(slot.to_be_bytes())).next().map_or(NO_REAL, |node| node.value))
         .collect()
 }

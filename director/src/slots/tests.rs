@@ -32,11 +32,11 @@ fn members() -> impl Strategy<Value = Vec<Member>> {
 fn no_server_of_positive_weight_leaves_every_slot_empty() {
     for scheduler in [Scheduler::Maglev, Scheduler::Ring] {
         for members in [vec![], vec![member(1, 0)]] {
-            let table = deal(scheduler, None, &members);
+            let table = deal(scheduler, SLOTS, None, &members);
             assert!(table.slots.iter().all(|slot| *slot == NO_REAL));
-            let full = deal(scheduler, Some(&table), &[member(1, 1)]);
+            let full = deal(scheduler, SLOTS, Some(&table), &[member(1, 1)]);
             assert!(full.slots.iter().all(|slot| owner(&full, usize::from(*slot)).is_some()));
-            let empty = deal(scheduler, Some(&full), &members);
+            let empty = deal(scheduler, SLOTS, Some(&full), &members);
             assert!(empty.slots.iter().all(|slot| *slot == NO_REAL));
         }
     }
@@ -44,28 +44,28 @@ fn no_server_of_positive_weight_leaves_every_slot_empty() {
 
 #[test]
 fn a_position_is_reused_only_after_its_last_slot_has_gone() {
-    let first = deal(Scheduler::Maglev, None, &[member(1, 1), member(2, 1)]);
-    let second = deal(Scheduler::Maglev, Some(&first), &[member(2, 1), member(3, 1)]);
+    let first = deal(Scheduler::Maglev, SLOTS, None, &[member(1, 1), member(2, 1)]);
+    let second = deal(Scheduler::Maglev, SLOTS, Some(&first), &[member(2, 1), member(3, 1)]);
     assert_eq!(second.reals.len(), 3, "position of server 1 is still named by the table before");
-    let third = deal(Scheduler::Maglev, Some(&second), &[member(2, 1), member(3, 1), member(4, 1)]);
+    let third = deal(Scheduler::Maglev, SLOTS, Some(&second), &[member(2, 1), member(3, 1), member(4, 1)]);
     assert_eq!(third.reals.len(), 3);
     assert_eq!(third.reals[0].address, Ipv4Addr::new(10, 0, 2, 4));
 }
 
 #[test]
 fn unwanted_positions_at_the_end_are_dropped_in_time() {
-    let first = deal(Scheduler::Maglev, None, &[member(1, 1), member(2, 1)]);
-    let second = deal(Scheduler::Maglev, Some(&first), &[member(1, 1)]);
-    let third = deal(Scheduler::Maglev, Some(&second), &[member(1, 1)]);
+    let first = deal(Scheduler::Maglev, SLOTS, None, &[member(1, 1), member(2, 1)]);
+    let second = deal(Scheduler::Maglev, SLOTS, Some(&first), &[member(1, 1)]);
+    let third = deal(Scheduler::Maglev, SLOTS, Some(&second), &[member(1, 1)]);
     assert_eq!(third.reals.len(), 1);
     assert_eq!(share_moved(&second, &third), 0.0);
 }
 
 #[test]
 fn another_scheduler_deals_anew() {
-    let maglev = deal(Scheduler::Maglev, None, &[member(1, 1), member(2, 1)]);
-    let ring = deal(Scheduler::Ring, Some(&maglev), &[member(1, 1), member(2, 1)]);
-    assert_eq!(ring, deal(Scheduler::Ring, None, &[member(1, 1), member(2, 1)]));
+    let maglev = deal(Scheduler::Maglev, SLOTS, None, &[member(1, 1), member(2, 1)]);
+    let ring = deal(Scheduler::Ring, SLOTS, Some(&maglev), &[member(1, 1), member(2, 1)]);
+    assert_eq!(ring, deal(Scheduler::Ring, SLOTS, None, &[member(1, 1), member(2, 1)]));
 }
 
 #[test]
@@ -78,11 +78,11 @@ fn a_thousand_servers_share_evenly() {
             dead: false,
         })
         .collect();
-    let table = deal(Scheduler::Maglev, None, &members);
+    let table = deal(Scheduler::Maglev, SLOTS, None, &members);
     assert!(deviation(&table) < 1.0);
-    let fewer = deal(Scheduler::Maglev, Some(&table), &members[..999]);
+    let fewer = deal(Scheduler::Maglev, SLOTS, Some(&table), &members[..999]);
     assert!(deviation(&fewer) < 1.0);
-    let back = deal(Scheduler::Maglev, Some(&fewer), &members);
+    let back = deal(Scheduler::Maglev, SLOTS, Some(&fewer), &members);
     assert!(deviation(&back) < 1.0);
 }
 
@@ -90,7 +90,7 @@ fn a_thousand_servers_share_evenly() {
 #[test]
 fn the_ring_is_balanced_within_a_quarter() {
     let members: Vec<Member> = (1..=50).map(|n| member(n, 1)).collect();
-    let table = deal(Scheduler::Ring, None, &members);
+    let table = deal(Scheduler::Ring, SLOTS, None, &members);
     let ideal = SLOTS as f64 / 50.0;
     assert!(deviation(&table) < ideal / 4.0, "off by {} of {ideal}", deviation(&table));
 }
@@ -100,7 +100,7 @@ proptest! {
 
     #[test]
     fn seeding_is_within_one_slot_of_the_weights(members in members()) {
-        let table = deal(Scheduler::Maglev, None, &members);
+        let table = deal(Scheduler::Maglev, SLOTS, None, &members);
         prop_assert!(deviation(&table) < 1.0, "off by {}", deviation(&table));
         prop_assert!(table.slots.iter().all(|slot| usize::from(*slot) < members.len()));
     }
@@ -110,14 +110,14 @@ proptest! {
         let scheduler = if ring { Scheduler::Ring } else { Scheduler::Maglev };
         let mut reversed = members.clone();
         reversed.reverse();
-        let table = deal(scheduler, None, &members);
-        prop_assert_eq!(table.digest(), deal(scheduler, None, &reversed).digest());
+        let table = deal(scheduler, SLOTS, None, &members);
+        prop_assert_eq!(table.digest(), deal(scheduler, SLOTS, None, &reversed).digest());
         let without = &members[members.len() / 2..];
         let mut reversed = without.to_vec();
         reversed.reverse();
         prop_assert_eq!(
-            deal(scheduler, Some(&table), without).digest(),
-            deal(scheduler, Some(&table), &reversed).digest()
+            deal(scheduler, SLOTS, Some(&table), without).digest(),
+            deal(scheduler, SLOTS, Some(&table), &reversed).digest()
         );
     }
 
@@ -126,9 +126,9 @@ proptest! {
         prop_assume!(members.len() > 1);
         let scheduler = if ring { Scheduler::Ring } else { Scheduler::Maglev };
         let leaving = pick.get(&members).clone();
-        let before = deal(scheduler, None, &members);
+        let before = deal(scheduler, SLOTS, None, &members);
         let rest: Vec<Member> = members.iter().filter(|member| **member != leaving).cloned().collect();
-        let after = deal(scheduler, Some(&before), &rest);
+        let after = deal(scheduler, SLOTS, Some(&before), &rest);
         // A ring whose heaviest server leaves may change its unit, and with it everybody's share.
         let unit = |members: &[Member]| members.iter().map(|member| member.weight.ilog2()).max();
         prop_assume!(!ring || unit(&members) == unit(&rest));
@@ -146,10 +146,10 @@ proptest! {
     #[test]
     fn slots_move_only_to_a_server_that_comes(members in members(), weight in 1u32..200) {
         let comer = member(200, weight);
-        let before = deal(Scheduler::Maglev, None, &members);
+        let before = deal(Scheduler::Maglev, SLOTS, None, &members);
         let mut more = members.clone();
         more.push(comer.clone());
-        let after = deal(Scheduler::Maglev, Some(&before), &more);
+        let after = deal(Scheduler::Maglev, SLOTS, Some(&before), &more);
         for slot in 0..SLOTS {
             let (old, new) = (owner(&before, slot).expect("dealt"), owner(&after, slot).expect("dealt"));
             prop_assert!(new.address == comer.address || new.address == old.address);
@@ -171,13 +171,13 @@ proptest! {
                 std::net::IpAddr::V6(_) => unreachable!(),
             })
             .collect();
-        let mut table = deal(Scheduler::Maglev, None, &start);
+        let mut table = deal(Scheduler::Maglev, SLOTS, None, &start);
         for (number, weight) in steps {
             let before = now.get(&number).copied().unwrap_or(0);
             if weight == 0 { now.remove(&number); } else { now.insert(number, weight); }
             if now.is_empty() { break; }
             let members: Vec<Member> = now.iter().map(|(number, weight)| member(*number, *weight)).collect();
-            let next = deal(Scheduler::Maglev, Some(&table), &members);
+            let next = deal(Scheduler::Maglev, SLOTS, Some(&table), &members);
             let concerned = member(number, 0).address;
             for slot in 0..SLOTS {
                 let (old, new) = (owner(&table, slot).expect("dealt"), owner(&next, slot).expect("dealt"));

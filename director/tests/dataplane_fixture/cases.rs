@@ -11,8 +11,8 @@ pub mod tunnels;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director::dataplane::{
-    Datagrams, Dataplane, Forwarding, HashInput, NextHop, Protocol, RealSpec, ServiceAddress, ServiceSpec,
-    Timeouts,
+    Datagrams, Dataplane, Forwarding, HashInput, NextHop, Ports, Protocol, RealSpec, ServiceAddress,
+    ServiceSpec, Timeouts,
 };
 use director_common::tables::{Address, Interface, ServiceKey};
 use director_common::verdict::Outcome;
@@ -130,7 +130,13 @@ fn services_of_round(slots: &Slots, round: usize) -> Vec<ServiceSpec<'_>> {
     let pinned = [&slots.first, &slots.second, &slots.first][round];
     let service = |name, vips: [&str; 2], protocol, port, hash, reals: &[&str], slots| ServiceSpec {
         name,
-        addresses: vips.map(|vip| ServiceAddress { address: ip(vip), protocol, port }).to_vec(),
+        addresses: vips
+            .map(|vip| ServiceAddress {
+                prefix: ip(vip).into(),
+                protocol,
+                ports: if port == 0 { Ports::ALL } else { Ports::one(port) },
+            })
+            .to_vec(),
         hash,
         forwarding: Forwarding::DirectReturn,
         reals: reals.iter().map(|address| RealSpec::new(ip(address), port)).collect(),
@@ -202,14 +208,6 @@ pub fn memory() -> Memory {
     let mut memory = Memory::new(KEY);
     for spec in services(&slots) {
         memory.add(&spec, next_hop);
-    }
-    for family in [V4, V6] {
-        for (address, protocol, port) in
-            [(family.whole, 17, 0), (family.vip, 17, 53), (family.dead, 6, 80), (family.changing, 6, 96)]
-        {
-            let only = memory.services[&ServiceKey::service(vip(address), protocol, port)];
-            memory.services.insert(ServiceKey::fragment(vip(address), protocol), only);
-        }
     }
     for (address, protocol, port, slot) in [
         (V4.changing, 6, 96, Slot::new(SlotState::Moving, 1, 0)),

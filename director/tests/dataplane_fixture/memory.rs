@@ -9,10 +9,12 @@ use director_common::packet::{Buffer, Frame};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RealEntry,
-    ServiceEntry, ServiceKey, Tables, TokenBucket,
+    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RangeKey, RealEntry,
+    SMALL_TABLE, ServiceEntry, ServiceKey, Tables, TokenBucket,
 };
-use director_common::{Decision, Slot, decide};
+use director_common::{Decision, SMALL_SLOTS, Slot, decide};
+
+use super::matching::Matching;
 
 /// A frame that can grow in front, as one in the kernel.
 pub struct Growing<'a>(pub &'a mut Vec<u8>);
@@ -40,7 +42,9 @@ impl Frame for Growing<'_> {
 #[derive(Debug)]
 pub struct Memory {
     pub config: Config,
+    /// Of exact ports; everything else is in `matching`.
     pub services: HashMap<ServiceKey, ServiceEntry>,
+    pub matching: Matching,
     pub slots: Vec<Vec<Slot>>,
     pub reals: Vec<RealEntry>,
     pub interfaces: HashMap<u32, Interface>,
@@ -67,7 +71,7 @@ impl Memory {
             magic: CONFIG_MAGIC,
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
-            flags: Config::FLAG_ANY_PORT,
+            flags: Config::FLAG_CLASSES,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),
@@ -75,6 +79,7 @@ impl Memory {
         Self {
             config,
             services: HashMap::new(),
+            matching: Matching::default(),
             slots: vec![],
             reals: vec![],
             interfaces: HashMap::new(),
@@ -91,7 +96,7 @@ impl Memory {
         let flags = if spec.hash == HashInput::SourcePort { ServiceEntry::FLAG_HASH_PORT } else { 0 };
         let entry = ServiceEntry {
             service: self.slots.len() as u32,
-            table: self.slots.len() as u32,
+            table: self.slots.len() as u32 | if spec.slots.len() == SMALL_SLOTS { SMALL_TABLE } else { 0 },
             real_base: self.reals.len() as u32,
             real_count: spec.reals.len() as u32,
             flags: flags
@@ -130,12 +135,15 @@ impl Memory {
             }
             self.reals.push(entry);
         }
+        let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
         for address in &spec.addresses {
-            let vip = mapped(address.address);
-            self.services.insert(ServiceKey::service(vip, address.protocol.number(), address.port), entry);
-            let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
-            let marker = self.services.entry(ServiceKey::vip(vip)).or_default();
-            marker.flags |= if served { ServiceEntry::FLAG_ECHO } else { 0 };
+            self.matching.add(*address, entry, served);
+            if let (Some(port), true) =
+                (address.ports.single(), address.prefix.prefix_len() == address.prefix.max_prefix_len())
+            {
+                let vip = mapped(address.prefix.addr());
+                self.services.insert(ServiceKey::service(vip, address.protocol.number(), port), entry);
+            }
         }
     }
 
@@ -157,8 +165,14 @@ impl Tables for Memory {
     fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry> {
         self.services.get(key)
     }
+    fn class(&self, address: &Address) -> Option<&u32> {
+        self.matching.class(address)
+    }
+    fn range(&self, key: &RangeKey) -> Option<&ServiceEntry> {
+        self.matching.range(key)
+    }
     fn slot(&self, table: u32, slot: u32) -> Option<Slot> {
-        self.slots.get(table as usize)?.get(slot as usize).copied()
+        self.slots.get((table & !SMALL_TABLE) as usize)?.get(slot as usize).copied()
     }
     fn real(&self, index: u32) -> Option<&RealEntry> {
         self.reals.get(index as usize)

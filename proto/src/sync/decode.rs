@@ -14,7 +14,7 @@ use super::{
 use crate::health::{Health, MAX_OBSERVED, Observations, RealId};
 use crate::tables::{
     Delta, Digest, Epoch, MAX_NAME, MAX_REALS, MAX_SERVICES, SLOTS, ServicePatch, ServiceTable, TableError,
-    TableReal, TableSet, Version,
+    TableReal, TableSet, Version, is_table_size,
 };
 
 /// Decodes what [`super::encode_tables`] gave, and checks that the tables are usable.
@@ -178,14 +178,14 @@ fn services(services: Vec<wire::Service>) -> Result<BTreeMap<String, ServiceTabl
     let mut tables = BTreeMap::new();
     for service in services {
         let name = name(service.name)?;
-        if service.slots.len() != SLOTS * 2 {
-            return Err(TableError::SlotCount { service: name, count: service.slots.len() / 2 }.into());
+        let count = service.slots.len() / 2;
+        if !service.slots.len().is_multiple_of(2) || !is_table_size(count) {
+            return Err(TableError::SlotCount { service: name, count }.into());
         }
-        let mut slots = Vec::with_capacity(SLOTS);
-        slots.extend(service.slots.chunks_exact(2).map(|mut slot| slot.get_u16_le()));
+        let slots: Vec<u16> = service.slots.chunks_exact(2).map(|mut slot| slot.get_u16_le()).collect();
         let scheduler = self::name(service.scheduler)?;
         let reals = reals(&name, service.reals)?;
-        if tables.insert(name.clone(), ServiceTable { scheduler, reals, slots }).is_some() {
+        if tables.insert(name.clone(), ServiceTable { scheduler, reals, slots: slots.into() }).is_some() {
             return Err(FrameError::Twice { name });
         }
     }

@@ -6,7 +6,10 @@ use prost::Message as _;
 
 use super::*;
 use crate::health::{Health, RealId};
-use crate::tables::{Epoch, NO_REAL, SLOTS, ServicePatch, ServiceTable, TableReal, TableSet};
+use crate::tables::{
+    Epoch, MAX_NAME, MAX_SERVICES, MAX_TOTAL_REALS, MAX_TOTAL_SLOTS, NO_REAL, SLOTS, SMALL_SLOTS,
+    ServicePatch, ServiceTable, TableReal, TableSet,
+};
 
 fn version(number: u64) -> Version {
     Version { epoch: Epoch { number, leader: Ipv4Addr::new(10, 255, 0, 1) }, digest: Digest([9; 32]) }
@@ -17,15 +20,20 @@ fn table() -> ServiceTable {
         TableReal { address: IpAddr::from([10, 0, 2, 11]), port: 80, weight: 100, dead: false },
         TableReal { address: "2001:db8::2".parse().expect("address"), port: 8080, weight: 0, dead: true },
     ];
-    let slots = (0..SLOTS).map(|slot| if slot % 3 == 2 { NO_REAL } else { (slot % 3) as u16 }).collect();
-    ServiceTable { scheduler: "mh".into(), reals, slots }
+    let slots: Vec<u16> =
+        (0..SLOTS).map(|slot| if slot % 3 == 2 { NO_REAL } else { (slot % 3) as u16 }).collect();
+    ServiceTable { scheduler: "mh".into(), reals, slots: slots.into() }
+}
+
+fn small_table() -> ServiceTable {
+    ServiceTable { slots: table().slots[..SMALL_SLOTS].to_vec().into(), ..table() }
 }
 
 fn tables() -> TableSet {
     TableSet {
         epoch: version(4).epoch,
         hash_key: *b"sixteen bytes ok",
-        services: BTreeMap::from([("web".to_owned(), table()), ("dns".to_owned(), table())]),
+        services: BTreeMap::from([("web".to_owned(), table()), ("dns".to_owned(), small_table())]),
     }
 }
 
@@ -109,6 +117,38 @@ fn a_slot_beyond_the_real_servers_is_refused() {
     wrong.services.get_mut("web").expect("service").slots[5] = 2;
     let error = decode_tables(encode_tables(&wrong)).expect_err("position 2 of 2");
     assert_eq!(error.to_string(), "service web: slot 5 names position 2 of 2");
+}
+
+#[test]
+fn a_table_of_another_size_is_refused() {
+    let mut wrong = tables();
+    let web = wrong.services.get_mut("web").expect("service");
+    web.slots = web.slots[..5_000].to_vec().into();
+    let error = decode_tables(encode_tables(&wrong)).expect_err("5000 slots");
+    assert_eq!(error.to_string(), "service web: 5000 slots instead of 65537 or 4093");
+}
+
+#[test]
+fn the_largest_tables_fit_into_a_snapshot() {
+    let real =
+        TableReal { address: "2001:db8::2".parse().expect("address"), port: u16::MAX, weight: u32::MAX };
+    let one = |services, reals: usize, slots: usize| {
+        let table = ServiceTable {
+            scheduler: "s".repeat(MAX_NAME),
+            reals: vec![real.clone(); reals],
+            slots: vec![NO_REAL; slots].into(),
+        };
+        let services: usize = services;
+        let name = |number| format!("{number:0>width$}", width = MAX_NAME);
+        let services = (0..services).map(|number| (name(number), table.clone())).collect();
+        encode_tables(&TableSet { services, ..tables() }).len()
+    };
+    let empty = one(0, 0, 0);
+    // What each service, position and slot adds; lengths of lengths grow, hence the large samples.
+    let service = one(1, 0, SLOTS) - 2 * SLOTS - empty;
+    let position = (one(1, 4_096, SLOTS) - one(1, 0, SLOTS)).div_ceil(4_096);
+    let largest = empty + MAX_SERVICES * service + MAX_TOTAL_REALS * position + MAX_TOTAL_SLOTS * 2;
+    assert!(largest <= MAX_SNAPSHOT, "{largest} bytes");
 }
 
 #[test]

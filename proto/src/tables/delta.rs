@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{SLOTS, ServiceTable, TableError, TableReal, TableSet, Version};
+use super::{ServiceTable, TableError, TableReal, TableSet, Version};
 
-/// Changed slots from which a whole table is shorter than the list (6 bytes a change, 2 a slot).
-const WORTH_A_PATCH: usize = SLOTS / 3;
+/// One in so many slots changed, and a whole table is shorter than the list (6 bytes a change, 2 a slot).
+const WORTH_A_PATCH: usize = 3;
 
 /// What leads from one version to the next; the hash key does not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum DeltaError {
         name: String,
     },
     /// It changes a slot beyond the table.
-    #[error("the delta of service {service} changes slot {slot} of {SLOTS}")]
+    #[error("the delta of service {service} changes slot {slot}, which it does not have")]
     Slot {
         /// Name of the service.
         service: String,
@@ -117,7 +117,10 @@ impl Delta {
         if result != self.to {
             return Err(DeltaError::OtherResult { result, announced: self.to });
         }
-        tables.check()?;
+        tables.check_size()?;
+        for name in self.patched.keys().chain(self.replaced.keys()) {
+            tables.services.get(name).map_or(Ok(()), |table| table.check(name))?;
+        }
         Ok(tables)
     }
 }
@@ -126,8 +129,12 @@ impl ServicePatch {
     fn apply(&self, service: &str, table: &mut ServiceTable) -> Result<(), DeltaError> {
         table.scheduler.clone_from(&self.scheduler);
         table.reals.clone_from(&self.reals);
+        if self.slots.is_empty() {
+            return Ok(());
+        }
+        let slots: &mut [u16] = &mut table.slots;
         for &(slot, position) in &self.slots {
-            let place = usize::try_from(slot).ok().and_then(|index| table.slots.get_mut(index));
+            let place = usize::try_from(slot).ok().and_then(|index| slots.get_mut(index));
             *place.ok_or_else(|| DeltaError::Slot { service: service.to_owned(), slot })? = position;
         }
         Ok(())
@@ -148,11 +155,11 @@ fn patch(old: &ServiceTable, new: &ServiceTable) -> Difference {
         return Difference::Large;
     }
     let slots: Vec<(u32, u16)> = (0u32..)
-        .zip(old.slots.iter().zip(&new.slots))
+        .zip(old.slots.iter().zip(new.slots.iter()))
         .filter(|(_, (old, new))| old != new)
         .map(|(index, (_, new))| (index, *new))
         .collect();
-    if slots.len() >= WORTH_A_PATCH {
+    if slots.len() >= new.slots.len() / WORTH_A_PATCH {
         return Difference::Large;
     }
     Difference::Small(ServicePatch { scheduler: new.scheduler.clone(), reals: new.reals.clone(), slots })

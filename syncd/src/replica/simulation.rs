@@ -103,7 +103,8 @@ pub(super) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
     for step in 0..100 {
         slots[(salt * 31 + step * 7) % SLOTS] = (salt % 4) as u16;
     }
-    let table = ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots };
+    let table =
+        ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots: slots.into() };
     BTreeMap::from([("web".to_owned(), table)])
 }
 

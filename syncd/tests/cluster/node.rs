@@ -104,7 +104,8 @@ pub(crate) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
     let mut slots: Vec<u16> = (0..SLOTS).map(|slot| (slot % 4) as u16).collect();
     slots[usize::try_from(salt % 65_537).expect("small")] = 3;
     slots[0] = (salt % 3) as u16;
-    let table = ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots };
+    let table =
+        ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots: slots.into() };
     BTreeMap::from([("web".to_owned(), table)])
 }
 

@@ -1,8 +1,9 @@
 //! Fragments: the later ones of a datagram have no ports, and go where the first one went.
 
-use super::{Decision, find_owner, unless_vip};
+use super::Decision;
+use super::owner::{find_fragment_owner, find_owner, unless_vip};
 use crate::packet::{Ip, PROTOCOL_TCP};
-use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, RealEntry, ServiceEntry, ServiceKey, Tables};
+use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, RealEntry, ServiceEntry, Tables};
 use crate::verdict::{DropReason, Verdict};
 
 /// Length of the part of a TCP header that every segment has, in units of fragment offsets, rounded up.
@@ -35,8 +36,8 @@ pub(super) fn find_service<'a>(
         (forward.real, forward.generation, forward.follows) = (entry.position, entry.generation, 1);
         return find_owner(flow, config, tables).ok_or(Verdict::Drop(DropReason::Fragment));
     }
-    let Some(service) = tables.service(&ServiceKey::fragment(flow.destination, flow.protocol)) else {
-        return Err(unless_vip(flow.destination, tables, Verdict::Drop(DropReason::Fragment)));
+    let Some(service) = find_fragment_owner(flow, config, tables) else {
+        return Err(unless_vip(&flow.destination, config, tables, Verdict::Drop(DropReason::Fragment)));
     };
     match service.hash_input() {
         HashInput::Source => Ok(service),

@@ -1,9 +1,10 @@
 //! ICMP to a VIP: errors follow the flow they are about, an echo request is answered.
 
-use super::{Decision, find_owner};
+use super::Decision;
+use super::owner::{find_owner, find_vip};
 use crate::packet::icmp::{self, Icmp};
 use crate::packet::{Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::tables::{Config, FlowKey, ServiceEntry, ServiceKey, Tables};
+use crate::tables::{Config, FlowKey, ServiceEntry, Tables};
 use crate::verdict::{AnswerReason, DropReason, PassReason, Verdict};
 
 /// The service whose flow the error in `frame` is about; `flow` becomes that flow. Any other message ends here
@@ -19,7 +20,7 @@ pub(super) fn find_service<'a>(
 ) -> Result<&'a ServiceEntry, Verdict> {
     let ip = decision.ip;
     let ip = &ip;
-    let Some(vip) = tables.service(&ServiceKey::vip(flow.destination)) else {
+    let Some(vip) = find_vip(&flow.destination, config, tables) else {
         return Err(Verdict::Pass(PassReason::NoService));
     };
     let to = flow.destination;

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tables::Epoch;
+use crate::tables::{Epoch, SLOTS};
 
 fn table(reals: u8, salt: u16) -> ServiceTable {
     let real =
