@@ -198,7 +198,8 @@ impl Dataplane {
             };
             let slot = slot_of_flow(key, flow.source, flow.source_port, placement.hash);
             let current = placement.slots.slots().get(slot as usize);
-            if current.is_none_or(|slot| slot.is_settled() && slot.raw_current() == *position) {
+            // What the slot says anyway needs no pin.
+            if current.is_none_or(|slot| !slot.is_moving() && slot.raw_current() == *position) {
                 continue;
             }
             let state = if record.is_closing { PinState::Finished } else { PinState::Open };
