@@ -89,6 +89,11 @@ fn tables_are_fed_under_stock_kernel() {
 }
 
 #[test]
+fn connections_are_pinned_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_pins");
+}
+
+#[test]
 fn packets_are_forwarded_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_forwarding");
 }

@@ -83,6 +83,8 @@ pub(super) struct Sweep {
     is_running: bool,
     /// The last whole sweep met pins, or none has been made yet.
     is_needed: bool,
+    /// Services whose slots the kernel has refused to take so far.
+    unwritten: BTreeSet<String>,
 }
 
 impl Sweep {
@@ -102,6 +104,10 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses. The next tick tries again.
     pub fn tick(&mut self, now: u32) -> Result<TickReport, ApplyError> {
         let mut report = TickReport::default();
+        // Before anything is concluded from slots, the kernel must have them.
+        for name in self.sweep.unwritten.clone() {
+            self.rewrite_table(&name)?;
+        }
         self.extend_windows(now, &mut report)?;
         self.close_windows(now, &mut report)?;
         self.sweep(now, &mut report)?;
@@ -210,9 +216,7 @@ impl Dataplane {
                 changed.insert(record.service.clone());
             }
         }
-        for name in changed {
-            self.rewrite_table(&name)?;
-        }
+        self.rewrite_tables(changed)?;
         let mut added = 0;
         for (flow, pin) in &wanted {
             added += usize::from(self.maps.pins.add(flow, pin)?);
@@ -250,14 +254,24 @@ impl Dataplane {
                 changed.push(name.clone());
             }
         }
-        changed.iter().try_for_each(|name| self.rewrite_table(name))
+        self.rewrite_tables(changed)
+    }
+
+    /// Puts the slots of these services into the kernel; should it refuse one, the next tick tries all again.
+    fn rewrite_tables(&mut self, names: impl IntoIterator<Item = String>) -> Result<(), ApplyError> {
+        let names: Vec<String> = names.into_iter().collect();
+        self.sweep.unwritten.extend(names.iter().cloned());
+        names.iter().try_for_each(|name| self.rewrite_table(name))
     }
 
     /// Puts a service's slots into the kernel, in place of those of the same table. The kernel returns when no
     /// program is under way that saw the old ones.
     fn rewrite_table(&mut self, name: &str) -> Result<(), ApplyError> {
-        let Some(placement) = self.plan.services.get(name) else { return Ok(()) };
-        Ok(self.maps.set_table(placement.table, &packed(placement.slots.slots()))?)
+        if let Some(placement) = self.plan.services.get(name) {
+            self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
+        }
+        self.sweep.unwritten.remove(name);
+        Ok(())
     }
 
     fn sweep(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
@@ -269,7 +283,7 @@ impl Dataplane {
                 return Ok(());
             }
             self.plan.services.values_mut().for_each(|placement| placement.slots.begin_pass());
-            self.sweep = Sweep { cursor: Cursor::Start, is_running: true, is_needed: false };
+            (self.sweep.cursor, self.sweep.is_running, self.sweep.is_needed) = (Cursor::Start, true, false);
         }
         let (key, owners) = (self.maps.hash_key()?, self.owners());
         let mut seen = 0;
@@ -322,9 +336,7 @@ impl Dataplane {
                 stays
             });
         }
-        for name in changed {
-            self.rewrite_table(&name)?;
-        }
+        self.rewrite_tables(changed)?;
         for (index, address) in released {
             self.maps.clear_real(index)?;
             report.released.push(address);
