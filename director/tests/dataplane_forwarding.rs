@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use dataplane_fixture::{isolated, options, run};
 use director::dataplane::{
     Adoption, AttachedMode, Datagrams, Dataplane, Forwarding, HashInput, Options, Ports, Protocol, RealSpec,
-    ServiceAddress, ServiceCounters, ServiceSpec, Timeouts, XdpMode,
+    ServiceAddress, ServiceCounters, ServiceSpec, Timeouts, XdpMode, monotonic_seconds,
 };
 use director::next_hop::Resolver;
 use director_common::SLOTS;
@@ -21,6 +21,8 @@ use nix::sched::{CloneFlags, setns};
 
 const VIP: &str = "203.0.113.10";
 const REAL: &str = "10.0.2.11";
+/// Another real server, on a link of its own.
+const OTHER: &str = "10.0.3.11";
 const CHUNK: usize = 64 * 1024;
 
 /// Runs `body` in a thread inside a named namespace.
@@ -58,9 +60,24 @@ fn build() {
     run("ip", &format!("-n real addr add {VIP}/32 dev lo"));
 }
 
+/// A second real server, behind d2.
+fn build_other() {
+    run("ip", "netns add other");
+    run("ip", "-n other link set lo up");
+    run("ip", "link add d2 type veth peer name r1 netns other");
+    run("ip", "addr add 10.0.3.1/24 dev d2");
+    run("ip", "link set d2 up");
+    run("ip", &format!("-n other addr add {OTHER}/24 dev r1"));
+    run("ip", "-n other link set r1 up");
+    run("ip", "-n other route add default via 10.0.3.1");
+    run("ip", "netns exec other ethtool -K r1 tx off gro on");
+    run("sysctl", "-q -w net.ipv4.conf.d2.rp_filter=0");
+    run("ip", &format!("-n other addr add {VIP}/32 dev lo"));
+}
+
 /// Answers every connection with `CHUNK` times the byte it sends, as often as it sends one.
-fn serve(connections: Arc<AtomicUsize>) {
-    within("real", move || {
+fn serve(namespace: &str, connections: Arc<AtomicUsize>) {
+    within(namespace, move || {
         let listener = TcpListener::bind((VIP, 80)).expect("listen");
         for stream in listener.incoming() {
             let mut stream = stream.expect("accept");
@@ -111,11 +128,12 @@ fn service(slots: &[u16]) -> ServiceSpec<'_> {
 }
 
 /// Lets the resolver find the way to the real server and tells the data plane.
-fn resolve(dataplane: &mut Dataplane) {
+fn resolve(dataplane: &mut Dataplane, real: &str) {
+    let real: IpAddr = real.parse().expect("real");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let change = runtime.block_on(async {
         let (resolver, mut changes) = Resolver::start([]).expect("resolver");
-        resolver.watch([REAL.parse().expect("real")]);
+        resolver.watch([real]);
         let first = async {
             loop {
                 let change = changes.recv().await.expect("resolver runs");
@@ -144,13 +162,13 @@ fn settled(dataplane: &Dataplane) -> ServiceCounters {
 fn forwards(mode: XdpMode, expected: AttachedMode) {
     isolated(move || {
         build();
-        serve(Arc::default());
+        serve("real", Arc::default());
         let slots = vec![0; SLOTS];
         let options = Options { interfaces: vec!["d0".to_owned()], mode, flow_accounting: true, ..options() };
         let (mut first, adoption) = Dataplane::open(&options).expect("open");
         assert_eq!(adoption, Adoption::Fresh);
         first.apply(&[service(&slots)]).expect("apply");
-        resolve(&mut first);
+        resolve(&mut first, REAL);
         let attached = first.attach().expect("attach");
         assert_eq!(attached.len(), 1);
         assert_eq!((attached[0].name.as_str(), attached[0].mode), ("d0", expected));
@@ -197,6 +215,67 @@ fn native_xdp_forwards_and_survives_its_process() {
 #[test]
 fn generic_xdp_forwards_and_survives_its_process() {
     forwards(XdpMode::Generic, AttachedMode::Generic);
+}
+
+#[test]
+fn a_connection_survives_every_transition_of_its_slot() {
+    isolated(|| {
+        build();
+        build_other();
+        let accepted: [Arc<AtomicUsize>; 2] = Default::default();
+        let count = |server: usize| accepted[server].load(Ordering::SeqCst);
+        serve("real", Arc::clone(&accepted[0]));
+        serve("other", Arc::clone(&accepted[1]));
+        let options = Options { interfaces: vec!["d0".to_owned()], ..options() };
+        let (mut dataplane, _) = Dataplane::open(&options).expect("open");
+        let (first, second) = (vec![0; SLOTS], vec![1; SLOTS]);
+        let both = [REAL, OTHER].map(|real| RealSpec::new(real.parse().expect("real"), 80));
+        fn two<'a>(slots: &'a [u16], both: &[RealSpec]) -> ServiceSpec<'a> {
+            ServiceSpec { reals: both.to_vec(), ..service(slots) }
+        }
+        dataplane.apply(&[service(&first)]).expect("apply");
+        resolve(&mut dataplane, REAL);
+        resolve(&mut dataplane, OTHER);
+        dataplane.attach().expect("attach");
+        let mut streams = vec![connect()];
+        let mut servers = [1, 0];
+        exchange(&mut streams[0], 1);
+        let mut byte = 1;
+        let mut all_go_on = |streams: &mut Vec<TcpStream>| {
+            byte += 1;
+            streams.iter_mut().for_each(|stream| exchange(stream, byte));
+        };
+        let mut next = |streams: &mut Vec<TcpStream>, server: usize| {
+            streams.push(connect());
+            exchange(streams.last_mut().expect("just made"), 1);
+            servers[server] += 1;
+            assert_eq!([count(0), count(1)], servers);
+        };
+        // Settled, then moving to the other.
+        dataplane.apply(&[two(&second, &both)]).expect("apply");
+        all_go_on(&mut streams);
+        next(&mut streams, 1);
+        // It flaps back and forth.
+        dataplane.apply(&[two(&first, &both)]).expect("apply");
+        all_go_on(&mut streams);
+        next(&mut streams, 0);
+        dataplane.apply(&[two(&second, &both)]).expect("apply");
+        all_go_on(&mut streams);
+        next(&mut streams, 1);
+        // The process is gone, and the next one drains the first server, which leaves.
+        drop(dataplane);
+        all_go_on(&mut streams);
+        let (mut dataplane, _) = Dataplane::open(&options).expect("open");
+        let drained = ServiceSpec { reals: both[1..].to_vec(), ..service(&first) };
+        dataplane.apply(std::slice::from_ref(&drained)).expect("apply");
+        assert_eq!(dataplane.retained().len(), 1);
+        all_go_on(&mut streams);
+        next(&mut streams, 1);
+        let _ = dataplane.tick(monotonic_seconds()).expect("tick");
+        all_go_on(&mut streams);
+        assert_eq!(dataplane.counters().expect("counters").services["web"].total.dropped, 0);
+        dataplane.detach().expect("detach");
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 3] = ["dataplane_kernel", "dataplane_apply", "dataplane_forwarding"];
+const SUITES: [&str; 4] = ["dataplane_kernel", "dataplane_apply", "dataplane_forwarding", "dataplane_pins"];
 
 /// A suite takes about a minute of a free machine; this one may have other work.
 const TIMEOUT_SECONDS: &str = "900";
@@ -86,6 +86,11 @@ fn program_decides_under_stock_kernel() {
 #[test]
 fn tables_are_fed_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_apply");
+}
+
+#[test]
+fn connections_are_pinned_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_pins");
 }
 
 #[test]

@@ -82,6 +82,8 @@ pub(super) struct Sweep {
     is_running: bool,
     /// The last whole sweep met pins, or none has been made yet.
     is_needed: bool,
+    /// Services whose slots the kernel has refused to take so far.
+    unwritten: BTreeSet<String>,
 }
 
 impl Sweep {
@@ -101,6 +103,8 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses. The next tick tries again.
     pub fn tick(&mut self, now: u32) -> Result<TickReport, ApplyError> {
         let mut report = TickReport::default();
+        // Before anything is concluded from slots, the kernel must have them.
+        self.rewrite_tables([])?;
         self.extend_windows(now, &mut report)?;
         self.close_windows(now, &mut report)?;
         self.sweep(now, &mut report)?;
@@ -197,7 +201,8 @@ impl Dataplane {
             };
             let slot = placement.slot_of(key, &flow);
             let current = placement.slots.slots().get(slot as usize);
-            if current.is_none_or(|slot| slot.is_settled() && slot.raw_current() == *position) {
+            // What the slot says anyway needs no pin.
+            if current.is_none_or(|slot| !slot.is_moving() && slot.raw_current() == *position) {
                 continue;
             }
             let state = if record.is_closing { PinState::Finished } else { PinState::Open };
@@ -208,7 +213,7 @@ impl Dataplane {
                 changed.insert(record.service.clone());
             }
         }
-        self.rewrite_tables(&changed)?;
+        self.rewrite_tables(changed)?;
         let mut added = 0;
         for (flow, pin) in &wanted {
             added += usize::from(self.maps.pins.add(flow, pin)?);
@@ -246,23 +251,26 @@ impl Dataplane {
                 changed.push(name.clone());
             }
         }
-        self.rewrite_tables(&changed)
+        self.rewrite_tables(changed)
     }
 
-    /// Puts the slots of services into the kernel, in place of those of the same tables; returns when no program is
-    /// under way that saw the old ones. Only states and previous owners change here, slot by slot, and a packet looks
-    /// at one slot: none needs a table that is all of one moment.
-    fn rewrite_tables<'a>(&mut self, names: impl IntoIterator<Item = &'a String>) -> Result<(), ApplyError> {
-        let mut is_changed = false;
-        for name in names {
+    /// Puts the slots of these services into the kernel, in place of those of the same tables; returns when no program
+    /// is under way that saw the old ones. Should the kernel refuse one, the next tick tries all again.
+    ///
+    /// Only states and previous owners change here, and a packet looks at one slot: none needs a table that is all of
+    /// one moment.
+    fn rewrite_tables(&mut self, names: impl IntoIterator<Item = String>) -> Result<(), ApplyError> {
+        self.sweep.unwritten.extend(names);
+        if self.sweep.unwritten.is_empty() {
+            return Ok(());
+        }
+        for name in &self.sweep.unwritten {
             if let Some(placement) = self.plan.services.get(name) {
                 self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
-                is_changed = true;
             }
         }
-        if is_changed {
-            self.maps.wait()?;
-        }
+        self.maps.wait()?;
+        self.sweep.unwritten.clear();
         Ok(())
     }
 
@@ -275,7 +283,7 @@ impl Dataplane {
                 return Ok(());
             }
             self.plan.services.values_mut().for_each(|placement| placement.slots.begin_pass());
-            self.sweep = Sweep { cursor: Cursor::Start, is_running: true, is_needed: false };
+            (self.sweep.cursor, self.sweep.is_running, self.sweep.is_needed) = (Cursor::Start, true, false);
         }
         let (key, owners) = (self.maps.hash_key()?, self.owners());
         let mut seen = 0;
@@ -328,7 +336,7 @@ impl Dataplane {
                 stays
             });
         }
-        self.rewrite_tables(&changed)?;
+        self.rewrite_tables(changed)?;
         for (index, address) in released {
             self.maps.clear_real(index)?;
             report.released.push(address);

@@ -43,7 +43,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Longest timeout: a day more than the longest that anybody has asked for.
+/// Longest timeout in seconds: eight days.
 const MAX_TIMEOUT: u32 = 8 * 86_400;
 
 /// A timeout in whole seconds, rounded up.

@@ -130,8 +130,12 @@ fn a_table_of_another_size_is_refused() {
 
 #[test]
 fn the_largest_tables_fit_into_a_snapshot() {
-    let real =
-        TableReal { address: "2001:db8::2".parse().expect("address"), port: u16::MAX, weight: u32::MAX };
+    let real = TableReal {
+        address: "2001:db8::2".parse().expect("address"),
+        port: u16::MAX,
+        weight: u32::MAX,
+        dead: true,
+    };
     let one = |services, reals: usize, slots: usize| {
         let table = ServiceTable {
             scheduler: "s".repeat(MAX_NAME),

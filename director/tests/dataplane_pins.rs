@@ -1,0 +1,224 @@
+//! Connections of changing slots in the kernel's data plane: what outlives a process, what time does, who is let go.
+
+mod dataplane_fixture;
+
+use std::net::IpAddr;
+
+use aya::TestRunOptions;
+use aya::programs::TestRun as _;
+use dataplane_fixture::cases::{HERE, INGRESS, KEY};
+use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, SYN};
+use dataplane_fixture::{isolated, open, options};
+use director::dataplane::{
+    Datagrams, Dataplane, Forwarding, HashInput, NextHop, Options, Ports, Protocol, RealSpec, ServiceAddress,
+    ServiceSpec, Timeouts, monotonic_seconds,
+};
+use director_common::SLOTS;
+
+const VIP: &str = "203.0.113.10";
+/// Longer than any connection is kept.
+const LONG: u32 = 1_000;
+
+fn address(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 2, last])
+}
+
+/// A data plane that knows the ways to 10.0.2.11 to 10.0.2.19: the link address ends with the same byte.
+fn ready(options: &Options) -> Dataplane {
+    let mut dataplane = open(options);
+    dataplane.set_hash_key(KEY).expect("key");
+    dataplane.declare_interface(INGRESS, OUR_MAC, true).expect("interface");
+    learn(&mut dataplane);
+    dataplane
+}
+
+fn learn(dataplane: &mut Dataplane) {
+    for last in 11..20 {
+        let hop = NextHop { destination_mac: [2, 0, 0, 0, 9, last], ..HERE };
+        dataplane.set_next_hop(address(last), Some(hop)).expect("next hop");
+    }
+}
+
+/// Gives all slots to the first of these servers.
+fn deal(dataplane: &mut Dataplane, servers: &[u8]) {
+    deal_to(dataplane, &servers.iter().map(|last| RealSpec::new(address(*last), 80)).collect::<Vec<_>>());
+}
+
+fn deal_to(dataplane: &mut Dataplane, reals: &[RealSpec]) {
+    let owner = reals.iter().position(|real| real.alive).map_or(u16::MAX, |position| position as u16);
+    let slots = vec![owner; SLOTS];
+    let service = ServiceSpec {
+        name: "web",
+        addresses: vec![ServiceAddress {
+            prefix: VIP.parse::<std::net::IpAddr>().expect("vip").into(),
+            protocol: Protocol::Tcp,
+            ports: Ports::one(80),
+        }],
+        hash: HashInput::Source,
+        forwarding: Forwarding::DirectReturn,
+        reals: reals.to_vec(),
+        slots: &slots,
+        timeouts: Timeouts::default(),
+        datagrams: Datagrams::default(),
+    };
+    dataplane.apply(&[service]).expect("apply");
+}
+
+/// Which server a packet of the connection from this port goes to; 0 if to none.
+fn sent(dataplane: &Dataplane, port: u16, flags: u8) -> u8 {
+    let frame = Packet::tcp(("198.51.100.7", port), (VIP, 80), flags).bytes();
+    let mut out = vec![0; frame.len()];
+    let options = TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let result = dataplane.program().expect("program").test_run(options).expect("run");
+    if result.return_value == 3 { out[5] } else { 0 }
+}
+
+fn retained(dataplane: &Dataplane) -> Vec<IpAddr> {
+    dataplane.retained().into_iter().collect()
+}
+
+#[test]
+fn a_server_that_leaves_keeps_its_connections_until_the_last_has_ended() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        deal(&mut dataplane, &[11]);
+        assert!(dataplane.tick(monotonic_seconds()).expect("tick").swept, "the first one of a process");
+        assert!(!dataplane.tick(monotonic_seconds()).expect("tick").swept, "nothing to do");
+        deal(&mut dataplane, &[12]);
+        assert_eq!(
+            [sent(&dataplane, 1, ACK), sent(&dataplane, 2, SYN), sent(&dataplane, 2, ACK)],
+            [11, 12, 12]
+        );
+        assert_eq!(retained(&dataplane), [address(11)]);
+        let now = monotonic_seconds();
+        let window = dataplane.windows(now)["web"].clone();
+        assert_eq!((window.moving, window.pinned), (1.0, 0.0));
+        assert!(window.closes_in.is_some_and(|left| (895..=900).contains(&left.as_secs())), "{window:?}");
+        assert_eq!(window.leaving, [(address(11), 80)]);
+
+        // The window closes; the connection has not had its time yet by its own pin, which the kernel dates.
+        let report = dataplane.tick(now + 903).expect("tick");
+        assert_eq!((report.closed, report.removed), (SLOTS, 2), "both pins have had their time as well");
+        assert_eq!((report.settled, report.released), (SLOTS, vec![address(11)]));
+        assert!(retained(&dataplane).is_empty());
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 2, ACK)], [12, 12]);
+        let window = dataplane.windows(now)["web"].clone();
+        assert_eq!((window.moving, window.pinned, window.pins), (0.0, 0.0, 0));
+    });
+}
+
+#[test]
+fn windows_and_pins_outlive_the_process() {
+    isolated(|| {
+        let mut first = ready(&options());
+        deal(&mut first, &[11]);
+        deal(&mut first, &[12]);
+        assert_eq!([sent(&first, 1, ACK), sent(&first, 2, SYN), sent(&first, 2, ACK)], [11, 12, 12]);
+        let now = monotonic_seconds();
+        let (pins, opened) = (first.pins(now).expect("pins"), first.windows(now)["web"].closes_in);
+        assert_eq!(pins.len(), 2);
+        drop(first);
+
+        let mut second = open(&Options { pins: 99, ..options() });
+        assert_eq!(second.pins(now).expect("pins"), pins, "in the map as it was made");
+        assert_eq!(second.windows(now)["web"].closes_in, opened);
+        // Before it is told anything it closes nothing early and lets nobody go.
+        let report = second.tick(now + 890).expect("tick");
+        assert_eq!((report.closed, report.released), (0, vec![]));
+        deal(&mut second, &[12]);
+        assert_eq!(retained(&second), [address(11)]);
+        assert_eq!([sent(&second, 1, ACK), sent(&second, 3, ACK), sent(&second, 2, ACK)], [11, 11, 12]);
+        learn(&mut second);
+        // Told another thing, it goes on from where the slots were.
+        deal(&mut second, &[13]);
+        assert_eq!([1, 2, 4].map(|port| sent(&second, port, ACK)), [11, 12, 11]);
+        assert_eq!(sent(&second, 5, SYN), 13);
+        assert_eq!(retained(&second), [address(11), address(12)]);
+        let report = second.tick(now + LONG).expect("tick");
+        assert_eq!(report.released, [address(11), address(12)]);
+    });
+}
+
+#[test]
+fn a_dead_server_gets_nothing_more_and_its_place_is_nobodys_by_mistake() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        deal(&mut dataplane, &[11]);
+        deal(&mut dataplane, &[12]);
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 2, SYN)], [11, 12]);
+        let dead = RealSpec { alive: false, ..RealSpec::new(address(11), 80) };
+        deal_to(&mut dataplane, &[dead, RealSpec::new(address(12), 80)]);
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 2, ACK)], [12, 12]);
+        // Another server may have its place now; pins to the dead one stay void.
+        deal(&mut dataplane, &[13, 12]);
+        assert_eq!([1, 2, 3].map(|port| sent(&dataplane, port, ACK)), [12, 12, 12]);
+        assert_eq!(sent(&dataplane, 4, SYN), 13);
+        // Everybody dead: nobody is asked.
+        let dead = |last| RealSpec { alive: false, ..RealSpec::new(address(last), 80) };
+        deal_to(&mut dataplane, &[dead(12), dead(13)]);
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 9, SYN)], [0, 0]);
+    });
+}
+
+#[test]
+fn where_no_pin_finds_room_it_is_counted_and_the_window_stays_open() {
+    isolated(|| {
+        let mut dataplane = ready(&Options { pins: 2, ..options() });
+        deal(&mut dataplane, &[11]);
+        deal(&mut dataplane, &[12]);
+        let begun: Vec<u8> = (1..=200).map(|port| sent(&dataplane, port, SYN)).collect();
+        let pinned = begun.iter().filter(|server| **server == 12).count();
+        assert!((1..200).contains(&pinned), "{pinned}");
+        for (port, server) in (1..=200).zip(&begun) {
+            assert_eq!(sent(&dataplane, port, ACK), *server, "port {port}");
+        }
+        let counters = dataplane.counters().expect("counters").services["web"].total;
+        assert_eq!(counters.unpinned, 2 * (200 - pinned) as u64);
+        assert_eq!(dataplane.pins(monotonic_seconds()).expect("pins").len(), pinned);
+        let now = monotonic_seconds() + LONG;
+        let report = dataplane.tick(now).expect("tick");
+        assert_eq!((report.closed, report.refused), (0, vec!["web".to_owned()]));
+        assert_eq!(dataplane.tick(now + LONG).expect("tick").closed, SLOTS, "a window later");
+    });
+}
+
+#[test]
+fn another_directors_pins_are_followed_here() {
+    isolated(|| {
+        let mut one = ready(&options());
+        deal(&mut one, &[11]);
+        deal(&mut one, &[12]);
+        assert_eq!([sent(&one, 1, ACK), sent(&one, 2, SYN)], [11, 12]);
+        let now = monotonic_seconds();
+        let records = one.pins(now).expect("pins");
+        one.detach().expect("detach");
+        // Another director, that has just been told the tables.
+        let mut two = ready(&options());
+        deal(&mut two, &[12, 11]);
+        assert_eq!(two.insert_pins(&records, now).expect("insert"), 1, "one of them says what the slot says");
+        assert_eq!([1, 2, 3].map(|port| sent(&two, port, ACK)), [11, 12, 12]);
+        assert_eq!(two.insert_pins(&records, now).expect("insert"), 0, "known already");
+        assert_eq!(two.tick(now).expect("tick").settled, 0);
+        let report = two.tick(now + LONG).expect("tick");
+        assert_eq!((report.removed, report.settled), (1, 1));
+        assert_eq!(sent(&two, 1, ACK), 12);
+    });
+}
+
+#[test]
+fn a_full_map_is_swept_whole() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        deal(&mut dataplane, &[11]);
+        deal(&mut dataplane, &[12]);
+        for port in 1..=4_000 {
+            assert_eq!(sent(&dataplane, port, ACK), 11);
+        }
+        let now = monotonic_seconds();
+        assert_eq!(dataplane.pins(now).expect("pins").len(), 4_000);
+        assert_eq!(dataplane.tick(now).expect("tick").removed, 0);
+        assert_eq!(dataplane.windows(now)["web"].pins, 4_000);
+        assert_eq!(dataplane.tick(now + LONG).expect("tick").removed, 4_000);
+        assert!(dataplane.pins(now).expect("pins").is_empty());
+    });
+}
