@@ -18,7 +18,7 @@ mod apply;
 mod attach;
 mod error;
 mod maps;
-mod pins;
+pub(crate) mod pins;
 mod plan;
 mod spec;
 mod statistics;
