@@ -239,7 +239,8 @@ fn judge(
     };
     decision.outer = outer.start;
     // Forgotten by the verifier, which would go through all that follows once for each kind of tunnel.
-    decision.inner = frame.launder(inner.start);
+    // The mask changes nothing: it is what the verifier knows instead, wherever the offset is kept meanwhile.
+    decision.inner = frame.launder(inner.start) & 0x7fff;
     decision.inner_is_v6 = frame.launder(inner.is_v6) != 0;
     let end = outer.start.wrapping_add(outer.total_len);
     judge_inner(frame, endpoint, flow, (end, outer.traffic_class), decision)
