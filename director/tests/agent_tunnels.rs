@@ -4,7 +4,7 @@ mod agent_fixture;
 mod dataplane_fixture;
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use agent_fixture::{
     VIPS, agent_options, block_on, build, connect, director, exchange, forwarding, with_agent, within,
@@ -212,6 +212,22 @@ fn a_vip_on_the_link_is_refused() {
     });
 }
 
+/// A process that ends at the latest with the test.
+struct Killed(Child);
+
+impl Killed {
+    fn end(&mut self) {
+        self.0.kill().expect("kill -9");
+        self.0.wait().expect("its end");
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 #[test]
 fn a_killed_agent_is_taken_over_and_undone() {
     isolated(|| {
@@ -230,16 +246,15 @@ fn a_killed_agent_is_taken_over_and_undone() {
             // The last thing it does, in the order of addresses.
             let ready = lines.map_while(Result::ok).any(|line| line.contains("2001:db8::10/128 is on"));
             assert!(ready, "the agent ended early");
-            agent
+            Killed(agent)
         });
         let mut killed = starting.join().expect("agent's thread");
         let second = within("real", || block_on(Agent::prepare(agent_options(Tunnel::Gre))).map(drop));
         let second = second.join().expect("agent's thread");
-        assert!(matches!(second, Err(AgentError::Running(pid)) if pid == killed.id()), "{second:?}");
+        assert!(matches!(second, Err(AgentError::Running(pid)) if pid == killed.0.id()), "{second:?}");
         let (mut stream, _) = connect(VIPS[0]);
         exchange(&mut stream, 1);
-        killed.kill().expect("kill -9");
-        killed.wait().expect("its end");
+        killed.end();
         exchange(&mut stream, 2);
 
         // The next run has the same VIPs but one; the connection goes on.

@@ -53,8 +53,14 @@ pub fn build() {
         run("ip", &format!("netns add {name}"));
         run("ip", &format!("-n {name} link set lo up"));
     }
-    for setting in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
-        run("ip", &format!("netns exec router sysctl -q -w net.{setting}=1"));
+    // What VIPs send comes from the real server's side, and what they get goes to the director's.
+    for setting in [
+        "ipv4.ip_forward=1",
+        "ipv6.conf.all.forwarding=1",
+        "ipv4.conf.all.rp_filter=0",
+        "ipv4.conf.default.rp_filter=0",
+    ] {
+        run("ip", &format!("netns exec router sysctl -q -w net.{setting}"));
     }
     for (near, host, far, [v4, v6], last) in [
         ("rc", "client", "c0", ["192.0.2", "2001:db8:c::"], ["2", "2"]),
