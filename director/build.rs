@@ -1,4 +1,4 @@
-//! Builds the XDP programs in `director/ebpf` and leaves the object where the library embeds it.
+//! Builds the XDP programs in `director/ebpf` and leaves the objects where the library embeds them.
 //!
 //! The programs need a compiler whose `core` can be built from source, and a linker of the same LLVM. Debian's
 //! (`rustc-web`, `rust-web-src`) is taken where it is recent enough, else rustup's nightly with `rust-src`.
@@ -10,6 +10,8 @@ use std::process::{Command, exit};
 /// Oldest compiler that `aya-ebpf` and the programs accept.
 const MIN_MINOR: u32 = 88;
 const TARGET: &str = "bpfel-unknown-none";
+/// The director's, and that of the real server's end of a tunnel.
+const PROGRAMS: [&str; 2] = ["director", "agent"];
 /// Where `lab/setup.sh` installs the linker that matches Debian's compiler.
 const OWN_LINKER_DIR: &str = "/usr/local/lib/director-toolchain/bin";
 
@@ -41,9 +43,11 @@ fn main() {
         Ok(status) => fail(&format!("building director/ebpf failed ({status})")),
         Err(error) => fail(&format!("cannot start {:?}: {error}", build.get_program())),
     }
-    let object = target_dir.join(TARGET).join("release/director");
-    if let Err(error) = std::fs::copy(&object, out.join("director.bpf.o")) {
-        fail(&format!("cannot copy {}: {error}", object.display()));
+    for program in PROGRAMS {
+        let object = target_dir.join(TARGET).join("release").join(program);
+        if let Err(error) = std::fs::copy(&object, out.join(format!("{program}.bpf.o"))) {
+            fail(&format!("cannot copy {}: {error}", object.display()));
+        }
     }
 }
 

@@ -56,15 +56,13 @@ enum Command {
     },
     /// Make the running director read its configuration file again.
     Reload(Ask),
-    /// Prepare a real server for direct routing, until interrupted.
+    /// Prepare a real server and end the directors' tunnels on it, until interrupted.
     ///
-    /// The VIP goes onto the loopback interface, and ARP keeps quiet about it. Every change is printed, and
-    /// undone when the agent ends. What is right already is left alone.
-    Agent {
-        /// A VIP of which this machine is a real server; may be given several times.
-        #[arg(long = "vip", value_name = "ADDRESS", required = true)]
-        vips: Vec<std::net::IpAddr>,
-    },
+    /// The VIPs go onto the loopback interface, and ARP keeps quiet about them. With --tunnel, packets to a VIP are
+    /// taken out of the directors' tunnels, and clients are asked for TCP segments that fit into those. Every change
+    /// is printed, and undone when the agent ends. What is right already is left alone. SIGUSR1 prints what became
+    /// of packets. Killed without warning, it leaves all in place and working; the next run takes over.
+    Agent(Agent),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -86,6 +84,65 @@ struct Run {
     /// Remove programs and maps of an earlier run instead of taking them over: forwarding is interrupted.
     #[arg(long)]
     fresh: bool,
+}
+
+#[derive(Args)]
+struct Agent {
+    /// A VIP of which this machine is a real server; may be given several times.
+    #[arg(long = "vip", value_name = "ADDRESS", required_unless_present = "undo")]
+    vips: Vec<std::net::IpAddr>,
+    /// A tunnel that directors use: ipip, gre, gue or gue:PORT (6080); may be given several times. Without, direct
+    /// return.
+    #[arg(long = "tunnel", value_name = "KIND", value_delimiter = ',')]
+    tunnels: Vec<agent::Tunnel>,
+    /// An interface that tunnels come in by; may be given several times. Default: every Ethernet interface with an
+    /// address.
+    #[arg(long = "interface", value_name = "NAME", value_delimiter = ',')]
+    interfaces: Vec<String>,
+    /// A prefix of directors' addresses; may be given several times. Tunnels from elsewhere are dropped. Default:
+    /// they may come from anywhere.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    from: Vec<ipnet::IpNet>,
+    /// Who takes packets out of tunnels.
+    #[arg(long, value_enum, default_value_t)]
+    mode: agent::Mode,
+    /// Largest tunnel packet on the way from the directors, in bytes. Default: the MTU of the interfaces.
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u32>,
+    /// Undo what an agent that was killed has left, and end.
+    #[arg(long, conflicts_with_all = ["vips", "tunnels", "interfaces", "from", "mode", "mtu"])]
+    undo: bool,
+}
+
+impl Agent {
+    async fn execute(self) -> anyhow::Result<()> {
+        init_logging(LogFormat::Human);
+        let mut options = agent::Options::new(self.vips);
+        if self.undo {
+            for change in agent::undo(&options.folder).await? {
+                println!("undone: {change}");
+            }
+            return Ok(());
+        }
+        options.tunnels = self.tunnels.into_iter().collect();
+        options.interfaces = self.interfaces;
+        options.from = self.from;
+        options.mode = self.mode;
+        options.mtu = self.mtu;
+        let (mut terminate, mut interrupt, ask) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::user_defined1())?,
+        );
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let report = futures::stream::unfold(ask, |mut ask| async { ask.recv().await.map(|()| ((), ask)) });
+        Ok(agent::run(options, |line| println!("{line}"), report, stop).await?)
+    }
 }
 
 #[derive(Args)]
@@ -118,18 +175,7 @@ impl Cli {
             Command::Peers(ask) => ask.peers().await,
             Command::Connections { limit, ask } => ask.connections(limit).await,
             Command::Reload(ask) => ask.reload().await,
-            Command::Agent { vips } => {
-                init_logging(LogFormat::Human);
-                let (mut terminate, mut interrupt) =
-                    (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-                let stop = async {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                };
-                Ok(agent::run(&vips, |line| println!("{line}"), stop).await?)
-            }
+            Command::Agent(agent) => agent.execute().await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "director", &mut std::io::stdout());
                 Ok(())

@@ -28,7 +28,7 @@ mod error;
 mod free;
 mod keys;
 mod maps;
-mod pins;
+pub(crate) mod pins;
 mod plan;
 mod seats;
 mod shelves;

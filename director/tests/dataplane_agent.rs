@@ -5,7 +5,8 @@ mod dataplane_fixture;
 use std::net::IpAddr;
 
 use dataplane_fixture::{isolated, run};
-use director::agent::{self, Agent, AgentError};
+use director::agent::{self, Agent, AgentError, Options};
+use futures::stream::pending;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
@@ -28,12 +29,17 @@ fn agent_prepares_says_so_and_restores() {
         run("sysctl", "-q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.lo.rp_filter=1");
         let before = state();
         let mut said = Vec::new();
-        block_on(agent::run(&[ip("203.0.113.10")], |line| said.push(line.to_owned()), async {
-            let now = state();
-            for expected in ["arp_ignore = 1", "arp_announce = 2", "rp_filter = 2", "203.0.113.10/32"] {
-                assert!(now.contains(expected), "{expected} in {now}");
-            }
-        }))
+        block_on(agent::run(
+            Options::new([ip("203.0.113.10")]),
+            |line| said.push(line.to_owned()),
+            pending(),
+            async {
+                let now = state();
+                for expected in ["arp_ignore = 1", "arp_announce = 2", "rp_filter = 2", "203.0.113.10/32"] {
+                    assert!(now.contains(expected), "{expected} in {now}");
+                }
+            },
+        ))
         .expect("agent");
         assert_eq!(state(), before);
         assert_eq!(
@@ -60,7 +66,7 @@ fn what_was_right_before_stays_after() {
         run("sysctl", "-q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.lo.rp_filter=0");
         let before = state();
         let agent = block_on(async {
-            let agent = Agent::prepare(&[ip("203.0.113.10")]).await.expect("agent");
+            let agent = Agent::prepare(Options::new([ip("203.0.113.10")])).await.expect("agent");
             assert_eq!(agent.changes(), []);
             agent.undo().await
         });
@@ -73,7 +79,8 @@ fn what_was_right_before_stays_after() {
 fn a_setting_somebody_else_changed_is_left_alone() {
     isolated(|| {
         block_on(async {
-            let agent = Agent::prepare(&[ip("203.0.113.10"), ip("203.0.113.11")]).await.expect("agent");
+            let agent =
+                Agent::prepare(Options::new([ip("203.0.113.10"), ip("203.0.113.11")])).await.expect("agent");
             run("sysctl", "-q -w net.ipv4.conf.all.arp_announce=1");
             run("ip", "addr del 203.0.113.11/32 dev lo");
             agent.undo().await.expect("undo");
@@ -88,8 +95,8 @@ fn a_setting_somebody_else_changed_is_left_alone() {
 #[test]
 fn addresses_that_cannot_be_vips_are_refused() {
     isolated(|| {
-        for wrong in ["127.0.0.1", "224.0.0.5", "0.0.0.0", "255.255.255.255", "2001:db8::1"] {
-            match block_on(Agent::prepare(&[ip("203.0.113.10"), ip(wrong)])) {
+        for wrong in ["127.0.0.1", "224.0.0.5", "0.0.0.0", "255.255.255.255", "::1", "fe80::1"] {
+            match block_on(Agent::prepare(Options::new([ip("203.0.113.10"), ip(wrong)]))) {
                 Err(AgentError::Vip(vip)) => assert_eq!(vip, ip(wrong)),
                 other => panic!("{wrong}: {other:?}"),
             }

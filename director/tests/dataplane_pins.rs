@@ -50,7 +50,7 @@ fn deal_to(dataplane: &mut Dataplane, reals: &[RealSpec]) {
     let service = ServiceSpec {
         name: "web",
         addresses: vec![ServiceAddress {
-            prefix: VIP.parse::<std::net::IpAddr>().expect("vip").into(),
+            prefix: VIP.parse::<IpAddr>().expect("vip").into(),
             protocol: Protocol::Tcp,
             ports: Ports::one(80),
         }],

@@ -8,7 +8,14 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 4] = ["dataplane_kernel", "dataplane_apply", "dataplane_forwarding", "dataplane_pins"];
+const SUITES: [&str; 6] = [
+    "dataplane_kernel",
+    "dataplane_apply",
+    "dataplane_forwarding",
+    "dataplane_pins",
+    "agent_kernel",
+    "agent_tunnels",
+];
 
 /// A suite takes about a minute of a free machine; this one may have other work.
 const TIMEOUT_SECONDS: &str = "900";
@@ -96,6 +103,17 @@ fn connections_are_pinned_under_stock_kernel() {
 #[test]
 fn packets_are_forwarded_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_forwarding");
+}
+
+#[test]
+fn tunnels_end_by_our_program_under_stock_kernel() {
+    passes_under_stock_kernel("agent_kernel");
+}
+
+/// This kernel has tunnel devices, too.
+#[test]
+fn tunnels_carry_traffic_under_stock_kernel() {
+    passes_under_stock_kernel("agent_tunnels");
 }
 
 #[test]

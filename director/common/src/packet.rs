@@ -13,6 +13,9 @@ mod transport;
 
 pub use ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet};
 pub use ip::Ip;
+pub(crate) use ip::parse_at;
+pub(crate) use ipv4::fold;
+pub(crate) use outer::{LEN_GRE, LEN_GUE, LEN_UDP, PROTOCOL_GRE, PROTOCOL_IPV4, PROTOCOL_IPV6};
 pub use outer::{Outer, overhead};
 pub use transport::{Ports, TransportError, UDP_LEN, check as check_transport};
 

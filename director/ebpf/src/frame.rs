@@ -6,6 +6,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use director_common::Frame;
+use director_common::decapsulate::Shrink;
 
 /// The bytes between the context's `data` and `data_end`. Every access compares with the end, in the very
 /// form the verifier knows.
@@ -121,6 +122,21 @@ impl Frame for XdpFrame {
         // SAFETY: as in `grow`.
         unsafe {
             if bpf_xdp_adjust_tail(self.context, -(excess as i32)) != 0 {
+                return None;
+            }
+            self.start = (*self.context).data as usize;
+            self.end = (*self.context).data_end as usize;
+        }
+        Some(())
+    }
+}
+
+impl Shrink for XdpFrame {
+    #[inline(always)]
+    fn shrink(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: as in `grow`; the kernel refuses to cut off more than leaves an Ethernet header.
+        unsafe {
+            if bpf_xdp_adjust_head(self.context, bytes as i32) != 0 {
                 return None;
             }
             self.start = (*self.context).data as usize;

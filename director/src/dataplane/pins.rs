@@ -24,7 +24,7 @@ pub(super) fn map_path(folder: &Path, map: &str) -> PathBuf {
 
 /// Path of the pin of the link on an interface. The index is in the name because a link outlives its interface:
 /// an interface made anew has the same name and another index.
-pub(super) fn link_path(folder: &Path, interface: &str, ifindex: u32) -> PathBuf {
+pub(crate) fn link_path(folder: &Path, interface: &str, ifindex: u32) -> PathBuf {
     folder.join(format!("{LINK_PREFIX}{ifindex}-{interface}"))
 }
 
@@ -51,7 +51,7 @@ fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> OpenE
 }
 
 /// Makes the folder, and mounts a BPF file system on it if it is not on one.
-pub(super) fn prepare(folder: &Path) -> Result<(), OpenError> {
+pub(crate) fn prepare(folder: &Path) -> Result<(), OpenError> {
     fs::create_dir_all(folder).map_err(failed(folder, "creating it"))?;
     let system = statfs(folder).map_err(io::Error::from).map_err(failed(folder, "asking its file system"))?;
     if system.filesystem_type() == BPF_FS_MAGIC {

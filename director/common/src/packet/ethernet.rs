@@ -26,8 +26,8 @@ impl Ethernet {
     /// Length of the header with one tag in bytes.
     pub const TAGGED_LEN: usize = 18;
     /// Offset of the VLAN tag, where there is one.
-    pub(super) const TAG: usize = 12;
-    const ADDRESSES: usize = 0;
+    pub(crate) const TAG: usize = 12;
+    pub(crate) const ADDRESSES: usize = 0;
     const ETHERTYPE: usize = 12;
     const TAGGED_ETHERTYPE: usize = 16;
 

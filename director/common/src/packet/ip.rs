@@ -121,7 +121,7 @@ impl Ip {
 
 /// Parses the header at `start`, which is to be of this version, and walks up to `EXTENSIONS` extensions of it.
 #[inline(always)]
-pub(super) fn parse_at<const EXTENSIONS: usize>(
+pub(crate) fn parse_at<const EXTENSIONS: usize>(
     frame: &impl Frame,
     is_v6: bool,
     start: usize,

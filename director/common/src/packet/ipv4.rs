@@ -86,7 +86,7 @@ pub(super) fn emit_swapped(frame: &mut impl Frame, start: usize) -> Option<()> {
 
 /// Adds the carries above 16 bits back in, once.
 #[inline(always)]
-pub(super) const fn fold(sum: u32) -> u32 {
+pub(crate) const fn fold(sum: u32) -> u32 {
     (sum & 0xffff).wrapping_add(sum >> 16)
 }
 

@@ -14,14 +14,14 @@ use super::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use super::{Ethernet, Frame, Ip, PROTOCOL_UDP};
 use crate::tables::{Address, Encapsulation};
 
-const PROTOCOL_IPV4: u8 = 4;
-const PROTOCOL_IPV6: u8 = 41;
-const PROTOCOL_GRE: u8 = 47;
+pub(crate) const PROTOCOL_IPV4: u8 = 4;
+pub(crate) const PROTOCOL_IPV6: u8 = 41;
+pub(crate) const PROTOCOL_GRE: u8 = 47;
 const LEN_V4: usize = 20;
 const LEN_V6: usize = 40;
-const LEN_GRE: usize = 4;
-const LEN_UDP: usize = 8;
-const LEN_GUE: usize = 4;
+pub(crate) const LEN_GRE: usize = 4;
+pub(crate) const LEN_UDP: usize = 8;
+pub(crate) const LEN_GUE: usize = 4;
 /// Hop limit of the outer header: that of the way between director and real server, whatever the client's.
 const HOP_LIMIT: u8 = 64;
 
