@@ -226,6 +226,26 @@ fn checksum(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> u16 {
     checksum::internet(&[&source.octets(), &destination.octets(), &length, &tail, packet])
 }
 
+/// A packet of any type with any content, and a right checksum.
+#[cfg(test)]
+pub(crate) fn sealed(
+    kind: u8,
+    router: Ipv4Addr,
+    content: &[u8],
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+) -> Vec<u8> {
+    let mut bytes = vec![VERSION, kind, 0, 0];
+    bytes.extend(router.octets());
+    bytes.resize(HEADER_LEN, 0);
+    bytes.extend(content);
+    let length = u16::try_from(bytes.len()).expect("short");
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    let sum = checksum(&bytes, source, destination);
+    bytes[12..14].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
 impl Version for V3 {
     const NUMBER: u8 = VERSION;
     const HEADER_LEN: usize = HEADER_LEN;

@@ -16,8 +16,8 @@ use crate::{
         v3::{self, V3},
     },
     speaker::{
-        Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Status,
-        Stop,
+        Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
+        Status, Stop,
     },
 };
 
@@ -225,6 +225,21 @@ impl<V: Family> Network<V> {
         self.input(node, Input::Link { interface: InterfaceId(interface), link });
     }
 
+    /// Changes what a node's link looks like.
+    pub(super) fn change_link(&mut self, node: usize, at: usize, change: impl FnOnce(&mut Link<V>)) {
+        change(&mut self.nodes[node].interfaces[at].1);
+        let link = self.nodes[node].interfaces[at].1.clone();
+        self.input(node, Input::Link { interface: InterfaceId(at), link });
+    }
+
+    /// The body of an area's LSA as a node holds it.
+    pub(super) fn body_of(&self, node: usize, kind: V::Kind, router: Ipv4Addr) -> Vec<u8> {
+        let speaker = self.nodes[node].speaker.as_ref().expect("alive");
+        let mut held = speaker.living(Scope::Area(Ipv4Addr::UNSPECIFIED));
+        let (_, lsa) = held.find(|(key, _)| key.kind == kind && key.router == router).expect("held");
+        lsa.body().to_vec()
+    }
+
     pub(super) fn input(&mut self, at: usize, input: Input<V>) {
         let now = self.now;
         let node = &mut self.nodes[at];
@@ -369,6 +384,17 @@ impl<V: Family> Network<V> {
     pub(super) fn neighbor_state(&self, node: usize, neighbor: usize) -> Option<NeighborState> {
         let neighbors = self.status(node).neighbors;
         neighbors.iter().find(|n| n.router_id == id(neighbor)).map(|n| n.state)
+    }
+
+    /// The same of what is flooded beyond a link.
+    pub(super) fn databases_agree(&self) -> bool {
+        let view = |node: &Node<V>| {
+            let lsdb = node.speaker.as_ref()?.status().lsdb;
+            let shared = lsdb.into_iter().filter(|lsa| !lsa.scope.starts_with("link"));
+            Some(shared.map(|l| (l.kind, l.id, l.router, l.sequence, l.checksum)).collect::<Vec<_>>())
+        };
+        let views: BTreeSet<_> = self.nodes.iter().filter_map(view).collect();
+        views.len() == 1
     }
 
     /// Whether all living nodes hold the same instances.
