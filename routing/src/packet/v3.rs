@@ -1,19 +1,22 @@
 //! The formats of OSPFv3 (RFC 5340 appendix A) that version 2 does not share.
 
 pub mod body;
+mod kind;
 mod prefix;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
 
-pub use self::prefix::{PREFIX_LA, PREFIX_NU, Prefix};
+pub use self::{
+    kind::{
+        EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
+        NETWORK, ROUTER,
+    },
+    prefix::{PREFIX_LA, PREFIX_NU, Prefix},
+};
 use super::{
     ParseError, checksum, lsa, message,
     reader::Reader,
@@ -46,75 +49,6 @@ const NEXT_HEADER: u8 = 89;
 pub const OPTION_V6: u32 = 0x01;
 /// Option bit: an active router, which forwards (section A.2).
 pub const OPTION_R: u32 = 0x10;
-
-/// An LS type (section A.4.2.1): U bit, flooding scope and function code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct LsType(pub u16);
-
-/// LS type of a Router-LSA.
-pub const ROUTER: LsType = LsType(0x2001);
-/// LS type of a Network-LSA.
-pub const NETWORK: LsType = LsType(0x2002);
-/// LS type of an Inter-Area-Prefix-LSA.
-pub const INTER_AREA_PREFIX: LsType = LsType(0x2003);
-/// LS type of an Inter-Area-Router-LSA.
-pub const INTER_AREA_ROUTER: LsType = LsType(0x2004);
-/// LS type of an AS-External-LSA.
-pub const EXTERNAL: LsType = LsType(0x4005);
-/// LS type of a Link-LSA.
-pub const LINK: LsType = LsType(0x0008);
-/// LS type of an Intra-Area-Prefix-LSA.
-pub const INTRA_AREA_PREFIX: LsType = LsType(0x2009);
-
-/// How far an LSA is flooded (section A.4.2.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FloodingScope {
-    /// Over the link it was received on.
-    Link,
-    /// Inside the area.
-    Area,
-    /// Everywhere.
-    Domain,
-}
-
-impl LsType {
-    /// The scope that the S bits say; none for the reserved value.
-    #[must_use]
-    pub fn scope(self) -> Option<FloodingScope> {
-        match self.0 >> 13 & 3 {
-            0 => Some(FloodingScope::Link),
-            1 => Some(FloodingScope::Area),
-            2 => Some(FloodingScope::Domain),
-            _ => None,
-        }
-    }
-
-    /// Whether those who do not know the type shall flood it all the same (the U bit).
-    #[must_use]
-    pub fn is_flooded_unknown(self) -> bool {
-        self.0 & 0x8000 != 0
-    }
-
-    /// Whether the type is one of RFC 5340.
-    #[must_use]
-    pub fn is_known(self) -> bool {
-        [ROUTER, NETWORK, INTER_AREA_PREFIX, INTER_AREA_ROUTER, EXTERNAL, LINK, INTRA_AREA_PREFIX]
-            .contains(&self)
-    }
-}
-
-impl fmt::Display for LsType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#06x}", self.0)
-    }
-}
-
-impl From<LsType> for u16 {
-    fn from(kind: LsType) -> Self {
-        kind.0
-    }
-}
 
 /// A Hello (section A.3.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
