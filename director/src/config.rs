@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use director_proto::tables::Digest;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
@@ -122,9 +122,11 @@ pub struct Ospf {
     /// Seconds of silence after which a neighbour is down.
     pub dead_interval: u32,
     /// Prefixes of the node itself.
-    pub announce: Vec<Ipv4Net>,
+    pub announce: Vec<IpNet>,
     /// Learned prefixes to install; `None` for all but VIPs and our own.
-    pub import: Option<Vec<Ipv4Net>>,
+    pub import: Option<Vec<IpNet>>,
+    /// Whether OSPFv3 is spoken, for IPv6, on the same interfaces.
+    pub ipv6: bool,
     /// Interfaces towards switches.
     pub interfaces: Vec<OspfInterface>,
 }
@@ -214,10 +216,11 @@ impl Config {
         let file: file::File = toml::from_str(text)
             .map_err(|error| source.error(error.span(), error.message().trim_end().to_owned()))?;
         let node = node(&source, file.node)?;
+        let services = service::services(&source, file.service, &node.tunnel_sources)?;
         Ok(Self {
-            ospf: file.ospf.map(|ospf| self::ospf(&source, ospf)).transpose()?,
+            ospf: file.ospf.map(|ospf| self::ospf(&source, ospf, &services)).transpose()?,
             cluster: cluster(&source, file.cluster)?,
-            services: service::services(&source, file.service, &node.tunnel_sources)?,
+            services,
             metrics: file.metrics.map(|metrics| metrics.listen),
             node,
         })
@@ -330,7 +333,17 @@ fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<(), Con
     Ok(())
 }
 
-fn ospf(source: &Source<'_>, spanned: Spanned<file::Ospf>) -> Result<Ospf, ConfigError> {
+/// Whether there is an IPv6 prefix to announce.
+fn announces_ipv6(announce: &[IpNet], services: &BTreeMap<String, Service>) -> bool {
+    let is_v6 = |prefix: &IpNet| matches!(prefix, IpNet::V6(_));
+    announce.iter().any(is_v6) || services.values().any(|service| service.prefixes().iter().any(is_v6))
+}
+
+fn ospf(
+    source: &Source<'_>,
+    spanned: Spanned<file::Ospf>,
+    services: &BTreeMap<String, Service>,
+) -> Result<Ospf, ConfigError> {
     let span = spanned.span();
     let ospf = spanned.into_inner();
     if let Some(kind) = ospf.area_type.as_ref().filter(|kind| *kind.get_ref() != file::AreaType::Normal) {
@@ -381,7 +394,8 @@ fn ospf(source: &Source<'_>, spanned: Spanned<file::Ospf>) -> Result<Ospf, Confi
         area: ospf.area.into_inner(),
         hello_interval,
         dead_interval,
-        announce: ospf.announce.iter().map(Ipv4Net::trunc).collect(),
+        ipv6: ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services)),
+        announce: ospf.announce.iter().map(IpNet::trunc).collect(),
         import: ospf.import,
         interfaces,
     })

@@ -28,7 +28,7 @@ use anyhow::Context as _;
 use director_proto::control::ReloadReply;
 use director_proto::control::control_server::ControlServer;
 use director_proto::tables::TableSet;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -101,8 +101,6 @@ struct Node {
     announced: BTreeMap<IpNet, Announcement>,
     /// Services that have their quorum.
     quorate: BTreeSet<String>,
-    /// Prefixes that would be announced, were they not of a family that is not.
-    unannounced: BTreeSet<Ipv6Net>,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
 }
@@ -148,7 +146,6 @@ impl Node {
             routing_enabled: false,
             announced: BTreeMap::new(),
             quorate: BTreeSet::new(),
-            unannounced: BTreeSet::new(),
             trouble: None,
         })
     }
@@ -348,25 +345,13 @@ impl Node {
         }
     }
 
-    /// Gives OSPF the whole set of prefixes, where it differs from the last. OSPF carries IPv4 alone: IPv6 VIPs
-    /// are forwarded, and their routes are the operator's to set.
-    fn tell_routing(&mut self, wanted: BTreeMap<IpNet, Announcement>) {
+    /// Gives OSPF the whole set of prefixes, where it differs from the last. Where OSPFv3 is not spoken, IPv6 VIPs are
+    /// forwarded, and their routes are the operator's to set.
+    fn tell_routing(&mut self, mut wanted: BTreeMap<IpNet, Announcement>) {
         let Some(routing) = &self.routing else { return };
-        let mut prefixes: BTreeMap<Ipv4Net, u16> = BTreeMap::new();
-        let mut unannounced = BTreeSet::new();
-        for (prefix, announcement) in &wanted {
-            match prefix {
-                IpNet::V4(prefix) => drop(prefixes.insert(*prefix, announcement.metric)),
-                IpNet::V6(prefix) => drop(unannounced.insert(*prefix)),
-            }
+        if !self.config.ospf.as_ref().is_some_and(|ospf| ospf.ipv6) {
+            wanted.retain(|prefix, _| matches!(prefix, IpNet::V4(_)));
         }
-        for prefix in unannounced.difference(&self.unannounced) {
-            tracing::warn!(%prefix, "forwarded, but not announced: OSPF for IPv6 is not there yet; set a route");
-        }
-        // Once each: a prefix that comes back is not told again.
-        self.unannounced.extend(unannounced);
-        let wanted: BTreeMap<IpNet, Announcement> =
-            wanted.into_iter().filter(|(prefix, _)| matches!(prefix, IpNet::V4(_))).collect();
         if wanted == self.announced {
             return;
         }
@@ -378,6 +363,8 @@ impl Node {
         for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             tracing::info!(%prefix, "withdrawn");
         }
+        let prefixes: BTreeMap<IpNet, u16> =
+            wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
         match routing.announce(prefixes) {
             Ok(()) => self.announced = wanted,
             Err(error) => tracing::error!(%error, "announcements unchanged"),

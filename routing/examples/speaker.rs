@@ -1,13 +1,14 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
-//! `speaker ROUTER_ID INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:stub][:passive]`. Commands come on
+//! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`. It
+//! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
 //! `keep`. The end of the input stops it, too.
 
 use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::SystemTime};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use routing::{AreaKind, Config, InterfaceConfig, Metric, Network, Stop};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -29,6 +30,7 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("cost", value) => config.cost = value.parse()?,
             ("priority", value) => config.priority = value.parse()?,
             ("area", value) => config.area = value.parse()?,
+            ("instance", value) => config.instance = value.parse()?,
             ("stub", "") => config.area_kind = AreaKind::Stub,
             ("passive", "") => config.passive = true,
             _ => return Err(format!("{spec}: unknown part {part:?}").into()),
@@ -37,8 +39,8 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
     Ok(config)
 }
 
-fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<Ipv4Net, Metric>> {
-    let prefix = |word: &str| -> Result<(Ipv4Net, Metric)> {
+fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {
+    let prefix = |word: &str| -> Result<(IpNet, Metric)> {
         let (net, metric) = word.split_once('=').ok_or_else(|| format!("{word}: expected PREFIX=METRIC"))?;
         Ok((net.parse()?, metric.parse()?))
     };
@@ -55,12 +57,15 @@ async fn main() -> Result<()> {
     let is_prefix = |word: &&String| word.contains('/');
     let interfaces = rest
         .iter()
-        .filter(|word| !is_prefix(word))
+        .filter(|word| !is_prefix(word) && !word.starts_with('-'))
         .map(|word| interface(word))
         .collect::<Result<Vec<_>>>()?;
     let announced = prefixes(rest.iter().filter(is_prefix).map(String::as_str))?;
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos();
-    let (handle, task) = routing::spawn(Config::new(router, interfaces), seed)?;
+    let says = |option: &str| rest.iter().any(|word| word == option);
+    let (ipv4, ipv6) = (says("-4") || !says("-6"), says("-6"));
+    let config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    let (handle, task) = routing::spawn(config, seed)?;
     handle.announce(announced)?;
     handle.enable();
     let mut lines = BufReader::new(tokio::io::stdin()).lines();

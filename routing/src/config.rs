@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// Metric of an announced prefix, 0 to 65534; 65535 is refused, as switches take it for unreachable.
@@ -56,6 +56,9 @@ pub struct InterfaceConfig {
     pub passive: bool,
     /// Accept neighbours whose MTU is larger than ours.
     pub mtu_ignore: bool,
+    /// Instance id of OSPFv3 on the link, 0 to 31 for IPv6 unicast (RFC 5838 section 2.1); equal on both
+    /// sides. Version 2 has none.
+    pub instance: u8,
 }
 
 impl InterfaceConfig {
@@ -74,6 +77,7 @@ impl InterfaceConfig {
             priority: 0,
             passive: false,
             mtu_ignore: false,
+            instance: 0,
         }
     }
 
@@ -95,11 +99,17 @@ impl InterfaceConfig {
 pub struct Config {
     /// Identity in the OSPF domain; not zero, used by nobody else.
     pub router_id: Ipv4Addr,
+    /// Speak version 2, for IPv4.
+    pub ipv4: bool,
+    /// Speak version 3, for IPv6, on the same interfaces.
+    pub ipv6: bool,
     /// Interfaces, each name once.
     pub interfaces: Vec<InterfaceConfig>,
     /// Learned routes inside one of these prefixes go to the kernel; `0.0.0.0/0` admits all, an empty list
     /// none. What is announced or protected here is never installed.
     pub import: Vec<Ipv4Net>,
+    /// The same for IPv6; `::/0` admits all.
+    pub import6: Vec<Ipv6Net>,
     /// Kernel route table for learned routes, 1 or above; 254 is `main`.
     pub table: u32,
     /// `rtm_protocol` of installed routes, 5 to 255: how a later run knows its own.
@@ -119,6 +129,9 @@ pub enum ConfigError {
     /// The router id is zero.
     #[error("router_id 0.0.0.0 identifies nobody; use an address of this node")]
     RouterId,
+    /// Neither version is spoken.
+    #[error("ospf: neither ipv4 nor ipv6 is spoken; switch one of them on")]
+    NoVersion,
     /// A name that no network device can have.
     #[error("interface name {name:?} is not 1 to 15 bytes without '/' and spaces")]
     Name {
@@ -160,13 +173,16 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// A configuration with the usual values: all routes admitted, table `main`, protocol 201, 16 paths.
+    /// A configuration with the usual values: version 2 alone, all routes admitted, table `main`, protocol 201, 16 paths.
     #[must_use]
     pub fn new(router_id: Ipv4Addr, interfaces: Vec<InterfaceConfig>) -> Self {
         Self {
             router_id,
+            ipv4: true,
+            ipv6: false,
             interfaces,
             import: vec![Ipv4Net::default()],
+            import6: vec![Ipv6Net::default()],
             table: 254,
             protocol: DEFAULT_PROTOCOL,
             kernel_metric: 110,
@@ -182,6 +198,9 @@ impl Config {
         if self.router_id.is_unspecified() {
             return Err(ConfigError::RouterId);
         }
+        if !(self.ipv4 || self.ipv6) {
+            return Err(ConfigError::NoVersion);
+        }
         range("ospf", "table", u64::from(self.table), self.table >= 1, "1 or above")?;
         range("ospf", "protocol", u64::from(self.protocol), self.protocol >= 5, "5 to 255")?;
         let paths = u64::try_from(self.max_paths).unwrap_or(u64::MAX);
@@ -192,6 +211,9 @@ impl Config {
                 return Err(ConfigError::Twice { name: interface.name.clone() });
             }
             interface.validate()?;
+            if self.ipv6 {
+                interface.validate_version_3()?;
+            }
             let differs = |other: &&InterfaceConfig| {
                 other.area == interface.area && other.area_kind != interface.area_kind
             };
@@ -222,6 +244,16 @@ impl InterfaceConfig {
         range(&place, "dead_interval", u64::from(dead), above, "more seconds than hello_interval")?;
         let again = self.retransmit_interval;
         range(&place, "retransmit_interval", u64::from(again), again >= 1, "1 to 65535 seconds")
+    }
+
+    /// What version 3 has less room for.
+    fn validate_version_3(&self) -> Result<(), ConfigError> {
+        let place = format!("interface {}", self.name);
+        let dead = self.dead_interval;
+        let fits = dead <= u32::from(u16::MAX);
+        range(&place, "dead_interval", u64::from(dead), fits, "65535 seconds at most in OSPFv3")?;
+        let instance = self.instance;
+        range(&place, "instance", u64::from(instance), instance < 32, "0 to 31")
     }
 }
 
@@ -258,5 +290,14 @@ mod tests {
         assert!(refusal(|c| c.interfaces[0].area_kind = AreaKind::Stub).contains("stub"));
         assert!(refusal(|c| c.max_paths = 0).contains("max_paths"));
         assert!(refusal(|c| c.protocol = 2).contains("protocol"));
+        assert!(refusal(|c| c.ipv4 = false).contains("neither"));
+        let version_3 = |change: fn(&mut InterfaceConfig)| {
+            refusal(|c| {
+                c.ipv6 = true;
+                change(&mut c.interfaces[0]);
+            })
+        };
+        assert!(version_3(|i| i.dead_interval = 65_536).contains("65535 seconds at most"));
+        assert!(version_3(|i| i.instance = 64).contains("instance = 64"));
     }
 }

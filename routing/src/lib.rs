@@ -1,6 +1,6 @@
-//! An OSPF speaker for a host that announces prefixes and is never a way through, and BFD beside it.
+//! An OSPF speaker (version 2 for IPv4, version 3 for IPv6) for a host that announces prefixes and is never a way through, and BFD beside it.
 //!
-//! [`speaker`] is the protocol (RFC 2328) without I/O or clock, [`packet`] its formats, [`driver`] the
+//! [`speaker`] is the protocol (RFC 2328, RFC 5340) without I/O or clock, [`packet`] its formats, [`driver`] the
 //! sockets, the clock and the kernel's routes around it. A daemon needs [`Config`], [`spawn`] and the
 //! [`Handle`] it returns. [`bfd`] is divided alike, and runs on a thread of its own; it is the only part with
 //! unsafe code, to ask the kernel for a real-time schedule.

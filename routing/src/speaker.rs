@@ -1,11 +1,12 @@
-//! The protocol itself (RFC 2328), without clock, sockets or threads: packets, link events and wishes go in
-//! through [`Speaker::handle`], what is to be done comes out of [`Speaker::poll_output`], and
-//! [`Speaker::next_deadline`] says when to come back with [`Input::Timer`]. Equal inputs give equal outputs,
+//! The protocol itself (RFC 2328, and RFC 5340 for IPv6), without clock, sockets or threads: packets, link events and wishes go in
+//! through [`Machine::handle`], what is to be done comes out of [`Machine::poll_output`], and
+//! [`Machine::next_deadline`] says when to come back with [`Input::Timer`]. Equal inputs give equal outputs,
 //! so a recording of inputs is a test.
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` (12.4), `spf` and
-//! `route` (16).
+//! `route` (16). All of it is one machine for both versions; [`Protocol`] is the seam, `v2` and `v3` what is
+//! on either side of it.
 
 mod ageing;
 mod election;
@@ -24,20 +25,28 @@ mod status;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod v2;
+mod v3;
+mod version;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
 use bytes::Bytes;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::{
-    interface::Interface, lsdb::Lsdb, neighbor::Neighbor, origination::Originator, refusal::Refusals,
-    spf::SpfTimer, stop::Stopping,
+    interface::Interface,
+    lsdb::{Entry, Lsdb, Scope},
+    neighbor::Neighbor,
+    origination::Originator,
+    refusal::Refusals,
+    spf::SpfTimer,
+    stop::Stopping,
 };
 pub use self::{
     interface::InterfaceState,
@@ -46,10 +55,16 @@ pub use self::{
     route::{NextHop, PathKind, Route},
     status::{InterfaceStatus, LsaStatus, NeighborStatus, Status},
     stop::Stop,
+    v3::Attached6,
+    version::Protocol,
 };
 use crate::{
     config::{AreaKind, Config, ConfigError, Metric},
-    packet::{self, LsaKey},
+    packet::{
+        MAX_AGE, V2,
+        v3::V3,
+        wire::{Lsa, LsaKey},
+    },
     time::Time,
 };
 
@@ -57,7 +72,7 @@ use crate::{
 pub const ALL_SPF_ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 5);
 /// Multicast address of the designated router and its backup.
 pub const ALL_D_ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 6);
-/// Prefixes announced at most: what fits one Router-LSA of 64 KiB beside its own links.
+/// Prefixes announced at most in one version: what fits one Router-LSA of 64 KiB beside its own links.
 pub const MAX_ANNOUNCED: usize = 5000;
 
 /// An interface of the configuration, by its place in [`Config::interfaces`].
@@ -65,21 +80,48 @@ pub const MAX_ANNOUNCED: usize = 5000;
 pub struct InterfaceId(pub usize);
 
 /// What a link looks like at the moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct Link<V: Protocol> {
     /// Administratively up and with carrier.
     pub up: bool,
     /// Index of the device, 0 while it does not exist.
     pub index: u32,
     /// MTU in bytes.
     pub mtu: u16,
-    /// Primary address with its prefix; without one the interface stays down.
-    pub address: Option<Ipv4Net>,
+    /// In version 2 the primary address with its prefix, in version 3 the link-local address and the other
+    /// prefixes; without it the interface stays down.
+    pub address: Option<V::Attached>,
+}
+
+impl<V: Protocol> Default for Link<V> {
+    fn default() -> Self {
+        Self { up: false, index: 0, mtu: 0, address: None }
+    }
+}
+
+impl<V: Protocol> Link<V> {
+    /// Whether OSPF can be spoken on it.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.up && self.address.is_some()
+    }
+
+    /// Whether neighbours on it are still the same when it becomes `next`.
+    #[must_use]
+    pub fn is_continued_by(&self, next: &Self) -> bool {
+        let same_address = match (&self.address, &next.address) {
+            (Some(before), Some(after)) => V::is_same_link(before, after),
+            (before, after) => before.is_none() && after.is_none(),
+        };
+        same_address && self.is_usable() == next.is_usable() && self.index == next.index
+    }
 }
 
 /// Everything that can happen to a speaker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Input {
+#[serde(bound = "")]
+pub enum Input<V: Protocol> {
     /// Time has gone by.
     Timer,
     /// Start to speak. Before this nothing is sent.
@@ -89,40 +131,40 @@ pub enum Input {
         /// Which.
         interface: InterfaceId,
         /// What it is now.
-        link: Link,
+        link: Link<V>,
     },
     /// A packet came in: the IP payload, whose IP header was checked.
     Packet {
         /// Where.
         interface: InterfaceId,
         /// IP source.
-        source: Ipv4Addr,
+        source: V::Address,
         /// IP destination.
-        destination: Ipv4Addr,
+        destination: V::Address,
         /// OSPF packet.
         payload: Vec<u8>,
     },
-    /// Announce exactly these prefixes from now on.
-    Announce(BTreeMap<Ipv4Net, Metric>),
+    /// Announce exactly these prefixes from now on; those of the other family are none of ours.
+    Announce(BTreeMap<IpNet, Metric>),
     /// Never install routes to these prefixes, whoever announces them; replaces the previous list.
-    Protect(BTreeSet<Ipv4Net>),
+    Protect(BTreeSet<IpNet>),
     /// Say farewell.
     Stop(Stop),
 }
 
 /// What the driver is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum Output<V: Protocol> {
     /// Send an OSPF packet.
     Send {
         /// Where.
         interface: InterfaceId,
         /// IP destination.
-        destination: Ipv4Addr,
+        destination: V::Address,
         /// IP payload.
         payload: Bytes,
     },
-    /// Join or leave 224.0.0.6.
+    /// Join or leave [`Protocol::ALL_D_ROUTERS`].
     DesignatedGroup {
         /// Where.
         interface: InterfaceId,
@@ -147,7 +189,7 @@ pub enum Event {
         /// Router id of the neighbour.
         router: Ipv4Addr,
         /// Its address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// State before.
         from: NeighborState,
         /// State now.
@@ -169,7 +211,7 @@ pub enum Event {
         /// Name of the interface.
         interface: String,
         /// IP source.
-        source: Ipv4Addr,
+        source: IpAddr,
         /// Why.
         reason: Refusal,
         /// What each side says.
@@ -191,35 +233,34 @@ pub enum Event {
     },
 }
 
-/// Where a database belongs (flooding scope, RFC 5250 section 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Scope {
-    Link(InterfaceId),
-    Area(Ipv4Addr),
-    Domain,
-}
+/// One OSPFv2 router.
+pub type Speaker = Machine<V2>;
+/// One OSPFv3 router.
+pub type Speaker6 = Machine<V3>;
 
-/// One OSPF router.
+/// One OSPF router of either version.
 #[derive(Debug)]
-pub struct Speaker {
+pub struct Machine<V: Protocol> {
     config: Config,
     now: Time,
     enabled: bool,
     /// Seed of the next database exchange.
     seed: u32,
-    interfaces: BTreeMap<InterfaceId, Interface>,
-    databases: BTreeMap<Scope, Lsdb>,
-    originator: Originator,
-    announced: BTreeMap<Ipv4Net, Metric>,
-    protected: BTreeSet<Ipv4Net>,
+    interfaces: BTreeMap<InterfaceId, Interface<V>>,
+    databases: BTreeMap<Scope, Lsdb<V>>,
+    originator: Originator<V>,
+    announced: BTreeMap<IpNet, Metric>,
+    /// Link state ids of announced prefixes that have LSAs of their own (version 3).
+    prefix_ids: BTreeMap<IpNet, u32>,
+    protected: BTreeSet<IpNet>,
     refusals: Refusals,
     spf: SpfTimer,
     routes: Vec<Route>,
     stopping: Option<Stopping>,
-    outputs: VecDeque<Output>,
+    outputs: VecDeque<Output<V>>,
 }
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     /// A speaker that is silent until [`Input::Enable`]. `seed` should differ between runs: database
     /// exchanges number their packets from it.
     ///
@@ -238,6 +279,7 @@ impl Speaker {
             databases: BTreeMap::new(),
             originator: Originator::default(),
             announced: BTreeMap::new(),
+            prefix_ids: BTreeMap::new(),
             protected: BTreeSet::new(),
             refusals: Refusals::default(),
             spf: SpfTimer::default(),
@@ -248,7 +290,7 @@ impl Speaker {
     }
 
     /// Takes one input at `now`, which never goes back, and does whatever is due.
-    pub fn handle(&mut self, now: Time, input: Input) {
+    pub fn handle(&mut self, now: Time, input: Input<V>) {
         self.now = self.now.max(now);
         if self.has_stopped() {
             return;
@@ -263,6 +305,7 @@ impl Speaker {
             Input::Packet { .. } => {} // not listening yet
             Input::Announce(prefixes) => {
                 self.announced = prefixes.into_iter().map(|(net, metric)| (net.trunc(), metric)).collect();
+                V::note_announced(self);
                 self.spf.request(self.now);
             }
             Input::Protect(prefixes) => {
@@ -275,7 +318,7 @@ impl Speaker {
     }
 
     /// The next thing to do, if any.
-    pub fn poll_output(&mut self) -> Option<Output> {
+    pub fn poll_output(&mut self) -> Option<Output<V>> {
         self.outputs.pop_front()
     }
 
@@ -319,33 +362,24 @@ impl Speaker {
     }
 
     fn neighbor_ids(&self) -> Vec<(InterfaceId, Ipv4Addr)> {
-        let on = |(id, interface): (&InterfaceId, &Interface)| {
+        let on = |(id, interface): (&InterfaceId, &Interface<V>)| {
             let id = *id;
             interface.neighbors.keys().map(move |key| (id, *key)).collect::<Vec<_>>()
         };
         self.interfaces.iter().flat_map(on).collect()
     }
 
-    fn neighbor(&self, id: InterfaceId, key: Ipv4Addr) -> Option<&Neighbor> {
+    fn neighbor(&self, id: InterfaceId, key: Ipv4Addr) -> Option<&Neighbor<V>> {
         self.interfaces.get(&id)?.neighbors.get(&key)
     }
 
-    fn neighbor_mut(&mut self, id: InterfaceId, key: Ipv4Addr) -> Option<&mut Neighbor> {
+    fn neighbor_mut(&mut self, id: InterfaceId, key: Ipv4Addr) -> Option<&mut Neighbor<V>> {
         self.interfaces.get_mut(&id)?.neighbors.get_mut(&key)
     }
 
     /// The scope of an LSA type that is seen on an interface, or none for an unknown type.
-    fn scope_of(&self, id: InterfaceId, kind: u8) -> Option<Scope> {
-        match kind {
-            packet::ROUTER
-            | packet::NETWORK
-            | packet::SUMMARY_NETWORK
-            | packet::SUMMARY_ASBR
-            | packet::OPAQUE_AREA => Some(Scope::Area(self.interfaces.get(&id)?.config.area)),
-            packet::EXTERNAL | packet::OPAQUE_AS => Some(Scope::Domain),
-            packet::OPAQUE_LINK => Some(Scope::Link(id)),
-            _ => None,
-        }
+    fn scope_of(&self, id: InterfaceId, kind: V::Kind) -> Option<Scope> {
+        V::scope(kind, id, self.interfaces.get(&id)?.config.area)
     }
 
     /// Whether LSAs of `scope` are flooded over the interface.
@@ -357,19 +391,19 @@ impl Speaker {
         })
     }
 
-    fn database(&self, scope: Scope) -> Option<&Lsdb> {
+    fn database(&self, scope: Scope) -> Option<&Lsdb<V>> {
         self.databases.get(&scope)
     }
 
-    fn database_mut(&mut self, scope: Scope) -> &mut Lsdb {
+    fn database_mut(&mut self, scope: Scope) -> &mut Lsdb<V> {
         self.databases.entry(scope).or_default()
     }
 
-    /// Whether `key` names an LSA of ours (section 13.4).
-    fn is_own(&self, key: &LsaKey) -> bool {
-        let own_address = |interface: &Interface| interface.address() == Some(key.id);
-        key.router == self.config.router_id
-            || (key.kind == packet::NETWORK && self.interfaces.values().any(own_address))
+    /// The LSAs of a scope that are not being flushed.
+    fn living(&self, scope: Scope) -> impl Iterator<Item = (&LsaKey<V>, &Lsa<V>)> {
+        let all = self.database(scope).into_iter().flat_map(Lsdb::iter);
+        let alive = |(_, entry): &(&LsaKey<V>, &Entry<V>)| entry.age(self.now) < MAX_AGE;
+        all.filter(alive).map(|(key, entry)| (key, &entry.lsa))
     }
 
     fn event(&mut self, event: Event) {
@@ -380,13 +414,14 @@ impl Speaker {
     fn refuse(
         &mut self,
         id: InterfaceId,
-        source: Ipv4Addr,
+        source: V::Address,
         reason: Refusal,
         detail: impl FnOnce() -> String,
     ) {
         if self.refusals.count(self.now, id, reason) {
             let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
             let interface = name.unwrap_or_default();
+            let source = source.into();
             self.event(Event::Refused { interface, source, reason, detail: detail() });
         }
     }

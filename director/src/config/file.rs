@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -82,9 +82,11 @@ pub(super) struct Ospf {
     pub(super) dead_interval: Option<Spanned<u32>>,
     /// Prefixes of the node itself, announced as stub links beside the VIPs.
     #[serde(default)]
-    pub(super) announce: Vec<Ipv4Net>,
+    pub(super) announce: Vec<IpNet>,
     /// Which learned prefixes are installed; absent: all but VIPs and our own.
-    pub(super) import: Option<Vec<Ipv4Net>>,
+    pub(super) import: Option<Vec<IpNet>>,
+    /// Speak OSPFv3 too; absent: if there is an IPv6 prefix to announce.
+    pub(super) ipv6: Option<bool>,
     #[serde(default)]
     pub(super) interface: Vec<OspfInterface>,
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::net::IpAddr;
 
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
+use ipnet::IpNet;
 
 use crate::config::Forwarding as Way;
 use crate::config::{self, Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
@@ -141,8 +142,16 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
     };
     let mut routing =
         routing::Config::new(config.node.router_id, ospf.interfaces.iter().map(interface).collect());
+    routing.ipv6 = ospf.ipv6;
     if let Some(import) = &ospf.import {
-        routing.import = import.clone();
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for prefix in import {
+            match prefix {
+                IpNet::V4(prefix) => v4.push(*prefix),
+                IpNet::V6(prefix) => v6.push(*prefix),
+            }
+        }
+        (routing.import, routing.import6) = (v4, v6);
     }
     Some(routing)
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use director_proto::health::{Health, RealId};
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use syncd::HealthView;
 
 use crate::config::{Config, Real, Service};
@@ -106,7 +106,7 @@ pub(super) fn announcements(
 ) -> BTreeMap<IpNet, Announcement> {
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
-        announcements.insert((*prefix).into(), Announcement { metric: 0, service: String::new() });
+        announcements.insert(*prefix, Announcement { metric: 0, service: String::new() });
     }
     if !serving {
         return announcements;
@@ -126,11 +126,9 @@ pub(super) fn announcements(
     announcements
 }
 
-/// Every IPv4 VIP of the configuration: routes to them are never learned from others. Routes of IPv6 are not
-/// learned at all.
-pub(super) fn vips(config: &Config) -> BTreeSet<Ipv4Net> {
-    let prefixes = config.services.values().flat_map(Service::prefixes);
-    prefixes.filter_map(|prefix| if let IpNet::V4(prefix) = prefix { Some(prefix) } else { None }).collect()
+/// Every VIP of the configuration: routes to them are never learned from others.
+pub(super) fn vips(config: &Config) -> BTreeSet<IpNet> {
+    config.services.values().flat_map(Service::prefixes).collect()
 }
 
 /// Whether any real server that takes new flows can be reached.
@@ -358,8 +356,7 @@ address = "10.0.2.12"
         let wanted = announcements(&config, Some(&tables), &quorate, |_| true, true);
         let wanted: Vec<String> = wanted.keys().map(ToString::to_string).collect();
         assert_eq!(wanted, ["10.255.0.1/32", "203.0.113.10/32", "203.0.113.64/28", "2001:db8::10/128"]);
-        // OSPF for IPv4 is told of its own family alone.
-        assert_eq!(super::vips(&config).len(), 2);
+        assert_eq!(super::vips(&config).len(), 3);
     }
 
     #[test]

@@ -313,11 +313,14 @@ fn outcome_name(outcome: Outcome) -> String {
 
 /// What the neighbour is on its link: designated router, backup, other, or nothing of the kind.
 fn role(status: &routing::Status, neighbor: &NeighborStatus) -> &'static str {
-    let interface = status.interfaces.iter().find(|interface| interface.name == neighbor.interface);
+    let on = |interface: &&routing::speaker::InterfaceStatus| {
+        interface.name == neighbor.interface && interface.version == neighbor.version
+    };
+    let interface = status.interfaces.iter().find(on);
     match interface {
         Some(interface) if interface.network == routing::Network::PointToPoint => "",
-        Some(interface) if interface.dr == neighbor.address => "DR",
-        Some(interface) if interface.bdr == neighbor.address => "BDR",
+        Some(interface) if interface.dr == neighbor.identity => "DR",
+        Some(interface) if interface.bdr == neighbor.identity => "BDR",
         _ => "other",
     }
 }

@@ -4,14 +4,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteProtocol, RouteType,
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily,
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteProtocol, RouteType},
 };
 use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
 use tokio::{
@@ -23,12 +24,12 @@ use tokio::{
 const VERIFY: Duration = Duration::from_secs(10);
 
 /// Next hops as the kernel knows them: device index and gateway.
-pub(super) type Hops = BTreeSet<(u32, Ipv4Addr)>;
+pub(super) type Hops = BTreeSet<(u32, IpAddr)>;
 
 /// What should be in the kernel.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted {
-    pub(super) routes: BTreeMap<Ipv4Net, Hops>,
+    pub(super) routes: BTreeMap<IpNet, Hops>,
     /// Whether routes of an earlier run that are not wanted go away. Before the databases are complete
     /// nobody can tell.
     pub(super) complete: bool,
@@ -37,6 +38,7 @@ pub(super) struct Wanted {
 /// Where our routes live.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
+    pub(super) family: AddressFamily,
     pub(super) table: u32,
     pub(super) protocol: u8,
     pub(super) metric: u32,
@@ -82,7 +84,7 @@ async fn reconcile(
     place: Place,
     handle: &Handle,
     wanted: &Wanted,
-    refused: &mut BTreeSet<Ipv4Net>,
+    refused: &mut BTreeSet<IpNet>,
 ) -> Result<(), rtnetlink::Error> {
     let (ours, foreign) = dump(place, handle).await?;
     for (prefix, hops) in &wanted.routes {
@@ -95,7 +97,8 @@ async fn reconcile(
         if ours.get(prefix) == Some(hops) {
             continue;
         }
-        match handle.route().add(message(place, *prefix, hops)).replace().execute().await {
+        let Some(route) = message(place, *prefix, hops) else { continue };
+        match handle.route().add(route).replace().execute().await {
             Ok(()) => drop(refused.remove(prefix)),
             Err(error) if refused.insert(*prefix) => {
                 tracing::warn!(%prefix, %error, "the kernel refuses a route");
@@ -107,7 +110,8 @@ async fn reconcile(
         if !wanted.complete {
             continue;
         }
-        if let Err(error) = handle.route().del(message(place, *prefix, hops)).execute().await {
+        let Some(route) = message(place, *prefix, hops) else { continue };
+        if let Err(error) = handle.route().del(route).execute().await {
             tracing::debug!(%prefix, %error, "route was gone already");
         }
     }
@@ -118,8 +122,11 @@ async fn reconcile(
 async fn dump(
     place: Place,
     handle: &Handle,
-) -> Result<(BTreeMap<Ipv4Net, Hops>, BTreeSet<Ipv4Net>), rtnetlink::Error> {
-    let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+) -> Result<(BTreeMap<IpNet, Hops>, BTreeSet<IpNet>), rtnetlink::Error> {
+    let filter = match place.family {
+        AddressFamily::Inet6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        _ => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+    };
     let mut routes = Box::pin(handle.route().get(filter).execute());
     let (mut ours, mut foreign) = (BTreeMap::new(), BTreeSet::new());
     while let Some(route) = routes.try_next().await? {
@@ -138,22 +145,29 @@ async fn dump(
     Ok((ours, foreign))
 }
 
-fn message(place: Place, prefix: Ipv4Net, hops: &Hops) -> RouteMessage {
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+/// The route as the kernel takes it; none if the families of prefix and next hops differ.
+fn message(place: Place, prefix: IpNet, hops: &Hops) -> Option<RouteMessage> {
+    let route = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(prefix.network(), prefix.prefix_len())
+        .ok()?
         .table_id(place.table)
         .protocol(RouteProtocol::Other(place.protocol))
         .priority(place.metric);
     let mut single = hops.iter();
     match (single.next(), single.next()) {
-        (Some((index, gateway)), None) => route.output_interface(*index).gateway(*gateway).build(),
-        _ => route.multipath(hops.iter().filter_map(next_hop).collect()).build(),
+        (Some((index, gateway)), None) => {
+            Some(route.output_interface(*index).gateway(*gateway).ok()?.build())
+        }
+        _ => Some(route.multipath(hops.iter().map(next_hop).collect::<Option<_>>()?).build()),
     }
 }
 
-fn next_hop((index, gateway): &(u32, Ipv4Addr)) -> Option<RouteNextHop> {
-    let hop = RouteNextHopBuilder::new_ipv4().interface(*index).via(IpAddr::V4(*gateway)).ok()?;
-    Some(hop.build())
+fn next_hop((index, gateway): &(u32, IpAddr)) -> Option<RouteNextHop> {
+    let hop = match gateway {
+        IpAddr::V4(_) => RouteNextHopBuilder::new_ipv4(),
+        IpAddr::V6(_) => RouteNextHopBuilder::new_ipv6(),
+    };
+    Some(hop.interface(*index).via(*gateway).ok()?.build())
 }
 
 fn table(route: &RouteMessage) -> u32 {
@@ -172,19 +186,31 @@ fn metric(route: &RouteMessage) -> u32 {
     metric.unwrap_or(0)
 }
 
-fn prefix(route: &RouteMessage) -> Option<Ipv4Net> {
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn prefix(route: &RouteMessage) -> Option<IpNet> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        RouteAttribute::Destination(address) => ip(address),
         _ => None,
     });
-    let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED);
-    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
+    let default = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    IpNet::new(address.unwrap_or(default), route.header.destination_prefix_length).ok()
 }
 
 fn hops(route: &RouteMessage) -> Hops {
     let gateway = |attributes: &[RouteAttribute]| {
         attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+            RouteAttribute::Gateway(address) => ip(address),
             _ => None,
         })
     };

@@ -1,12 +1,12 @@
 //! Link state advertisements: header, identity, recency, and the LSA kept as the bytes that were received
-//! (RFC 2328 sections 12.1, 13.1 and A.4.1).
+//! (RFC 2328 sections 12.1, 13.1 and A.4.1; RFC 5340 section A.4.2).
 
 use std::{cmp::Ordering, fmt, net::Ipv4Addr, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::{ParseError, checksum, reader::Reader};
+use super::{ParseError, checksum, reader::Reader, version::Version};
 
 /// Length of an LSA header in bytes.
 pub const LSA_HEADER_LEN: usize = 20;
@@ -21,43 +21,19 @@ pub const MAX_SEQUENCE: i32 = i32::MAX;
 /// The DoNotAge bit of RFC 1793: tolerated, and aged like any other.
 const DO_NOT_AGE: u16 = 0x8000;
 
-/// LS type of a Router-LSA.
-pub const ROUTER: u8 = 1;
-/// LS type of a Network-LSA.
-pub const NETWORK: u8 = 2;
-/// LS type of a Summary-LSA that describes a network.
-pub const SUMMARY_NETWORK: u8 = 3;
-/// LS type of a Summary-LSA that describes an AS boundary router.
-pub const SUMMARY_ASBR: u8 = 4;
-/// LS type of an AS-external-LSA.
-pub const EXTERNAL: u8 = 5;
-/// LS type of an opaque LSA of link scope (RFC 5250).
-pub const OPAQUE_LINK: u8 = 9;
-/// LS type of an opaque LSA of area scope (RFC 5250).
-pub const OPAQUE_AREA: u8 = 10;
-/// LS type of an opaque LSA of AS scope (RFC 5250).
-pub const OPAQUE_AS: u8 = 11;
-
 /// What makes two LSAs instances of the same thing (section 12.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LsaKey {
+#[serde(bound = "")]
+pub struct LsaKey<V: Version> {
     /// LS type.
-    pub kind: u8,
+    pub kind: V::Kind,
     /// Link state id.
     pub id: Ipv4Addr,
     /// Router id of the originator.
     pub router: Ipv4Addr,
 }
 
-impl LsaKey {
-    /// Whether the LSA is of one of the opaque types.
-    #[must_use]
-    pub fn is_opaque(&self) -> bool {
-        matches!(self.kind, OPAQUE_LINK | OPAQUE_AREA | OPAQUE_AS)
-    }
-}
-
-impl fmt::Display for LsaKey {
+impl<V: Version> fmt::Display for LsaKey<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "type {} id {} from {}", self.kind, self.id, self.router)
     }
@@ -65,13 +41,13 @@ impl fmt::Display for LsaKey {
 
 /// The header of an LSA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LsaHeader {
+pub struct LsaHeader<V: Version> {
     /// Seconds since origination, as sent (it may carry DoNotAge).
     pub age: u16,
-    /// Capabilities of the described part of the domain.
-    pub options: u8,
+    /// Capabilities of the described part of the domain; version 3 has them in the bodies.
+    pub options: V::LsaOptions,
     /// Type, id and originator.
-    pub key: LsaKey,
+    pub key: LsaKey<V>,
     /// Sequence number: signed and linear (section 12.1.6).
     pub sequence: i32,
     /// Fletcher checksum.
@@ -80,12 +56,14 @@ pub struct LsaHeader {
     pub length: u16,
 }
 
-impl LsaHeader {
+impl<V: Version> LsaHeader<V> {
     pub(super) fn parse(reader: &mut Reader<'_>) -> Result<Self, ParseError> {
+        let age = reader.u16()?;
+        let (options, kind) = V::parse_kind(reader)?;
         Ok(Self {
-            age: reader.u16()?,
-            options: reader.u8()?,
-            key: LsaKey { kind: reader.u8()?, id: reader.address()?, router: reader.address()? },
+            age,
+            options,
+            key: LsaKey { kind, id: reader.address()?, router: reader.address()? },
             sequence: i32::from_be_bytes(reader.take()?),
             checksum: reader.u16()?,
             length: reader.u16()?,
@@ -94,8 +72,7 @@ impl LsaHeader {
 
     pub(super) fn emit(&self, out: &mut BytesMut) {
         out.put_u16(self.age);
-        out.put_u8(self.options);
-        out.put_u8(self.key.kind);
+        V::emit_kind(self.options, self.key.kind, out);
         out.put_slice(&self.key.id.octets());
         out.put_slice(&self.key.router.octets());
         out.put_i32(self.sequence);
@@ -126,13 +103,13 @@ impl LsaHeader {
 
 /// One LSA, kept byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lsa {
+pub struct Lsa<V: Version> {
     /// The parsed header.
-    pub header: LsaHeader,
+    pub header: LsaHeader<V>,
     bytes: Bytes,
 }
 
-impl Lsa {
+impl<V: Version> Lsa<V> {
     /// Takes one LSA off the front of `input`. The checksum is not judged here (see [`Lsa::verify`]).
     ///
     /// # Errors
@@ -141,7 +118,7 @@ impl Lsa {
         let header = LsaHeader::parse(&mut Reader::new(input, "LSA header"))?;
         let length = usize::from(header.length);
         if length < LSA_HEADER_LEN || length > input.len() {
-            return Err(ParseError::LsaLength { key: header.key, length: header.length });
+            return Err(ParseError::LsaLength { lsa: header.key.to_string(), length: header.length });
         }
         Ok(Self { header, bytes: input.split_to(length) })
     }
@@ -150,9 +127,14 @@ impl Lsa {
     ///
     /// # Errors
     /// The body is longer than the length field can say.
-    pub fn build(key: LsaKey, options: u8, sequence: i32, body: &[u8]) -> Result<Self, ParseError> {
+    pub fn build(
+        key: LsaKey<V>,
+        options: V::LsaOptions,
+        sequence: i32,
+        body: &[u8],
+    ) -> Result<Self, ParseError> {
         let length = u16::try_from(LSA_HEADER_LEN + body.len())
-            .map_err(|_| ParseError::LsaLength { key, length: u16::MAX })?;
+            .map_err(|_| ParseError::LsaLength { lsa: key.to_string(), length: u16::MAX })?;
         let mut header = LsaHeader { age: 0, options, key, sequence, checksum: 0, length };
         let mut bytes = BytesMut::with_capacity(usize::from(length));
         header.emit(&mut bytes);
@@ -198,7 +180,8 @@ impl Lsa {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::*, *};
+    use crate::packet::{Lsa, LsaHeader, LsaKey};
 
     fn header(age: u16, sequence: i32, checksum: u16) -> LsaHeader {
         let key = LsaKey { kind: ROUTER, id: Ipv4Addr::LOCALHOST, router: Ipv4Addr::LOCALHOST };

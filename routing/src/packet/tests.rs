@@ -18,7 +18,7 @@ fn payload(frame: &[u8]) -> Option<Bytes> {
     (ip[9] == 89).then(|| Bytes::copy_from_slice(&ip[header..total]))
 }
 
-fn frames(file: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn frames(file: &[u8]) -> Vec<Vec<u8>> {
     let little = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().expect("four bytes")) as usize;
     let big = |at: usize| u32::from_be_bytes(file[at..at + 4].try_into().expect("four bytes")) as usize;
     let mut frames = Vec::new();
@@ -40,6 +40,17 @@ fn frames(file: &[u8]) -> Vec<Vec<u8>> {
         }
     }
     frames
+}
+
+/// Capture files by path; none where there are no captures.
+pub(super) fn captures() -> Option<Vec<(PathBuf, Vec<u8>)>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/captures");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        eprintln!("SKIPPED: no captures in {}", folder.display());
+        return None;
+    };
+    let paths = entries.map(|entry| entry.expect("readable").path());
+    Some(paths.map(|path| (path.clone(), std::fs::read(path).expect("readable"))).collect())
 }
 
 /// The packet with its authentication taken off: type null, and the checksum that goes with it.
@@ -64,14 +75,9 @@ fn assert_round_trip(original: &Bytes, packet: &Packet) {
 
 #[test]
 fn captured_packets_round_trip_byte_for_byte() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/reference/captures");
-    let Ok(entries) = std::fs::read_dir(&folder) else {
-        eprintln!("SKIPPED: no captures in {}", folder.display());
-        return;
-    };
+    let Some(files) = captures() else { return };
     let (mut parsed, mut lsas, mut refused) = (0, 0, Vec::new());
-    for path in entries.map(|entry| entry.expect("readable").path()) {
-        let file = std::fs::read(&path).expect("readable");
+    for (path, file) in files {
         for bytes in payloads(&file).into_iter().filter(|bytes| bytes.first() == Some(&VERSION)) {
             let bytes = unauthenticated(&bytes);
             match Packet::parse(&bytes) {

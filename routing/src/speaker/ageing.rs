@@ -1,10 +1,10 @@
 //! LSAs grow old: reaching MaxAge they are flooded once more and forgotten when everybody knows (RFC 2328
 //! section 14).
 
-use super::{NeighborState, Scope, Speaker};
-use crate::packet::LsaKey;
+use super::{Machine, NeighborState, Protocol, Scope};
+use crate::packet::wire::LsaKey;
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     /// Floods what has reached MaxAge.
     pub(super) fn expire_lsas(&mut self) {
         let scopes: Vec<_> = self.databases.keys().copied().collect();
@@ -40,7 +40,7 @@ impl Speaker {
     }
 
     /// Whether a neighbour still has to acknowledge the LSA.
-    pub(super) fn is_awaited(&self, scope: Scope, key: &LsaKey) -> bool {
+    pub(super) fn is_awaited(&self, scope: Scope, key: &LsaKey<V>) -> bool {
         let here = self.interfaces.iter().filter(|(id, _)| self.floods_over(**id, scope));
         here.flat_map(|(_, interface)| interface.neighbors.values())
             .any(|n| n.state >= NeighborState::Exchange && n.unacknowledged.contains_key(key))

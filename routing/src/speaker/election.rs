@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 /// A router that may be elected: in state 2-Way or above, or ourselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// Its interface address.
+    /// Its name in elections: interface address in version 2, router id in version 3.
     pub(super) address: Ipv4Addr,
     pub(super) router: Ipv4Addr,
     /// 0 is never elected.
@@ -16,7 +16,7 @@ pub(super) struct Candidate {
     pub(super) bdr: Ipv4Addr,
 }
 
-/// The designated router and the backup as interface addresses, zero for none.
+/// The designated router and the backup by their names, zero for none.
 pub(super) fn elect(me: Candidate, others: &[Candidate]) -> (Ipv4Addr, Ipv4Addr) {
     let first = round(me, others);
     let role = |(dr, bdr): (Ipv4Addr, Ipv4Addr)| (dr == me.address, bdr == me.address);

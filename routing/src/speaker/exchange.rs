@@ -3,22 +3,18 @@
 use std::{cmp::Ordering, net::Ipv4Addr};
 
 use super::{
-    InterfaceId, Neighbor, NeighborEvent, NeighborState, Refusal, Scope, Speaker, neighbor::Exchange,
+    InterfaceId, Machine, Neighbor, NeighborEvent, NeighborState, Protocol, Refusal, Scope,
+    neighbor::Exchange,
 };
-use crate::{
-    config::AreaKind,
-    packet::{
-        Body, DD_INIT, DD_MASTER, DD_MORE, Description, LSA_HEADER_LEN, LsaHeader, LsaKey, MAX_AGE,
-        OPAQUE_AS, OPTION_O,
-    },
+use crate::packet::{
+    DD_INIT, DD_MASTER, DD_MORE, LSA_HEADER_LEN, MAX_AGE,
+    wire::{Body, Description, LsaHeader, LsaKey},
 };
 
 /// Bytes of a request for one LSA.
 const REQUEST_LEN: usize = 12;
-/// Bytes of a database description before its headers.
-const DESCRIPTION_LEN: usize = 8;
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     /// Entering ExStart: claim to be master (section 10.3).
     pub(super) fn start_negotiation(&mut self, id: InterfaceId, key: Ipv4Addr) {
         self.seed = self.seed.wrapping_add(1);
@@ -46,9 +42,9 @@ impl Speaker {
     }
 
     /// Sends a new description and remembers it for retransmission.
-    fn send_description(&mut self, id: InterfaceId, key: Ipv4Addr, flags: u8, headers: Vec<LsaHeader>) {
+    fn send_description(&mut self, id: InterfaceId, key: Ipv4Addr, flags: u8, headers: Vec<LsaHeader<V>>) {
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
-        let options = Self::options(&interface.config) | OPTION_O;
+        let options = V::options(V::description_capabilities(&interface.config));
         let (mtu, resend) = (interface.link.mtu, self.now + interface.config.retransmit());
         let Some(neighbor) = interface.neighbors.get_mut(&key) else { return };
         let exchange = &mut neighbor.exchange;
@@ -76,13 +72,13 @@ impl Speaker {
     pub(super) fn list_database(&mut self, id: InterfaceId, key: Ipv4Addr) {
         let Some(interface) = self.interfaces.get(&id) else { return };
         let Some(neighbor) = interface.neighbors.get(&key) else { return };
-        let opaque = neighbor.options & OPTION_O != 0;
+        let options = neighbor.options;
         let (mut summary, mut flushing) = (Vec::new(), Vec::new());
         for scope in [Scope::Link(id), Scope::Area(interface.config.area), Scope::Domain] {
             let Some(database) = self.database(scope).filter(|_| self.floods_over(id, scope)) else {
                 continue;
             };
-            for (lsa, entry) in database.iter().filter(|(lsa, _)| opaque || !lsa.is_opaque()) {
+            for (lsa, entry) in database.iter().filter(|(lsa, _)| V::is_for(lsa.kind, options)) {
                 match entry.age(self.now) {
                     MAX_AGE => flushing.push(*lsa),
                     age => summary.push(LsaHeader { age, ..entry.lsa.header }),
@@ -101,7 +97,7 @@ impl Speaker {
     }
 
     /// Section 10.6.
-    pub(super) fn handle_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description) {
+    pub(super) fn handle_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description<V>) {
         let Some(interface) = self.interfaces.get(&id) else { return };
         let (ours, ignore) = (interface.link.mtu, interface.config.mtu_ignore);
         let mtu = dd.mtu;
@@ -127,7 +123,7 @@ impl Speaker {
         }
     }
 
-    fn negotiate(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description) {
+    fn negotiate(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description<V>) {
         let us = self.config.router_id;
         let Some(neighbor) = self.neighbor_mut(id, key) else { return };
         let first = DD_INIT | DD_MORE | DD_MASTER;
@@ -142,18 +138,18 @@ impl Speaker {
             return; // not an answer to what we said
         }
         exchange.resend = None;
-        neighbor.options = dd.options;
+        neighbor.options = dd.options.into();
         self.neighbor_event(id, key, NeighborEvent::NegotiationDone);
         self.accept_description(id, key, dd);
     }
 
-    fn is_repeated(neighbor: &Neighbor, dd: &Description) -> bool {
+    fn is_repeated(neighbor: &Neighbor<V>, dd: &Description<V>) -> bool {
         neighbor.exchange.last_received.as_ref().is_some_and(|last| {
             (last.flags, last.options, last.sequence) == (dd.flags, dd.options, dd.sequence)
         })
     }
 
-    fn continue_exchange(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description) {
+    fn continue_exchange(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description<V>) {
         let Some(neighbor) = self.neighbor(id, key) else { return };
         let exchange = &neighbor.exchange;
         if Self::is_repeated(neighbor, &dd) {
@@ -166,13 +162,13 @@ impl Speaker {
         let expected = if exchange.master { exchange.sequence } else { exchange.sequence.wrapping_add(1) };
         let fits = they_lead != exchange.master
             && dd.flags & DD_INIT == 0
-            && dd.options == neighbor.options
+            && dd.options.into() == neighbor.options
             && dd.sequence == expected;
         if fits { self.accept_description(id, key, dd) } else { self.mismatch(id, key, &dd, expected) }
     }
 
     /// Loading and Full: only repetitions of the last packet are expected.
-    fn repeat_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: &Description) {
+    fn repeat_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: &Description<V>) {
         let Some(neighbor) = self.neighbor(id, key) else { return };
         let (master, sequence) = (neighbor.exchange.master, neighbor.exchange.sequence);
         match (Self::is_repeated(neighbor, dd), master) {
@@ -182,7 +178,7 @@ impl Speaker {
         }
     }
 
-    fn mismatch(&mut self, id: InterfaceId, key: Ipv4Addr, dd: &Description, expected: u32) {
+    fn mismatch(&mut self, id: InterfaceId, key: Ipv4Addr, dd: &Description<V>, expected: u32) {
         let Some(source) = self.neighbor(id, key).map(|neighbor| neighbor.address) else { return };
         let (flags, sequence) = (dd.flags, dd.sequence);
         let detail = || format!("flags {flags:#x} sequence {sequence}, expected sequence {expected}");
@@ -191,7 +187,7 @@ impl Speaker {
     }
 
     /// A description that is next in sequence: note what we lack, go on or finish (section 10.6, end).
-    fn accept_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description) {
+    fn accept_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description<V>) {
         for header in &dd.headers {
             if !self.note_header(id, key, header) {
                 return;
@@ -221,7 +217,7 @@ impl Speaker {
 
     /// Sends the next headers of the summary list; true if these were the last.
     fn describe_next(&mut self, id: InterfaceId, key: Ipv4Addr) -> bool {
-        let count = (self.room(id) - DESCRIPTION_LEN) / LSA_HEADER_LEN;
+        let count = (self.room(id) - V::DESCRIPTION_LEN) / LSA_HEADER_LEN;
         let Some(neighbor) = self.neighbor_mut(id, key) else { return false };
         let exchange = &mut neighbor.exchange;
         let count = count.min(exchange.summary.len());
@@ -234,11 +230,9 @@ impl Speaker {
     }
 
     /// Puts an LSA of a description on the request list if we lack it; false if it may not be there.
-    fn note_header(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader) -> bool {
+    fn note_header(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader<V>) -> bool {
         let Some(source) = self.neighbor(id, key).map(|neighbor| neighbor.address) else { return false };
-        let stub = self.interfaces.get(&id).is_some_and(|i| i.config.area_kind == AreaKind::Stub);
-        let domain_wide = matches!(header.key.kind, crate::packet::EXTERNAL | OPAQUE_AS);
-        let scope = self.scope_of(id, header.key.kind).filter(|_| !(stub && domain_wide));
+        let scope = self.scope_of(id, header.key.kind).filter(|scope| self.floods_over(id, *scope));
         let Some(scope) = scope else {
             let lsa = header.key;
             let detail = || format!("it describes an LSA that cannot be in this area: {lsa}");
@@ -282,7 +276,7 @@ impl Speaker {
     }
 
     /// An LSA that was asked for has come.
-    pub(super) fn request_satisfied(&mut self, id: InterfaceId, key: Ipv4Addr, lsa: &LsaKey) {
+    pub(super) fn request_satisfied(&mut self, id: InterfaceId, key: Ipv4Addr, lsa: &LsaKey<V>) {
         if let Some(neighbor) = self.neighbor_mut(id, key) {
             neighbor.requests.remove(lsa);
             neighbor.asked.remove(lsa);
@@ -295,14 +289,14 @@ impl Speaker {
 
     /// LoadingDone, if there is nothing left to ask for.
     pub(super) fn finish_loading(&mut self, id: InterfaceId, key: Ipv4Addr) {
-        let done = |n: &Neighbor| n.state == NeighborState::Loading && n.requests.is_empty();
+        let done = |n: &Neighbor<V>| n.state == NeighborState::Loading && n.requests.is_empty();
         if self.neighbor(id, key).is_some_and(done) {
             self.neighbor_event(id, key, NeighborEvent::LoadingDone);
         }
     }
 
     /// A neighbour asks for LSAs (section 10.7).
-    pub(super) fn handle_request(&mut self, id: InterfaceId, key: Ipv4Addr, keys: &[LsaKey]) {
+    pub(super) fn handle_request(&mut self, id: InterfaceId, key: Ipv4Addr, keys: &[LsaKey<V>]) {
         let Some(source) = self.neighbor(id, key).map(|neighbor| neighbor.address) else { return };
         let mut found = Vec::new();
         for lsa in keys {

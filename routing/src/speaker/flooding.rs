@@ -1,12 +1,15 @@
-//! The flooding procedure (RFC 2328 section 13): what comes in, where it goes, who acknowledges.
+//! The flooding procedure (RFC 2328 section 13, RFC 5340 section 4.5): what comes in, where it goes, who acknowledges.
 
 use std::{cmp::Ordering, collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use super::{
-    ACK_DELAY, InterfaceId, InterfaceState, NeighborEvent, NeighborState, Refusal, Scope, Speaker, earlier,
-    is_due,
+    ACK_DELAY, InterfaceId, InterfaceState, Machine, NeighborEvent, NeighborState, Protocol, Refusal, Scope,
+    earlier, is_due,
 };
-use crate::packet::{Body, LSA_HEADER_LEN, Lsa, LsaBody, LsaHeader, LsaKey, MAX_AGE, OPTION_O, ROUTER};
+use crate::packet::{
+    LSA_HEADER_LEN, MAX_AGE,
+    wire::{Body, Lsa, LsaHeader, LsaKey},
+};
 
 /// Instances of one LSA that come closer together are dropped (appendix B, MinLSArrival).
 pub(super) const MIN_LS_ARRIVAL: Duration = Duration::from_secs(1);
@@ -24,8 +27,8 @@ enum Receipt {
     Direct,
 }
 
-impl Speaker {
-    pub(super) fn handle_update(&mut self, id: InterfaceId, key: Ipv4Addr, lsas: Vec<Lsa>) {
+impl<V: Protocol> Machine<V> {
+    pub(super) fn handle_update(&mut self, id: InterfaceId, key: Ipv4Addr, lsas: Vec<Lsa<V>>) {
         let mut direct = Vec::new();
         for lsa in lsas {
             let header = lsa.header;
@@ -43,7 +46,7 @@ impl Speaker {
     }
 
     /// Steps 1 to 8 for one LSA.
-    fn receive_lsa(&mut self, id: InterfaceId, key: Ipv4Addr, lsa: Lsa) -> Receipt {
+    fn receive_lsa(&mut self, id: InterfaceId, key: Ipv4Addr, lsa: Lsa<V>) -> Receipt {
         let Some(source) = self.neighbor(id, key).map(|neighbor| neighbor.address) else {
             return Receipt::None;
         };
@@ -68,13 +71,13 @@ impl Speaker {
     }
 
     /// Steps 1 to 3: whether this LSA may be here at all.
-    fn judge_lsa(&self, id: InterfaceId, lsa: &Lsa) -> Result<Scope, (Refusal, String)> {
+    fn judge_lsa(&self, id: InterfaceId, lsa: &Lsa<V>) -> Result<Scope, (Refusal, String)> {
         let header = &lsa.header;
         if !lsa.verify() {
             return Err((Refusal::LsaChecksum, format!("checksum {:#06x} is wrong", header.checksum)));
         }
         let Some(scope) = self.scope_of(id, header.key.kind) else {
-            return Err((Refusal::LsaType, "unknown type".into()));
+            return Err((Refusal::LsaType, format!("type {} is unknown", header.key.kind)));
         };
         if !self.floods_over(id, scope) {
             return Err((Refusal::LsaScope, "does not belong into a stub area".into()));
@@ -82,10 +85,7 @@ impl Speaker {
         if header.sequence == i32::MIN {
             return Err((Refusal::LsaHeader, "reserved sequence number 0x80000000".into()));
         }
-        if header.key.kind == ROUTER && header.key.id != header.key.router {
-            return Err((Refusal::LsaHeader, "link state id is not the originator".into()));
-        }
-        LsaBody::parse(lsa).map_err(|error| (Refusal::LsaBody, error.to_string()))?;
+        V::judge(lsa)?;
         Ok(scope)
     }
 
@@ -101,11 +101,11 @@ impl Speaker {
         id: InterfaceId,
         key: Ipv4Addr,
         scope: Scope,
-        lsa: Lsa,
-        source: Ipv4Addr,
+        lsa: Lsa<V>,
+        source: V::Address,
     ) -> Receipt {
         let header = lsa.header;
-        let own = self.is_own(&header.key);
+        let own = V::is_own(self, &header.key);
         let entry = self.database(scope).and_then(|db| db.get(&header.key));
         // Copies of our own LSAs are exempt: they must be superseded at once (section 13.4).
         if !own && entry.is_some_and(|e| e.flooded && self.now.since(e.installed) < MIN_LS_ARRIVAL) {
@@ -134,12 +134,13 @@ impl Speaker {
         }
         let interface = self.interfaces.get(&id);
         let backup = interface.is_some_and(|i| i.state == InterfaceState::Backup);
-        let from_dr = interface.is_some_and(|i| i.dr == source);
+        let sender = self.neighbor(id, key).map(|neighbor| neighbor.identity());
+        let from_dr = interface.zip(sender).is_some_and(|(i, sender)| i.dr == sender);
         if flooded_back || (backup && !from_dr) { Receipt::None } else { Receipt::Delayed }
     }
 
     /// Steps 6 and 7.
-    fn take_duplicate(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader) -> Receipt {
+    fn take_duplicate(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader<V>) -> Receipt {
         let Some(interface) = self.interfaces.get_mut(&id) else { return Receipt::None };
         let (backup, dr) = (interface.state == InterfaceState::Backup, interface.dr);
         let Some(neighbor) = interface.neighbors.get_mut(&key) else { return Receipt::None };
@@ -149,14 +150,14 @@ impl Speaker {
         }
         let implied = neighbor.unacknowledged.remove(&header.key).is_some();
         match implied {
-            true if backup && neighbor.address == dr => Receipt::Delayed,
+            true if backup && neighbor.identity() == dr => Receipt::Delayed,
             true => Receipt::None,
             false => Receipt::Direct,
         }
     }
 
     /// Steps 6 and 8: the neighbour gets what we have.
-    fn take_older(&mut self, id: InterfaceId, key: Ipv4Addr, scope: Scope, header: &LsaHeader) -> Receipt {
+    fn take_older(&mut self, id: InterfaceId, key: Ipv4Addr, scope: Scope, header: &LsaHeader<V>) -> Receipt {
         if self.neighbor(id, key).is_some_and(|n| n.requests.contains_key(&header.key)) {
             self.neighbor_event(id, key, NeighborEvent::BadLsReq);
             return Receipt::None;
@@ -180,7 +181,7 @@ impl Speaker {
     pub(super) fn install_and_flood(
         &mut self,
         scope: Scope,
-        lsa: Lsa,
+        lsa: Lsa<V>,
         from: Option<(InterfaceId, Ipv4Addr)>,
     ) -> bool {
         let (header, now) = (lsa.header, self.now);
@@ -204,7 +205,7 @@ impl Speaker {
     pub(super) fn queue_flood(
         &mut self,
         id: InterfaceId,
-        header: &LsaHeader,
+        header: &LsaHeader<V>,
         from: Option<(InterfaceId, Ipv4Addr)>,
     ) -> bool {
         let keys: Vec<_> = self.interfaces[&id].neighbors.keys().copied().collect();
@@ -217,8 +218,8 @@ impl Speaker {
         }
         let Some(interface) = self.interfaces.get_mut(&id).filter(|_| anyone) else { return false };
         if let Some((_, sender)) = from.filter(|(came_by, _)| *came_by == id) {
-            let sender = interface.neighbors.get(&sender).map(|neighbor| neighbor.address);
-            let by_designated = sender.is_some_and(|at| at == interface.dr || at == interface.bdr);
+            let sender = interface.neighbors.get(&sender).map(|neighbor| neighbor.identity());
+            let by_designated = sender.is_some_and(|name| name == interface.dr || name == interface.bdr);
             if by_designated || interface.state == InterfaceState::Backup {
                 return false; // the designated router floods it
             }
@@ -228,12 +229,12 @@ impl Speaker {
     }
 
     /// Step 1 of section 13.3 for one neighbour, before asking whether it is the sender.
-    fn needs_copy(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader) -> bool {
+    fn needs_copy(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader<V>) -> bool {
         let Some(neighbor) = self.neighbor(id, key) else { return false };
         if neighbor.state < NeighborState::Exchange {
             return false;
         }
-        if header.key.is_opaque() && neighbor.options & OPTION_O == 0 {
+        if !V::is_for(header.key.kind, neighbor.options) {
             return false;
         }
         let Some(wanted) = neighbor.requests.get(&header.key) else { return true };
@@ -247,7 +248,7 @@ impl Speaker {
     }
 
     /// Puts an LSA on a neighbour's retransmission list.
-    pub(super) fn await_ack(&mut self, id: InterfaceId, key: Ipv4Addr, lsa: LsaKey) {
+    pub(super) fn await_ack(&mut self, id: InterfaceId, key: Ipv4Addr, lsa: LsaKey<V>) {
         let (now, pause) = (self.now, self.resend_pause(id));
         if let Some(neighbor) = self.neighbor_mut(id, key) {
             neighbor.unacknowledged.insert(lsa, now);
@@ -278,8 +279,8 @@ impl Speaker {
         self.send_update(id, destination, lsas);
     }
 
-    fn copies(&self, id: InterfaceId, keys: impl Iterator<Item = LsaKey>) -> Vec<Lsa> {
-        let find = |key: LsaKey| {
+    fn copies(&self, id: InterfaceId, keys: impl Iterator<Item = LsaKey<V>>) -> Vec<Lsa<V>> {
+        let find = |key: LsaKey<V>| {
             let entry = self.database(self.scope_of(id, key.kind)?)?.get(&key)?;
             Some(entry.aged(self.now))
         };
@@ -298,9 +299,9 @@ impl Speaker {
     }
 
     /// Sends LSAs in as many packets as the MTU asks for; one that alone is larger goes in fragments.
-    pub(super) fn send_update(&mut self, id: InterfaceId, destination: Ipv4Addr, lsas: Vec<Lsa>) {
+    pub(super) fn send_update(&mut self, id: InterfaceId, destination: V::Address, lsas: Vec<Lsa<V>>) {
         let room = self.room(id) - 4;
-        let mut batch: Vec<Lsa> = Vec::new();
+        let mut batch: Vec<Lsa<V>> = Vec::new();
         let mut length = 0;
         for lsa in lsas {
             let lsa = lsa.with_age((lsa.header.age_seconds() + TRANSIT_DELAY).min(MAX_AGE));
@@ -316,7 +317,7 @@ impl Speaker {
         }
     }
 
-    fn acknowledge_later(&mut self, id: InterfaceId, header: LsaHeader) {
+    fn acknowledge_later(&mut self, id: InterfaceId, header: LsaHeader<V>) {
         let due = self.now + ACK_DELAY;
         if let Some(interface) = self.interfaces.get_mut(&id) {
             interface.acks.push(header);
@@ -336,7 +337,7 @@ impl Speaker {
         }
     }
 
-    fn send_acks(&mut self, id: InterfaceId, destination: Ipv4Addr, headers: &[LsaHeader]) {
+    fn send_acks(&mut self, id: InterfaceId, destination: V::Address, headers: &[LsaHeader<V>]) {
         let count = self.room(id) / LSA_HEADER_LEN;
         for headers in headers.chunks(count) {
             self.send(id, destination, Body::Ack(headers.to_vec()));
@@ -344,7 +345,7 @@ impl Speaker {
     }
 
     /// Section 13.7.
-    pub(super) fn handle_ack(&mut self, id: InterfaceId, key: Ipv4Addr, headers: &[LsaHeader]) {
+    pub(super) fn handle_ack(&mut self, id: InterfaceId, key: Ipv4Addr, headers: &[LsaHeader<V>]) {
         for header in headers {
             let held = self.copies(id, std::iter::once(header.key)).pop();
             let Some(neighbor) = self.neighbor_mut(id, key) else { return };

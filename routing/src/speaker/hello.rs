@@ -1,30 +1,23 @@
-//! Hellos: sending, every check of what comes (RFC 2328 section 10.5), and the neighbour's events.
+//! Hellos: sending, every check of what comes (RFC 2328 section 10.5, RFC 5340
+//! section 4.2.2.1), and the neighbour's events.
 
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::{
-    ALL_SPF_ROUTERS, Event, InterfaceId, InterfaceState, Neighbor, NeighborEvent, NeighborState, Refusal,
-    Speaker, is_due, neighbor::next_state,
+    Event, InterfaceId, InterfaceState, Machine, Neighbor, NeighborEvent, NeighborState, Protocol, Refusal,
+    is_due, neighbor::next_state,
 };
-use crate::{
-    config::{AreaKind, InterfaceConfig},
-    packet::{Body, Hello, OPTION_E, OPTION_NP},
+use crate::packet::{
+    OPTION_E, OPTION_NP,
+    wire::{Body, Greeting},
 };
 
 /// A Hello in answer to a neighbour that does not list us is not sent more often than this.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
 
-impl Speaker {
-    /// Option bits of an area (section A.2).
-    pub(super) fn options(config: &InterfaceConfig) -> u8 {
-        match config.area_kind {
-            AreaKind::Normal => OPTION_E,
-            AreaKind::Stub => 0,
-        }
-    }
-
+impl<V: Protocol> Machine<V> {
     pub(super) fn send_hello(&mut self, id: InterfaceId) {
-        let heard = |interface: &super::Interface| {
+        let heard = |interface: &super::Interface<V>| {
             interface.neighbors.values().map(|neighbor| neighbor.router).collect::<Vec<_>>()
         };
         let neighbors = self.interfaces.get(&id).map(heard).unwrap_or_default();
@@ -35,35 +28,34 @@ impl Speaker {
     pub(super) fn send_hello_listing(&mut self, id: InterfaceId, neighbors: Vec<Ipv4Addr>) {
         let now = self.now;
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
-        let Some(net) = interface.link.address else { return };
         interface.last_hello = Some(now);
         let config = &interface.config;
-        let hello = Hello {
-            mask: net.netmask(),
+        let hello = Greeting {
+            mark: V::mark(&interface.link),
             hello_interval: config.hello_interval,
-            options: Self::options(config),
+            options: V::capabilities(config),
             priority: config.priority,
             dead_interval: config.dead_interval,
             dr: interface.dr,
             bdr: interface.bdr,
             neighbors,
         };
-        self.send(id, ALL_SPF_ROUTERS, Body::Hello(hello));
+        self.send(id, V::ALL_SPF_ROUTERS, Body::Hello(hello.into()));
     }
 
     pub(super) fn handle_hello(
         &mut self,
         id: InterfaceId,
-        source: Ipv4Addr,
+        source: V::Address,
         router: Ipv4Addr,
-        hello: &Hello,
+        hello: &Greeting,
     ) {
         if let Some((reason, detail)) = self.hello_mismatch(id, hello) {
             return self.refuse(id, source, reason, || detail);
         }
         let (now, us) = (self.now, self.config.router_id);
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
-        let key = interface.neighbor_key(router, source);
+        let key = V::neighbor_key(interface.config.network, router, source);
         if interface.neighbors.get(&key).is_some_and(|neighbor| neighbor.router != router) {
             // Another router took the address over: the old one is gone (section 10.5).
             self.neighbor_event(id, key, NeighborEvent::KillNbr);
@@ -73,10 +65,13 @@ impl Speaker {
         let neighbor = interface.neighbors.entry(key).or_insert_with(|| Neighbor::new(router, source, now));
         let new = neighbor.state == NeighborState::Down;
         neighbor.dead_at = dead_at;
-        let moved = std::mem::replace(&mut neighbor.address, source) != source;
+        let place = (source, hello.mark);
+        let moved = (neighbor.address, neighbor.mark) != place;
+        (neighbor.address, neighbor.mark) = place;
+        let name = neighbor.identity();
         let said = (neighbor.priority, neighbor.dr, neighbor.bdr);
         (neighbor.priority, neighbor.dr, neighbor.bdr) = (hello.priority, hello.dr, hello.bdr);
-        let changed = !new && Self::declares_anew(source, said, hello);
+        let changed = !new && Self::declares_anew(name, said, hello);
         if moved {
             self.spf.request(now);
         }
@@ -88,7 +83,7 @@ impl Speaker {
         }
         self.neighbor_event(id, key, event);
         if listed {
-            self.consider_backup_seen(id, source, hello);
+            self.consider_backup_seen(id, name, hello);
         }
         if changed {
             self.neighbor_change(id);
@@ -96,17 +91,17 @@ impl Speaker {
     }
 
     /// Whether a neighbour's priority or its claim to be designated router or backup changed.
-    fn declares_anew(source: Ipv4Addr, said: (u8, Ipv4Addr, Ipv4Addr), hello: &Hello) -> bool {
+    fn declares_anew(name: Ipv4Addr, said: (u8, Ipv4Addr, Ipv4Addr), hello: &Greeting) -> bool {
         said.0 != hello.priority
-            || (said.1 == source) != (hello.dr == source)
-            || (said.2 == source) != (hello.bdr == source)
+            || (said.1 == name) != (hello.dr == name)
+            || (said.2 == name) != (hello.bdr == name)
     }
 
     /// BackupSeen (section 9.2).
-    fn consider_backup_seen(&mut self, id: InterfaceId, source: Ipv4Addr, hello: &Hello) {
+    fn consider_backup_seen(&mut self, id: InterfaceId, name: Ipv4Addr, hello: &Greeting) {
         let waiting = self.interfaces.get(&id).is_some_and(|i| i.state == InterfaceState::Waiting);
-        let alone = hello.dr == source && hello.bdr.is_unspecified();
-        if waiting && (hello.bdr == source || alone) {
+        let alone = hello.dr == name && hello.bdr.is_unspecified();
+        if waiting && (hello.bdr == name || alone) {
             self.end_waiting(id);
         }
     }
@@ -126,15 +121,14 @@ impl Speaker {
         }
     }
 
-    fn hello_mismatch(&self, id: InterfaceId, hello: &Hello) -> Option<(Refusal, String)> {
+    fn hello_mismatch(&self, id: InterfaceId, hello: &Greeting) -> Option<(Refusal, String)> {
         let interface = self.interfaces.get(&id)?;
         let config = &interface.config;
-        let mask = interface.link.address?.netmask();
         let says = |what, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
             format!("{what}: they say {theirs}, we say {ours}")
         };
-        if interface.is_broadcast() && hello.mask != mask {
-            return Some((Refusal::HelloMask, says("network mask", &hello.mask, &mask)));
+        if let Some(detail) = V::foreign_mark(interface, hello.mark) {
+            return Some((Refusal::HelloMask, detail));
         }
         if hello.hello_interval != config.hello_interval {
             let detail = says("hello interval", &hello.hello_interval, &config.hello_interval);
@@ -144,12 +138,13 @@ impl Speaker {
             let detail = says("dead interval", &hello.dead_interval, &config.dead_interval);
             return Some((Refusal::DeadInterval, detail));
         }
-        let (theirs, ours) = (hello.options & OPTION_E, Self::options(config) & OPTION_E);
+        let external = u32::from(OPTION_E);
+        let (theirs, ours) = (hello.options & external, V::capabilities(config) & external);
         if theirs != ours {
-            let kind = |e| if e == 0 { "stub or NSSA" } else { "normal" };
+            let kind = |e: u32| if e == 0 { "stub or NSSA" } else { "normal" };
             return Some((Refusal::ExternalCapability, says("area type", &kind(theirs), &kind(ours))));
         }
-        let nssa = hello.options & OPTION_NP != 0;
+        let nssa = hello.options & u32::from(OPTION_NP) != 0;
         nssa.then(|| (Refusal::NssaCapability, says("area type", &"NSSA", &"none")))
     }
 
@@ -174,6 +169,7 @@ impl Speaker {
         if to == NeighborState::Down {
             interface.neighbors.remove(&key);
         }
+        let address = address.into();
         self.event(Event::Neighbor { interface: name, router, address, from, to, event });
         match to {
             NeighborState::ExStart => self.start_negotiation(id, key),

@@ -1,4 +1,4 @@
-//! The interface machine (RFC 2328 section 9): up and down, waiting, and the designated router.
+//! The interface machine (RFC 2328 section 9, RFC 5340 section 4.2.1.1): up and down, waiting, and the designated router.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +9,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, InterfaceId, Link, Neighbor, NeighborEvent, NeighborState, Output, Scope, Speaker, Time,
+    Event, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol, Scope, Time,
     election::{Candidate, elect},
     is_due,
 };
 use crate::{
     config::{InterfaceConfig, Network},
-    packet::{LsaHeader, LsaKey},
+    packet::wire::{LsaHeader, LsaKey},
 };
 
 /// States of an interface (section 9.1).
@@ -43,26 +43,26 @@ const QUICK_HELLO_INTERVAL: Duration = Duration::from_millis(300);
 
 /// An interface and everybody heard on it.
 #[derive(Debug)]
-pub(super) struct Interface {
+pub struct Interface<V: Protocol> {
     pub(super) config: InterfaceConfig,
-    pub(super) link: Link,
+    pub(super) link: Link<V>,
     pub(super) state: InterfaceState,
-    /// Designated router and backup as interface addresses, zero for none.
+    /// Designated router and backup as [`Protocol::identity`] names them, zero for none.
     pub(super) dr: Ipv4Addr,
     pub(super) bdr: Ipv4Addr,
     pub(super) hello_at: Option<Time>,
     pub(super) last_hello: Option<Time>,
     pub(super) quick_hellos: u8,
     pub(super) wait_until: Option<Time>,
-    /// By router id on point-to-point networks, by address on broadcast ones (section 10).
-    pub(super) neighbors: BTreeMap<Ipv4Addr, Neighbor>,
+    /// By [`Protocol::neighbor_key`].
+    pub(super) neighbors: BTreeMap<Ipv4Addr, Neighbor<V>>,
     /// To be flooded over the interface at the end of this turn.
-    pub(super) flood: BTreeSet<LsaKey>,
-    pub(super) acks: Vec<LsaHeader>,
+    pub(super) flood: BTreeSet<LsaKey<V>>,
+    pub(super) acks: Vec<LsaHeader<V>>,
     pub(super) acks_at: Option<Time>,
 }
 
-impl Interface {
+impl<V: Protocol> Interface<V> {
     pub(super) fn new(config: InterfaceConfig) -> Self {
         Self {
             config,
@@ -82,8 +82,8 @@ impl Interface {
     }
 
     /// Own address on the interface.
-    pub(super) fn address(&self) -> Option<Ipv4Addr> {
-        self.link.address.map(|net| net.addr())
+    pub(super) fn address(&self) -> Option<V::Address> {
+        self.link.address.as_ref().map(V::address)
     }
 
     pub(super) fn is_broadcast(&self) -> bool {
@@ -93,11 +93,6 @@ impl Interface {
     /// Whether packets are exchanged on it.
     pub(super) fn is_active(&self) -> bool {
         !matches!(self.state, InterfaceState::Down | InterfaceState::Passive)
-    }
-
-    /// Under which key a neighbour is kept.
-    pub(super) fn neighbor_key(&self, router: Ipv4Addr, address: Ipv4Addr) -> Ipv4Addr {
-        if self.is_broadcast() { address } else { router }
     }
 
     /// Where the designated router or backup of this network is.
@@ -111,17 +106,17 @@ impl Interface {
     }
 }
 
-impl Speaker {
-    pub(super) fn handle_link(&mut self, id: InterfaceId, link: Link) {
+impl<V: Protocol> Machine<V> {
+    pub(super) fn handle_link(&mut self, id: InterfaceId, link: Link<V>) {
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut interface.link, link);
-        let usable = |link: &Link| link.up && link.address.is_some();
-        let same =
-            usable(&before) == usable(&link) && (before.address, before.index) == (link.address, link.index);
-        if !same {
+        let before = std::mem::replace(&mut interface.link, link.clone());
+        if !before.is_continued_by(&link) {
             self.interface_down(id);
         } else if before.mtu != link.mtu {
             self.restart_negotiations(id);
+        }
+        if before.address != link.address {
+            self.spf.request(self.now);
         }
         self.interface_up(id);
     }
@@ -130,8 +125,7 @@ impl Speaker {
     pub(super) fn interface_up(&mut self, id: InterfaceId) {
         let (now, ready) = (self.now, self.enabled && self.stopping.is_none());
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
-        let usable = interface.link.up && interface.link.address.is_some();
-        if !ready || !usable || interface.state != InterfaceState::Down {
+        if !ready || !interface.link.is_usable() || interface.state != InterfaceState::Down {
             return;
         }
         let state = match (interface.config.passive, interface.config.network) {
@@ -160,7 +154,7 @@ impl Speaker {
         }
         self.databases.remove(&Scope::Link(id));
         if let Some(interface) = self.interfaces.get_mut(&id) {
-            let (config, link) = (interface.config.clone(), interface.link);
+            let (config, link) = (interface.config.clone(), interface.link.clone());
             *interface = Interface { link, ..Interface::new(config) };
         }
     }
@@ -222,10 +216,12 @@ impl Speaker {
         let Some(interface) = self.interfaces.get(&id) else { return };
         let Some(address) = interface.address() else { return };
         let (priority, dr, bdr) = (interface.config.priority, interface.dr, interface.bdr);
-        let me = Candidate { address, router: self.config.router_id, priority, dr, bdr };
-        let two_way = |neighbor: &&Neighbor| neighbor.state >= NeighborState::TwoWay;
-        let candidate = |n: &Neighbor| Candidate {
-            address: n.address,
+        let router = self.config.router_id;
+        let address = V::identity(router, address);
+        let me = Candidate { address, router, priority, dr, bdr };
+        let two_way = |neighbor: &&Neighbor<V>| neighbor.state >= NeighborState::TwoWay;
+        let candidate = |n: &Neighbor<V>| Candidate {
+            address: n.identity(),
             router: n.router,
             priority: n.priority,
             dr: n.dr,
@@ -264,7 +260,7 @@ impl Speaker {
         let Some(neighbor) = interface.neighbors.get(&key) else { return false };
         !interface.is_broadcast()
             || interface.is_designated()
-            || neighbor.address == interface.dr
-            || neighbor.address == interface.bdr
+            || neighbor.identity() == interface.dr
+            || neighbor.identity() == interface.bdr
     }
 }

@@ -5,52 +5,46 @@ use std::net::Ipv4Addr;
 
 use bytes::Bytes;
 
-use super::{
-    ALL_D_ROUTERS, ALL_SPF_ROUTERS, InterfaceId, InterfaceState, NeighborState, Output, Refusal, Speaker,
-};
-use crate::packet::{Body, Packet};
+use super::{InterfaceId, InterfaceState, Machine, NeighborState, Output, Protocol, Refusal};
+use crate::packet::wire::{Body, Envelope};
 
-/// Bytes of the IPv4 header in front of every packet.
-const IP_HEADER: usize = 20;
-
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     pub(super) fn handle_packet(
         &mut self,
         id: InterfaceId,
-        source: Ipv4Addr,
-        destination: Ipv4Addr,
+        source: V::Address,
+        destination: V::Address,
         payload: Bytes,
     ) {
-        let packet = match Packet::parse(&payload) {
-            Ok(packet) => packet,
+        let (envelope, body) = match V::open(&payload, source, destination) {
+            Ok(opened) => opened,
             Err(error) => return self.refuse(id, source, Refusal::from(&error), || error.to_string()),
         };
-        if let Some((reason, detail)) = self.misaddressed(id, source, destination, &packet) {
+        if let Some((reason, detail)) = self.misaddressed(id, source, destination, envelope) {
             return self.refuse(id, source, reason, || detail);
         }
-        if let Body::Hello(hello) = &packet.body {
-            return self.handle_hello(id, source, packet.router, hello);
-        }
-        let Some(interface) = self.interfaces.get(&id) else { return };
-        let key = interface.neighbor_key(packet.router, source);
-        let known = interface.neighbors.get(&key).filter(|neighbor| neighbor.router == packet.router);
-        let Some(state) = known.map(|neighbor| neighbor.state) else {
-            let router = packet.router;
-            return self
-                .refuse(id, source, Refusal::UnknownNeighbor, || format!("no Hello from {router} yet"));
+        let router = envelope.router;
+        let body = match body {
+            Body::Hello(hello) => return self.handle_hello(id, source, router, &hello.into()),
+            body => body,
         };
-        if let Body::Description(description) = packet.body {
-            return self.handle_description(id, key, description);
-        }
-        if state < NeighborState::Exchange {
+        let Some(interface) = self.interfaces.get(&id) else { return };
+        let key = V::neighbor_key(interface.config.network, router, source);
+        let known = interface.neighbors.get(&key).filter(|neighbor| neighbor.router == router);
+        let Some(state) = known.map(|neighbor| neighbor.state) else {
+            let detail = || format!("no Hello from {router} yet");
+            return self.refuse(id, source, Refusal::UnknownNeighbor, detail);
+        };
+        if state < NeighborState::Exchange && !matches!(body, Body::Description(_)) {
             let detail = || format!("neighbour is in state {state:?}, packet needs Exchange or above");
             return self.refuse(id, source, Refusal::NeighborState, detail);
         }
-        match packet.body {
+        match body {
+            Body::Description(description) => self.handle_description(id, key, description),
             Body::Request(keys) => self.handle_request(id, key, &keys),
             Body::Update(lsas) => self.handle_update(id, key, lsas),
             Body::Ack(headers) => self.handle_ack(id, key, &headers),
-            Body::Hello(_) | Body::Description(_) => {}
+            Body::Hello(_) => {} // above
         }
     }
 
@@ -58,37 +52,42 @@ impl Speaker {
     fn misaddressed(
         &self,
         id: InterfaceId,
-        source: Ipv4Addr,
-        destination: Ipv4Addr,
-        packet: &Packet,
+        source: V::Address,
+        destination: V::Address,
+        from: Envelope,
     ) -> Option<(Refusal, String)> {
         let refused = |reason, detail| Some((reason, detail));
         let Some(interface) = self.interfaces.get(&id).filter(|interface| interface.is_active()) else {
             return refused(Refusal::InterfaceInactive, "interface is passive or down".into());
         };
-        let net = interface.link.address?;
+        let attached = interface.link.address.as_ref()?;
         let us = self.config.router_id;
-        let own = |address| self.interfaces.values().any(|i| i.address() == Some(address));
-        if own(source) {
+        let here = V::address(attached);
+        let elsewhere = || self.interfaces.values().any(|i| i.address() == Some(source));
+        if source == here || (from.router == us && elsewhere()) {
             return refused(Refusal::OwnPacket, "own packet came back".into());
         }
-        if packet.router.is_unspecified() {
+        if from.router.is_unspecified() {
             return refused(Refusal::RouterIdZero, "router id 0.0.0.0".into());
         }
-        if packet.router == us {
+        if from.router == us {
             let detail = format!("{source} uses our router id {us}; give one of the two another");
             return refused(Refusal::DuplicateRouterId, detail);
         }
-        if packet.area != interface.config.area {
-            let detail = format!("they say area {}, we say {}", packet.area, interface.config.area);
+        if from.instance != interface.config.instance {
+            let detail = format!("they say instance {}, we say {}", from.instance, interface.config.instance);
+            return refused(Refusal::Instance, detail);
+        }
+        if from.area != interface.config.area {
+            let detail = format!("they say area {}, we say {}", from.area, interface.config.area);
             return refused(Refusal::Area, detail);
         }
-        if net.prefix_len() < 32 && !net.contains(&source) {
-            return refused(Refusal::Source, format!("source {source} is not in {}", net.trunc()));
+        if let Some(detail) = V::foreign_source(attached, source) {
+            return refused(Refusal::Source, detail);
         }
-        let for_us = destination == net.addr()
-            || destination == ALL_SPF_ROUTERS
-            || (destination == ALL_D_ROUTERS && interface.is_designated());
+        let for_us = destination == here
+            || destination == V::ALL_SPF_ROUTERS
+            || (destination == V::ALL_D_ROUTERS && interface.is_designated());
         if !for_us {
             return refused(Refusal::Destination, format!("addressed to {destination}"));
         }
@@ -96,36 +95,39 @@ impl Speaker {
     }
 
     /// Sends a packet, unless the speaker may not speak.
-    pub(super) fn send(&mut self, id: InterfaceId, destination: Ipv4Addr, body: Body) {
+    pub(super) fn send(&mut self, id: InterfaceId, destination: V::Address, body: Body<V>) {
         let Some(interface) = self.interfaces.get(&id) else { return };
         if !self.enabled || !interface.is_active() {
             return;
         }
-        let packet = Packet { router: self.config.router_id, area: interface.config.area, body };
-        self.outputs.push_back(Output::Send { interface: id, destination, payload: packet.emit() });
+        let Some(source) = interface.address() else { return };
+        let (area, instance) = (interface.config.area, interface.config.instance);
+        let envelope = Envelope { router: self.config.router_id, area, instance };
+        let payload = V::seal(envelope, body, source, destination);
+        self.outputs.push_back(Output::Send { interface: id, destination, payload });
     }
 
     /// Where packets to one neighbour go: on point-to-point networks to everybody (section 8.1).
-    pub(super) fn unicast(&self, id: InterfaceId, key: Ipv4Addr) -> Ipv4Addr {
+    pub(super) fn unicast(&self, id: InterfaceId, key: Ipv4Addr) -> V::Address {
         match self.interfaces.get(&id) {
             Some(interface) if interface.is_broadcast() => {
-                interface.neighbors.get(&key).map_or(ALL_SPF_ROUTERS, |neighbor| neighbor.address)
+                interface.neighbors.get(&key).map_or(V::ALL_SPF_ROUTERS, |neighbor| neighbor.address)
             }
-            _ => ALL_SPF_ROUTERS,
+            _ => V::ALL_SPF_ROUTERS,
         }
     }
 
     /// Where floods and delayed acknowledgements go (sections 13.3 and 13.5).
-    pub(super) fn flood_address(&self, id: InterfaceId) -> Ipv4Addr {
+    pub(super) fn flood_address(&self, id: InterfaceId) -> V::Address {
         match self.interfaces.get(&id).map(|interface| interface.state) {
-            Some(InterfaceState::DrOther | InterfaceState::Waiting) => ALL_D_ROUTERS,
-            _ => ALL_SPF_ROUTERS,
+            Some(InterfaceState::DrOther | InterfaceState::Waiting) => V::ALL_D_ROUTERS,
+            _ => V::ALL_SPF_ROUTERS,
         }
     }
 
     /// Bytes for the content of a packet behind IP and OSPF headers.
     pub(super) fn room(&self, id: InterfaceId) -> usize {
-        let mtu = self.interfaces.get(&id).map_or(0, |interface| usize::from(interface.link.mtu));
-        mtu.max(576) - IP_HEADER - crate::packet::HEADER_LEN
+        let mtu = self.interfaces.get(&id).map_or(0, |interface| interface.link.mtu);
+        usize::from(mtu.max(V::LEAST_MTU)) - V::IP_HEADER - V::HEADER_LEN
     }
 }

@@ -3,16 +3,31 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     time::Duration,
 };
 
-use super::Time;
-use crate::packet::{Lsa, LsaKey, MAX_AGE};
+use super::{InterfaceId, Time};
+use crate::packet::{
+    MAX_AGE,
+    wire::{Lsa, LsaKey, Version},
+};
+
+/// Where a database belongs (flooding scope, RFC 5250 section 3, RFC 5340 section 4.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// A link.
+    Link(InterfaceId),
+    /// An area.
+    Area(Ipv4Addr),
+    /// The whole domain.
+    Domain,
+}
 
 /// An LSA and how it came here.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) lsa: Lsa,
+pub(super) struct Entry<V: Version> {
+    pub(super) lsa: Lsa<V>,
     pub(super) installed: Time,
     /// Received by flooding, so MinLSArrival applies to the next instance.
     pub(super) flooded: bool,
@@ -20,14 +35,14 @@ pub(super) struct Entry {
     pub(super) sent_back: Option<Time>,
 }
 
-impl Entry {
+impl<V: Version> Entry<V> {
     /// Age in seconds.
     pub(super) fn age(&self, now: Time) -> u16 {
         self.lsa.age_after(now.since(self.installed))
     }
 
     /// The LSA with its age of now, for comparing and sending.
-    pub(super) fn aged(&self, now: Time) -> Lsa {
+    pub(super) fn aged(&self, now: Time) -> Lsa<V> {
         self.lsa.with_age(self.age(now))
     }
 
@@ -39,28 +54,28 @@ impl Entry {
 
 /// The LSAs of one scope: a link, an area, or the domain.
 #[derive(Debug, Default)]
-pub(super) struct Lsdb {
-    entries: BTreeMap<LsaKey, Entry>,
-    expiry: BTreeSet<(Time, LsaKey)>,
+pub(super) struct Lsdb<V: Version> {
+    entries: BTreeMap<LsaKey<V>, Entry<V>>,
+    expiry: BTreeSet<(Time, LsaKey<V>)>,
     /// LSAs of MaxAge, waiting to be acknowledged by all and then forgotten.
-    dying: BTreeSet<LsaKey>,
+    dying: BTreeSet<LsaKey<V>>,
 }
 
-impl Lsdb {
-    pub(super) fn get(&self, key: &LsaKey) -> Option<&Entry> {
+impl<V: Version> Lsdb<V> {
+    pub(super) fn get(&self, key: &LsaKey<V>) -> Option<&Entry<V>> {
         self.entries.get(key)
     }
 
-    pub(super) fn get_mut(&mut self, key: &LsaKey) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, key: &LsaKey<V>) -> Option<&mut Entry<V>> {
         self.entries.get_mut(key)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&LsaKey, &Entry)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&LsaKey<V>, &Entry<V>)> {
         self.entries.iter()
     }
 
     /// Puts an instance in place of any older one.
-    pub(super) fn install(&mut self, lsa: Lsa, now: Time, flooded: bool) {
+    pub(super) fn install(&mut self, lsa: Lsa<V>, now: Time, flooded: bool) {
         let key = lsa.header.key;
         self.remove(&key);
         let entry = Entry { lsa, installed: now, flooded, sent_back: None };
@@ -72,7 +87,7 @@ impl Lsdb {
         self.entries.insert(key, entry);
     }
 
-    pub(super) fn remove(&mut self, key: &LsaKey) {
+    pub(super) fn remove(&mut self, key: &LsaKey<V>) {
         if let Some(entry) = self.entries.remove(key) {
             self.expiry.remove(&(entry.expires(), *key));
             self.dying.remove(key);
@@ -80,7 +95,7 @@ impl Lsdb {
     }
 
     /// LSAs of MaxAge.
-    pub(super) fn dying(&self) -> impl Iterator<Item = &LsaKey> {
+    pub(super) fn dying(&self) -> impl Iterator<Item = &LsaKey<V>> {
         self.dying.iter()
     }
 
@@ -90,7 +105,7 @@ impl Lsdb {
     }
 
     /// Takes an LSA that has just reached MaxAge; it stays in the database, as a MaxAge LSA.
-    pub(super) fn pop_expired(&mut self, now: Time) -> Option<LsaKey> {
+    pub(super) fn pop_expired(&mut self, now: Time) -> Option<LsaKey<V>> {
         let (at, key) = *self.expiry.first()?;
         if at > now {
             return None;

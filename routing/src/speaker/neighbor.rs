@@ -8,8 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Time;
-use crate::packet::{Description, LsaHeader, LsaKey};
+use super::{Protocol, Time};
+use crate::packet::wire::{Description, LsaHeader, LsaKey, Version};
 
 /// States of a neighbour (section 10.1), in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,23 +86,25 @@ pub(super) fn next_state(state: NeighborState, event: NeighborEvent, wanted: boo
 
 /// The database exchange with one neighbour.
 #[derive(Debug, Default)]
-pub(super) struct Exchange {
+pub(super) struct Exchange<V: Version> {
     /// We lead.
     pub(super) master: bool,
     pub(super) sequence: u32,
     /// Headers still to be described.
-    pub(super) summary: VecDeque<LsaHeader>,
-    pub(super) last_received: Option<Description>,
-    pub(super) last_sent: Option<Description>,
+    pub(super) summary: VecDeque<LsaHeader<V>>,
+    pub(super) last_received: Option<Description<V>>,
+    pub(super) last_sent: Option<Description<V>>,
     /// When the last description is sent again.
     pub(super) resend: Option<Time>,
 }
 
 /// A neighbour on one interface.
 #[derive(Debug)]
-pub(super) struct Neighbor {
+pub(super) struct Neighbor<V: Protocol> {
     pub(super) router: Ipv4Addr,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: V::Address,
+    /// What its Hellos say of its end of the link.
+    pub(super) mark: u32,
     pub(super) state: NeighborState,
     /// Since when it has been in this state.
     pub(super) since: Time,
@@ -112,26 +114,27 @@ pub(super) struct Neighbor {
     pub(super) bdr: Ipv4Addr,
     /// Dead unless heard again.
     pub(super) dead_at: Time,
-    pub(super) exchange: Exchange,
+    pub(super) exchange: Exchange<V>,
     /// Options of its database descriptions.
-    pub(super) options: u8,
+    pub(super) options: u32,
     /// MTU in its last database description.
     pub(super) mtu: Option<u16>,
     /// LSAs it has newer than we do (link state request list).
-    pub(super) requests: BTreeMap<LsaKey, LsaHeader>,
+    pub(super) requests: BTreeMap<LsaKey<V>, LsaHeader<V>>,
     /// Those asked for and not yet received, and when they are asked for again.
-    pub(super) asked: BTreeSet<LsaKey>,
+    pub(super) asked: BTreeSet<LsaKey<V>>,
     pub(super) ask_again: Option<Time>,
     /// LSAs sent and not acknowledged, and when each was sent (link state retransmission list).
-    pub(super) unacknowledged: BTreeMap<LsaKey, Time>,
+    pub(super) unacknowledged: BTreeMap<LsaKey<V>, Time>,
     pub(super) resend_lsas: Option<Time>,
 }
 
-impl Neighbor {
-    pub(super) fn new(router: Ipv4Addr, address: Ipv4Addr, now: Time) -> Self {
+impl<V: Protocol> Neighbor<V> {
+    pub(super) fn new(router: Ipv4Addr, address: V::Address, now: Time) -> Self {
         Self {
             router,
             address,
+            mark: 0,
             state: NeighborState::Down,
             since: now,
             priority: 0,
@@ -149,6 +152,11 @@ impl Neighbor {
         }
     }
 
+    /// How designated routers name it.
+    pub(super) fn identity(&self) -> Ipv4Addr {
+        V::identity(self.router, self.address)
+    }
+
     /// Forgets the exchange and every list (section 10.3, actions of leaving an adjacency). The sequence
     /// number stays, so that the next exchange uses a new one.
     pub(super) fn clear(&mut self) {
@@ -161,7 +169,7 @@ impl Neighbor {
         self.resend_lsas = None;
     }
 
-    pub(super) fn deadlines(&self) -> impl Iterator<Item = Time> {
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Time> + use<V> {
         [Some(self.dead_at), self.exchange.resend, self.ask_again, self.resend_lsas].into_iter().flatten()
     }
 }

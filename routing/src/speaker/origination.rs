@@ -1,4 +1,4 @@
-//! Our own LSAs (RFC 2328 section 12.4). What they should say follows from the state alone, and is compared
+//! Our own LSAs (RFC 2328 section 12.4, RFC 5340 section 4.4). What they should say follows from the state alone, and is compared
 //! with what the database holds after every input; so nothing has to remember to update them.
 //!
 //! Pace: the first change of an LSA leaves at once, the next instance no sooner than [`MIN_INTERVAL`] after
@@ -7,18 +7,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     time::Duration,
 };
 
 use bytes::BytesMut;
-use ipnet::Ipv4Net;
 
-use super::{Event, Interface, InterfaceState, NeighborState, Scope, Speaker, Time, earlier, stop::Phase};
-use crate::packet::{
-    INITIAL_SEQUENCE, LinkKind, Lsa, LsaHeader, LsaKey, MAX_AGE, MAX_LINK_METRIC, MAX_SEQUENCE, NETWORK,
-    NetworkBody, ROUTER, RouterBody, RouterLink,
+use super::{
+    Event, Interface, InterfaceId, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Scope, Time,
+    earlier, stop::Phase,
 };
+use crate::packet::{
+    INITIAL_SEQUENCE, MAX_AGE, MAX_SEQUENCE,
+    wire::{Lsa, LsaHeader, LsaKey, Version},
+};
+
+/// What each of our LSAs should say: options and body.
+pub(super) type Wanted<V> = BTreeMap<(Scope, LsaKey<V>), (<V as Version>::LsaOptions, BytesMut)>;
 
 /// Least distance of two instances of one LSA: MinLSArrival of the receivers and some more.
 pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(1100);
@@ -42,15 +46,15 @@ struct Own {
 
 /// What was originated, and when the next thing is due.
 #[derive(Debug, Default)]
-pub(super) struct Originator {
-    own: BTreeMap<(Scope, LsaKey), Own>,
+pub(super) struct Originator<V: Version> {
+    own: BTreeMap<(Scope, LsaKey<V>), Own>,
     due: Option<Time>,
     first_full: Option<Time>,
     /// The first adjacency was full: from now on the Router-LSA says what is.
     started: bool,
 }
 
-impl Originator {
+impl<V: Version> Originator<V> {
     pub(super) fn due(&self) -> Option<Time> {
         self.due
     }
@@ -66,12 +70,12 @@ impl Originator {
         self.own.values().all(open)
     }
 
-    pub(super) fn own_keys(&self) -> impl Iterator<Item = &(Scope, LsaKey)> {
+    pub(super) fn own_keys(&self) -> impl Iterator<Item = &(Scope, LsaKey<V>)> {
         self.own.keys()
     }
 }
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     /// Brings the database in line with what we have to say.
     pub(super) fn originate(&mut self) {
         self.originator.due = None;
@@ -106,7 +110,7 @@ impl Speaker {
         true
     }
 
-    fn maintain(&mut self, scope: Scope, key: LsaKey, options: u8, body: &[u8]) {
+    fn maintain(&mut self, scope: Scope, key: LsaKey<V>, options: V::LsaOptions, body: &[u8]) {
         let now = self.now;
         let last = self.originator.own.entry((scope, key)).or_default().last;
         let held = self.database(scope).and_then(|db| db.get(&key));
@@ -144,7 +148,7 @@ impl Speaker {
     }
 
     /// Takes an own LSA out of the domain (section 14.1), at the same pace as any instance.
-    fn flush(&mut self, scope: Scope, key: LsaKey) {
+    fn flush(&mut self, scope: Scope, key: LsaKey<V>) {
         let now = self.now;
         let last = self.originator.own.get(&(scope, key)).and_then(|own| own.last);
         let soon = last.filter(|(at, _)| now.since(*at) < MIN_INTERVAL);
@@ -180,7 +184,7 @@ impl Speaker {
 
     /// A newer copy of one of our LSAs came in (section 13.4); the next [`Self::originate`] supersedes or
     /// flushes it. Once is a restart, often is another router with our id.
-    pub(super) fn note_own_lsa_received(&mut self, scope: Scope, header: &LsaHeader) {
+    pub(super) fn note_own_lsa_received(&mut self, scope: Scope, header: &LsaHeader<V>) {
         let (now, started) = (self.now, self.originator.started);
         let own = self.originator.own.entry((scope, header.key)).or_default();
         if !started || header.age_seconds() == MAX_AGE {
@@ -195,82 +199,35 @@ impl Speaker {
         }
     }
 
-    /// What each of our LSAs should say: options and body.
-    fn wanted_lsas(&self) -> BTreeMap<(Scope, LsaKey), (u8, BytesMut)> {
-        let mut wanted = BTreeMap::new();
+    fn wanted_lsas(&self) -> Wanted<V> {
         let phase = self.stopping.as_ref().map(|stopping| stopping.phase);
         if matches!(phase, Some(Phase::Flush | Phase::Done)) {
-            return wanted;
+            return Wanted::new();
         }
-        let router = self.config.router_id;
-        let up = || self.interfaces.values().filter(|i| i.state != InterfaceState::Down);
-        for interface in up() {
-            let area = interface.config.area;
-            let options = Self::options(&interface.config);
-            let key = LsaKey { kind: ROUTER, id: router, router };
-            let body = || (options, self.router_lsa(area, phase.is_none()).emit());
-            wanted.entry((Scope::Area(area), key)).or_insert_with(body);
-            if let Some((id, body)) = self.network_lsa(interface) {
-                let key = LsaKey { kind: NETWORK, id, router };
-                wanted.insert((Scope::Area(area), key), (options, body.emit()));
-            }
-        }
-        wanted
+        V::wanted(self, phase.is_none())
     }
 
-    /// Section 12.4.1. Never an area border or AS boundary router, never a way through.
-    fn router_lsa(&self, area: Ipv4Addr, with_announced: bool) -> RouterBody {
-        let mut links = Vec::new();
-        for interface in self.interfaces.values().filter(|interface| interface.config.area == area) {
-            Self::describe_interface(interface, &mut links);
-        }
-        if with_announced {
-            links.extend(self.announced.iter().map(|(net, metric)| stub(*net, *metric)));
-        }
-        RouterBody { flags: 0, links }
-    }
-
-    fn describe_interface(interface: &Interface, links: &mut Vec<RouterLink>) {
-        let Some(net) = interface.link.address else { return };
-        let link = |kind, id| RouterLink { kind, id, data: net.addr(), metric: MAX_LINK_METRIC };
-        let full = || interface.neighbors.values().filter(|n| n.state == NeighborState::Full);
-        match interface.state {
-            InterfaceState::Down => {}
-            InterfaceState::PointToPoint => {
-                links.extend(full().map(|neighbor| link(LinkKind::PointToPoint, neighbor.router)));
-                links.push(stub(net, interface.config.cost));
-            }
-            _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr)),
-            _ => links.push(stub(net, interface.config.cost)),
-        }
-    }
-
-    /// Section 12.4.2: the designated router describes the network, once it has a full adjacency.
-    fn network_lsa(&self, interface: &Interface) -> Option<(Ipv4Addr, NetworkBody)> {
-        let net = interface.link.address?;
-        if interface.state != InterfaceState::Dr || !interface.is_on_transit() {
-            return None;
-        }
-        let full = interface.neighbors.values().filter(|n| n.state == NeighborState::Full);
-        let mut routers: Vec<_> = full.map(|n| n.router).chain([self.config.router_id]).collect();
-        routers.sort_unstable();
-        Some((net.addr(), NetworkBody { mask: net.netmask(), routers }))
+    /// Interfaces that are up, passive ones included.
+    pub(super) fn interfaces_up(&self) -> impl Iterator<Item = (InterfaceId, &Interface<V>)> {
+        let up = |(_, interface): &(&InterfaceId, &Interface<V>)| interface.state != InterfaceState::Down;
+        self.interfaces.iter().filter(up).map(|(id, interface)| (*id, interface))
     }
 }
 
-impl Interface {
+impl<V: Protocol> Interface<V> {
     /// Whether the network is a transit network for us: a full adjacency with the designated router, or as
     /// the designated router with anybody.
     pub(super) fn is_on_transit(&self) -> bool {
-        let mut full = self.neighbors.values().filter(|n| n.state == NeighborState::Full);
+        let mut full = self.full();
         match self.state {
             InterfaceState::Dr => full.next().is_some(),
-            InterfaceState::DrOther | InterfaceState::Backup => full.any(|n| n.address == self.dr),
+            InterfaceState::DrOther | InterfaceState::Backup => full.any(|n| n.identity() == self.dr),
             _ => false,
         }
     }
-}
 
-fn stub(net: Ipv4Net, metric: u16) -> RouterLink {
-    RouterLink { kind: LinkKind::Stub, id: net.network(), data: net.netmask(), metric }
+    /// Neighbours with equal databases.
+    pub(super) fn full(&self) -> impl Iterator<Item = &Neighbor<V>> {
+        self.neighbors.values().filter(|neighbor| neighbor.state == NeighborState::Full)
+    }
 }

@@ -17,7 +17,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 pub enum Refusal {
     /// Shorter than its structure.
     Short,
-    /// Not version 2.
+    /// Another protocol version.
     Version,
     /// A length field that does not fit what came.
     Length,
@@ -33,9 +33,11 @@ pub enum Refusal {
     DuplicateRouterId,
     /// Router id zero.
     RouterIdZero,
+    /// Another instance id than the interface's (RFC 5340 section 2.4).
+    Instance,
     /// Another area than the interface's.
     Area,
-    /// Source address outside the interface's subnet.
+    /// Source address that cannot be on the link: outside its subnet, or not link-local.
     Source,
     /// Addressed to somebody else.
     Destination,
@@ -91,6 +93,7 @@ impl From<&ParseError> for Refusal {
             ParseError::Type { .. } => Self::PacketType,
             ParseError::Authentication { .. } => Self::Authentication,
             ParseError::LsaType { .. } => Self::LsaType,
+            ParseError::PrefixLength { .. } => Self::LsaBody,
         }
     }
 }

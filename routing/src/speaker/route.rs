@@ -1,21 +1,18 @@
-//! From shortest paths to routes (RFC 2328 sections 16.1 step 4, 16.2, 16.4), and which of them are wanted.
+//! From shortest paths to routes (RFC 2328 sections 16.1 step 4, 16.2, 16.4; RFC 5340 section 4.8), and which of them are wanted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    InterfaceId, InterfaceState, Scope, Speaker,
-    spf::{Graph, Reach, Vertex},
+    InterfaceId, InterfaceState, Machine, Protocol,
+    spf::{Reach, Summary, Vertex},
 };
-use crate::packet::{
-    EXTERNAL, ExternalBody, FLAG_BORDER, FLAG_EXTERNAL, LS_INFINITY, LinkKind, LsaBody, LsaKey, MAX_AGE,
-    SUMMARY_ASBR, SUMMARY_NETWORK,
-};
+use crate::packet::{FLAG_BORDER, FLAG_EXTERNAL, LS_INFINITY};
 
 /// Kinds of paths, the preferred first (section 11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,15 +33,15 @@ pub enum PathKind {
 pub struct NextHop {
     /// Interface to send by.
     pub interface: InterfaceId,
-    /// Router to send to; none where the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
+    /// Router to send to, link-local in IPv6; none where the destination is on the link.
+    pub gateway: Option<IpAddr>,
 }
 
 /// A learned route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destination.
-    pub prefix: Ipv4Net,
+    pub prefix: IpNet,
     /// Kind of path.
     pub kind: PathKind,
     /// Cost; of the external metric for [`PathKind::External2`].
@@ -57,10 +54,10 @@ pub struct Route {
 type Rank = (PathKind, u32, u32);
 
 #[derive(Debug, Default)]
-struct Table(BTreeMap<Ipv4Net, (Rank, BTreeSet<NextHop>)>);
+struct Table(BTreeMap<IpNet, (Rank, BTreeSet<NextHop>)>);
 
 impl Table {
-    fn offer(&mut self, prefix: Ipv4Net, rank: Rank, hops: &BTreeSet<NextHop>) {
+    fn offer(&mut self, prefix: IpNet, rank: Rank, hops: &BTreeSet<NextHop>) {
         match self.0.get_mut(&prefix) {
             Some((known, _)) if *known < rank => {}
             Some((known, all)) if *known == rank => all.extend(hops),
@@ -69,8 +66,8 @@ impl Table {
     }
 
     /// The longest match inside the domain.
-    fn lookup(&self, address: Ipv4Addr) -> Option<(u32, &BTreeSet<NextHop>)> {
-        let internal = |(prefix, (rank, _)): &(&Ipv4Net, &(Rank, BTreeSet<NextHop>))| {
+    fn lookup(&self, address: IpAddr) -> Option<(u32, &BTreeSet<NextHop>)> {
+        let internal = |(prefix, (rank, _)): &(&IpNet, &(Rank, BTreeSet<NextHop>))| {
             prefix.contains(&address) && rank.0 <= PathKind::InterArea
         };
         let (_, (rank, hops)) =
@@ -79,14 +76,23 @@ impl Table {
     }
 }
 
-fn prefix(id: Ipv4Addr, mask: Ipv4Addr) -> Option<Ipv4Net> {
-    Ipv4Net::with_netmask(id, mask).ok().map(|net| net.trunc())
+/// A destination outside the domain, whatever version its LSA is of.
+#[derive(Clone, Copy, Debug)]
+pub struct External {
+    /// Router id of the AS boundary router.
+    pub(super) router: Ipv4Addr,
+    pub(super) prefix: IpNet,
+    /// Metric of type 2: above all metrics inside the domain.
+    pub(super) type_2: bool,
+    pub(super) metric: u32,
+    /// Where to forward, if not to the boundary router.
+    pub(super) forwarding: Option<IpAddr>,
 }
 
 /// The best ways to AS boundary routers: an inter-area one only where there is no other.
 type Boundaries = BTreeMap<Ipv4Addr, (PathKind, Reach)>;
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     pub(super) fn calculate_routes(&self) -> Vec<Route> {
         let areas: BTreeSet<_> = self.interfaces.values().map(|i| i.config.area).collect();
         let mut table = Table::default();
@@ -95,12 +101,12 @@ impl Speaker {
             self.calculate_area(area, &mut table, &mut boundaries);
         }
         self.add_externals(&mut table, &boundaries);
-        let wanted = |(prefix, _): &(Ipv4Net, _)| self.admits(prefix);
+        let wanted = |(prefix, _): &(IpNet, _)| self.admits(prefix);
         table.0.into_iter().filter(wanted).filter_map(|(prefix, found)| self.route(prefix, found)).collect()
     }
 
     /// A route for the kernel, unless the destination is on one of our links anyway.
-    fn route(&self, prefix: Ipv4Net, (rank, hops): (Rank, BTreeSet<NextHop>)) -> Option<Route> {
+    fn route(&self, prefix: IpNet, (rank, hops): (Rank, BTreeSet<NextHop>)) -> Option<Route> {
         let hops = hops.into_iter().filter(|hop| hop.gateway.is_some());
         let next_hops: Vec<_> = hops.take(self.config.max_paths).collect();
         let route = Route { prefix, kind: rank.0, cost: rank.1, next_hops };
@@ -108,87 +114,51 @@ impl Speaker {
     }
 
     /// Whether a learned prefix may go to the kernel.
-    fn admits(&self, prefix: &Ipv4Net) -> bool {
-        let attached = |interface: &super::Interface| {
-            interface.state != InterfaceState::Down
-                && interface.link.address.is_some_and(|net| net.trunc() == *prefix)
+    fn admits(&self, prefix: &IpNet) -> bool {
+        let attached = |interface: &super::Interface<V>| {
+            let nets = || interface.link.address.as_ref().map(V::nets).unwrap_or_default();
+            interface.state != InterfaceState::Down && nets().iter().any(|net| net.trunc() == *prefix)
         };
-        self.config.import.iter().any(|admitted| admitted.contains(prefix))
+        V::import(&self.config).iter().any(|admitted| admitted.contains(prefix))
             && !self.announced.contains_key(prefix)
             && !self.protected.iter().any(|protected| protected.contains(prefix))
             && !self.interfaces.values().any(attached)
     }
 
     fn calculate_area(&self, area: Ipv4Addr, table: &mut Table, boundaries: &mut Boundaries) {
-        let Some(database) = self.database(Scope::Area(area)) else { return };
-        let graph = Graph::new(database, self.now);
+        let graph = V::graph(self, area);
         let tree = graph.shortest_paths(self.config.router_id, self.roots(area));
-        for (vertex, reach) in &tree {
-            self.add_intra_area(&graph, *vertex, reach, table, boundaries);
-        }
-        let summaries = database.iter().filter(|(_, entry)| entry.age(self.now) < MAX_AGE);
-        for (key, entry) in summaries {
-            if let Ok(LsaBody::Summary(body)) = LsaBody::parse(&entry.lsa) {
-                let border = graph.routers.get(&key.router).is_some_and(|r| r.flags & FLAG_BORDER != 0);
-                let reach = tree.get(&Vertex::Router(key.router)).filter(|_| border);
-                if let Some(reach) = reach.filter(|_| body.metric < LS_INFINITY) {
-                    let cost = reach.cost.saturating_add(body.metric);
-                    Self::add_summary(key, body.mask, cost, reach, table, boundaries);
-                }
+        // Step 4 and the second stage of section 16.1.
+        for (vertex, prefix, metric) in &graph.prefixes {
+            if let Some(reach) = tree.get(vertex) {
+                let cost = reach.cost.saturating_add(*metric);
+                table.offer(*prefix, (PathKind::IntraArea, cost, 0), &reach.hops);
             }
         }
-    }
-
-    /// Step 4 and the second stage of section 16.1.
-    fn add_intra_area(
-        &self,
-        graph: &Graph,
-        vertex: Vertex,
-        reach: &Reach,
-        table: &mut Table,
-        boundaries: &mut Boundaries,
-    ) {
-        let mut add = |id, mask, cost: u32| {
-            if let Some(net) = prefix(id, mask) {
-                table.offer(net, (PathKind::IntraArea, cost, 0), &reach.hops);
-            }
+        let reached = |id: &Ipv4Addr, flag: u8| {
+            let flagged = graph.routers.get(id).is_some_and(|router| router.flags & flag != 0);
+            tree.get(&Vertex::Router(*id)).filter(|_| flagged)
         };
-        match vertex {
-            Vertex::Network(id) => {
-                graph.networks.get(&id).into_iter().for_each(|net| add(id, net.mask, reach.cost));
-            }
-            Vertex::Router(id) => {
-                let Some(router) = graph.routers.get(&id) else { return };
-                for link in router.links.iter().filter(|link| link.kind == LinkKind::Stub) {
-                    add(link.id, link.data, reach.cost.saturating_add(u32::from(link.metric)));
-                }
-                if router.flags & FLAG_EXTERNAL != 0 {
-                    Self::offer_boundary(boundaries, id, PathKind::IntraArea, reach.clone());
-                }
+        for id in graph.routers.keys() {
+            if let Some(reach) = reached(id, FLAG_EXTERNAL) {
+                Self::offer_boundary(boundaries, *id, PathKind::IntraArea, reach.clone());
             }
         }
-    }
-
-    /// Section 16.2.
-    fn add_summary(
-        key: &LsaKey,
-        mask: Ipv4Addr,
-        cost: u32,
-        reach: &Reach,
-        table: &mut Table,
-        boundaries: &mut Boundaries,
-    ) {
-        match key.kind {
-            SUMMARY_NETWORK => {
-                if let Some(net) = prefix(key.id, mask) {
-                    table.offer(net, (PathKind::InterArea, cost, 0), &reach.hops);
+        // Section 16.2.
+        for (border, summary, metric) in &graph.summaries {
+            let Some(reach) = reached(border, FLAG_BORDER).filter(|_| *metric < LS_INFINITY) else {
+                continue;
+            };
+            let cost = reach.cost.saturating_add(*metric);
+            match summary {
+                Summary::Prefix(prefix) => {
+                    table.offer(*prefix, (PathKind::InterArea, cost, 0), &reach.hops);
+                }
+                Summary::Boundary(router) => {
+                    let reach = Reach { cost, hops: reach.hops.clone() };
+                    Self::offer_boundary(boundaries, *router, PathKind::InterArea, reach);
                 }
             }
-            SUMMARY_ASBR => {
-                let reach = Reach { cost, hops: reach.hops.clone() };
-                Self::offer_boundary(boundaries, key.id, PathKind::InterArea, reach);
-            }
-            _ => {}
         }
     }
 
@@ -202,37 +172,26 @@ impl Speaker {
 
     /// Section 16.4.
     fn add_externals(&self, table: &mut Table, boundaries: &Boundaries) {
-        let Some(database) = self.database(Scope::Domain) else { return };
-        let live = database.iter().filter(|(key, entry)| {
-            key.kind == EXTERNAL && key.router != self.config.router_id && entry.age(self.now) < MAX_AGE
-        });
-        for (key, entry) in live {
-            let Ok(LsaBody::External(body)) = LsaBody::parse(&entry.lsa) else { continue };
-            let (Some(net), Some((_, boundary))) = (prefix(key.id, body.mask), boundaries.get(&key.router))
-            else {
-                continue;
-            };
-            if let Some((distance, hops)) = Self::way_out(&body, boundary, table) {
-                let rank = if body.type_2 {
-                    (PathKind::External2, body.metric, distance)
+        for external in V::externals(self).iter().filter(|external| external.metric < LS_INFINITY) {
+            let Some((_, boundary)) = boundaries.get(&external.router) else { continue };
+            if let Some((distance, hops)) = Self::way_out(external, boundary, table) {
+                let rank = if external.type_2 {
+                    (PathKind::External2, external.metric, distance)
                 } else {
-                    (PathKind::External1, distance.saturating_add(body.metric), 0)
+                    (PathKind::External1, distance.saturating_add(external.metric), 0)
                 };
-                table.offer(net, rank, &hops);
+                table.offer(external.prefix, rank, &hops);
             }
         }
     }
 
     /// Distance and next hops to the forwarding address, or to the originator where there is none (step 3).
-    fn way_out(body: &ExternalBody, boundary: &Reach, table: &Table) -> Option<(u32, BTreeSet<NextHop>)> {
-        if body.metric >= LS_INFINITY {
-            return None;
-        }
-        if body.forwarding.is_unspecified() {
+    fn way_out(external: &External, boundary: &Reach, table: &Table) -> Option<(u32, BTreeSet<NextHop>)> {
+        let Some(forwarding) = external.forwarding else {
             return Some((boundary.cost, boundary.hops.clone()));
-        }
-        let (cost, hops) = table.lookup(body.forwarding)?;
-        let direct = |hop: &NextHop| NextHop { gateway: hop.gateway.or(Some(body.forwarding)), ..*hop };
+        };
+        let (cost, hops) = table.lookup(forwarding)?;
+        let direct = |hop: &NextHop| NextHop { gateway: hop.gateway.or(Some(forwarding)), ..*hop };
         Some((cost, hops.iter().map(direct).collect()))
     }
 }

@@ -1,14 +1,15 @@
-//! Shortest paths inside an area (RFC 2328 section 16.1): Dijkstra with all equal paths, rooted in the
-//! interfaces rather than in our own Router-LSA, whose transit metrics are meant for others.
+//! Shortest paths inside an area (RFC 2328 section 16.1, RFC 5340 section 4.8): Dijkstra with all equal paths,
+//! rooted in the interfaces rather than in our own Router-LSA, whose transit metrics are meant for others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
-use super::{Interface, InterfaceState, Lsdb, NeighborState, NextHop, Speaker, Time, is_due};
-use crate::packet::{LinkKind, LsaBody, MAX_AGE, NetworkBody, RouterBody};
+use ipnet::IpNet;
+
+use super::{InterfaceState, Machine, NextHop, Protocol, Time, is_due};
 
 /// Distance of two calculations: at first, and at most when changes do not end.
 const HOLD_FIRST: Duration = Duration::from_millis(50);
@@ -41,11 +42,20 @@ impl SpfTimer {
     }
 }
 
+/// A transit network: in version 2 by the address of its designated router alone, in version 3 by router id
+/// and interface id of the designated router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkId {
+    /// Router id of the designated router; zero in version 2.
+    pub(super) router: Ipv4Addr,
+    /// Link state id of the Network-LSA.
+    pub(super) id: Ipv4Addr,
+}
+
 /// A vertex of the graph; networks come before routers of the same distance (section 16.1 step 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Vertex {
-    /// By link state id: the address of its designated router.
-    Network(Ipv4Addr),
+    Network(NetworkId),
     /// By router id.
     Router(Ipv4Addr),
 }
@@ -57,72 +67,74 @@ pub(super) struct Reach {
     pub(super) hops: BTreeSet<NextHop>,
 }
 
-/// An area's LSAs as a graph.
+/// What a router says of itself.
 #[derive(Debug, Default)]
-pub(super) struct Graph {
-    pub(super) routers: BTreeMap<Ipv4Addr, RouterBody>,
-    pub(super) networks: BTreeMap<Ipv4Addr, NetworkBody>,
+pub(super) struct RouterVertex {
+    /// [`FLAG_BORDER`](crate::packet::FLAG_BORDER) and [`FLAG_EXTERNAL`](crate::packet::FLAG_EXTERNAL).
+    pub(super) flags: u8,
+    /// Not a way through to others (the R bit of RFC 5340 section A.2 is clear).
+    pub(super) leaf: bool,
+    /// Its links to others, with their costs.
+    pub(super) edges: Vec<(Vertex, u32)>,
+}
+
+/// What an area border router says of other areas.
+#[derive(Debug)]
+pub(super) enum Summary {
+    Prefix(IpNet),
+    /// An AS boundary router.
+    Boundary(Ipv4Addr),
+}
+
+/// An area's LSAs, whatever version they are of.
+#[derive(Debug, Default)]
+pub struct Graph {
+    pub(super) routers: BTreeMap<Ipv4Addr, RouterVertex>,
+    /// Routers attached to each network.
+    pub(super) networks: BTreeMap<NetworkId, Vec<Ipv4Addr>>,
+    /// Addresses of routers on transit networks, where they are next hops.
+    pub(super) addresses: BTreeMap<(NetworkId, Ipv4Addr), IpAddr>,
+    /// Prefixes at vertices, with the cost from there.
+    pub(super) prefixes: Vec<(Vertex, IpNet, u32)>,
+    /// By which border router, what, and at which cost from there.
+    pub(super) summaries: Vec<(Ipv4Addr, Summary, u32)>,
 }
 
 impl Graph {
-    pub(super) fn new(database: &Lsdb, now: Time) -> Self {
-        let mut graph = Self::default();
-        for (key, entry) in database.iter().filter(|(_, entry)| entry.age(now) < MAX_AGE) {
-            match LsaBody::parse(&entry.lsa) {
-                Ok(LsaBody::Router(body)) => drop(graph.routers.insert(key.router, body)),
-                Ok(LsaBody::Network(body)) => drop(graph.networks.insert(key.id, body)),
-                Ok(LsaBody::Summary(_) | LsaBody::External(_) | LsaBody::Opaque) | Err(_) => {}
-            }
-        }
-        graph
-    }
-
     /// The edges that leave a vertex, those that come back only (step 2b).
     fn edges(&self, from: Vertex) -> Vec<(Vertex, u32)> {
-        let edges = match from {
+        let edges: Vec<_> = match from {
             Vertex::Network(id) => {
-                let routers = self.networks.get(&id).into_iter().flat_map(|net| &net.routers);
+                let routers = self.networks.get(&id).into_iter().flatten();
                 routers.map(|router| (Vertex::Router(*router), 0)).collect()
             }
-            Vertex::Router(id) => self.router_edges(id),
+            Vertex::Router(id) => {
+                let router = self.routers.get(&id).filter(|router| !router.leaf);
+                router.map(|router| router.edges.clone()).unwrap_or_default()
+            }
         };
         edges.into_iter().filter(|(to, _)| self.leads_back(*to, from)).collect()
     }
 
-    fn router_edges(&self, id: Ipv4Addr) -> Vec<(Vertex, u32)> {
-        let links = self.routers.get(&id).into_iter().flat_map(|router| &router.links);
-        let edge = |link: &crate::packet::RouterLink| match link.kind {
-            LinkKind::PointToPoint => Some((Vertex::Router(link.id), u32::from(link.metric))),
-            LinkKind::Transit => Some((Vertex::Network(link.id), u32::from(link.metric))),
-            LinkKind::Stub | LinkKind::Virtual => None,
-        };
-        links.filter_map(edge).collect()
-    }
-
     pub(super) fn leads_back(&self, from: Vertex, to: Vertex) -> bool {
-        match from {
-            Vertex::Router(id) => self.router_edges(id).iter().any(|(target, _)| *target == to),
-            Vertex::Network(id) => match to {
-                Vertex::Router(router) => {
-                    self.networks.get(&id).is_some_and(|net| net.routers.contains(&router))
-                }
-                Vertex::Network(_) => false,
-            },
+        match (from, to) {
+            (Vertex::Router(id), to) => {
+                let router = self.routers.get(&id);
+                router.is_some_and(|router| router.edges.iter().any(|(target, _)| *target == to))
+            }
+            (Vertex::Network(id), Vertex::Router(router)) => {
+                self.networks.get(&id).is_some_and(|routers| routers.contains(&router))
+            }
+            (Vertex::Network(_), Vertex::Network(_)) => false,
         }
-    }
-
-    /// The address of a router on a transit network.
-    fn address_on(&self, router: Ipv4Addr, network: Ipv4Addr) -> Option<Ipv4Addr> {
-        let links = &self.routers.get(&router)?.links;
-        let link = links.iter().find(|link| link.kind == LinkKind::Transit && link.id == network)?;
-        Some(link.data)
     }
 
     /// Next hops of `to`, reached over `via` (section 16.1.1).
     fn hops(&self, via: Vertex, hops: &BTreeSet<NextHop>, to: Vertex) -> BTreeSet<NextHop> {
         let resolve = |hop: &NextHop| match (hop.gateway, via, to) {
             (None, Vertex::Network(network), Vertex::Router(router)) => {
-                Some(NextHop { gateway: Some(self.address_on(router, network)?), ..*hop })
+                let gateway = *self.addresses.get(&(network, router))?;
+                Some(NextHop { gateway: Some(gateway), ..*hop })
             }
             _ => Some(*hop),
         };
@@ -174,7 +186,7 @@ impl Graph {
     }
 }
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     /// Calculates the routes if it is time, and hands them out if they differ.
     pub(super) fn run_spf(&mut self) {
         if !is_due(self.spf.due, self.now) {
@@ -196,16 +208,11 @@ impl Speaker {
             let cost = u32::from(interface.config.cost);
             if interface.is_on_transit() {
                 let hop = NextHop { interface: *id, gateway: None };
-                roots.push((Vertex::Network(interface.dr), cost, hop));
+                roots.push((Vertex::Network(V::network_id(interface)), cost, hop));
             } else if interface.state == InterfaceState::PointToPoint {
-                let full = |interface: &Interface| {
-                    let all = interface.neighbors.values();
-                    let full = all.filter(|n| n.state == NeighborState::Full);
-                    full.map(|n| (n.router, n.address)).collect::<Vec<_>>()
-                };
-                for (router, address) in full(interface) {
-                    let hop = NextHop { interface: *id, gateway: Some(address) };
-                    roots.push((Vertex::Router(router), cost, hop));
+                for neighbor in interface.full() {
+                    let hop = NextHop { interface: *id, gateway: Some(neighbor.address.into()) };
+                    roots.push((Vertex::Router(neighbor.router), cost, hop));
                 }
             }
         }

@@ -1,24 +1,29 @@
 //! What operators see of a speaker, ready to be serialised.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Interface, InterfaceState, Neighbor, NeighborState, Refusal, Route, Scope, Speaker};
+use super::{Interface, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope};
 use crate::config::{Metric, Network};
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
+    /// Version of OSPF, 2 or 3.
+    pub version: u8,
     /// Device name.
     pub name: String,
     /// Device index, 0 while it does not exist.
     pub index: u32,
     /// Carrier and administratively up.
     pub up: bool,
-    /// Address with prefix.
-    pub address: Option<Ipv4Net>,
+    /// Address that packets are sent from, with its prefix.
+    pub address: Option<IpNet>,
     /// MTU in bytes.
     pub mtu: u16,
     /// Area.
@@ -29,19 +34,23 @@ pub struct InterfaceStatus {
     pub state: InterfaceState,
     /// Cost.
     pub cost: u16,
-    /// Designated router (interface address), zero for none.
+    /// Designated router, zero for none: by interface address in version 2, by router id in version 3.
     pub dr: Ipv4Addr,
-    /// Backup (interface address), zero for none.
+    /// Backup, likewise.
     pub bdr: Ipv4Addr,
 }
 
 /// One neighbour.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NeighborStatus {
+    /// Version of OSPF, 2 or 3.
+    pub version: u8,
     /// Its router id.
     pub router_id: Ipv4Addr,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
+    /// How designated routers name it: its address in version 2, its router id in version 3.
+    pub identity: Ipv4Addr,
     /// Device it is heard on.
     pub interface: String,
     /// State.
@@ -67,10 +76,12 @@ pub struct NeighborStatus {
 /// One LSA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LsaStatus {
+    /// Version of OSPF, 2 or 3.
+    pub version: u8,
     /// `link NAME`, `area ID` or `domain`.
     pub scope: String,
     /// LS type.
-    pub kind: u8,
+    pub kind: u16,
     /// Link state id.
     pub id: Ipv4Addr,
     /// Originator.
@@ -85,7 +96,7 @@ pub struct LsaStatus {
     pub length: u16,
 }
 
-/// Everything.
+/// Everything, of one version or of all that are spoken.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Our router id.
@@ -97,7 +108,7 @@ pub struct Status {
     /// Neighbours by interface.
     pub neighbors: Vec<NeighborStatus>,
     /// Prefixes we announce.
-    pub announced: BTreeMap<Ipv4Net, Metric>,
+    pub announced: BTreeMap<IpNet, Metric>,
     /// Link state databases.
     pub lsdb: Vec<LsaStatus>,
     /// Learned routes that are meant for the kernel.
@@ -106,7 +117,24 @@ pub struct Status {
     pub counters: BTreeMap<Refusal, u64>,
 }
 
-impl Speaker {
+impl Status {
+    /// Both versions in one view; `other` comes behind.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        self.enabled |= other.enabled;
+        self.interfaces.extend(other.interfaces);
+        self.neighbors.extend(other.neighbors);
+        self.announced.extend(other.announced);
+        self.lsdb.extend(other.lsdb);
+        self.routes.extend(other.routes);
+        for (reason, count) in other.counters {
+            *self.counters.entry(reason).or_default() += count;
+        }
+        self
+    }
+}
+
+impl<V: Protocol> Machine<V> {
     /// The state of everything at the time of the last input.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -125,11 +153,13 @@ impl Speaker {
         }
     }
 
-    fn neighbor_status(&self, interface: &Interface, neighbor: &Neighbor) -> NeighborStatus {
+    fn neighbor_status(&self, interface: &Interface<V>, neighbor: &Neighbor<V>) -> NeighborStatus {
         let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         NeighborStatus {
+            version: V::NUMBER,
             router_id: neighbor.router,
-            address: neighbor.address,
+            address: neighbor.address.into(),
+            identity: neighbor.identity(),
             interface: interface.config.name.clone(),
             state: neighbor.state,
             priority: neighbor.priority,
@@ -154,8 +184,9 @@ impl Speaker {
                 Scope::Domain => "domain".into(),
             };
             all.extend(database.iter().map(|(key, entry)| LsaStatus {
+                version: V::NUMBER,
                 scope: scope.clone(),
-                kind: key.kind,
+                kind: key.kind.into(),
                 id: key.id,
                 router: key.router,
                 sequence: entry.lsa.header.sequence.cast_unsigned(),
@@ -168,12 +199,13 @@ impl Speaker {
     }
 }
 
-fn interface_status(interface: &Interface) -> InterfaceStatus {
+fn interface_status<V: Protocol>(interface: &Interface<V>) -> InterfaceStatus {
     InterfaceStatus {
+        version: V::NUMBER,
         name: interface.config.name.clone(),
         index: interface.link.index,
         up: interface.link.up,
-        address: interface.link.address,
+        address: interface.link.address.as_ref().map(V::shown),
         mtu: interface.link.mtu,
         area: interface.config.area,
         network: interface.config.network,
@@ -185,7 +217,7 @@ fn interface_status(interface: &Interface) -> InterfaceStatus {
 }
 
 /// Why a neighbour may be stuck where it is.
-fn reason(interface: &Interface, neighbor: &Neighbor) -> Option<String> {
+fn reason<V: Protocol>(interface: &Interface<V>, neighbor: &Neighbor<V>) -> Option<String> {
     match neighbor.state {
         NeighborState::Init => Some("it does not list us in its Hellos".into()),
         NeighborState::ExStart | NeighborState::Exchange => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NeighborState, Output, Speaker, Time, earlier, origination::MIN_INTERVAL};
+use super::{Machine, NeighborState, Output, Protocol, Time, earlier, origination::MIN_INTERVAL};
 use crate::packet::MAX_AGE;
 
 /// Longest duration of a stop.
@@ -42,7 +42,7 @@ pub(super) struct Stopping {
     limit: Time,
 }
 
-impl Speaker {
+impl<V: Protocol> Machine<V> {
     pub(super) fn has_stopped(&self) -> bool {
         self.stopping.as_ref().is_some_and(|stopping| stopping.phase == Phase::Done)
     }

@@ -2,6 +2,7 @@
 
 mod protocol;
 mod simulator;
+mod version_3;
 
 use std::{net::Ipv4Addr, time::Duration};
 

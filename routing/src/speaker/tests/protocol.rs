@@ -149,7 +149,8 @@ fn second_instance_within_a_second_is_dropped() {
     assert_eq!(count(&sim, Refusal::LsaTooSoon), 1);
     sim.run(Duration::from_millis(200));
     deliver(&mut sim, Body::Update(vec![summary(6, 2)]));
-    let held = sim.status(0).lsdb.iter().find(|lsa| lsa.kind == SUMMARY_NETWORK).map(|lsa| lsa.sequence);
+    let held =
+        sim.status(0).lsdb.iter().find(|lsa| lsa.kind == u16::from(SUMMARY_NETWORK)).map(|lsa| lsa.sequence);
     assert_eq!(held, Some(6));
 }
 

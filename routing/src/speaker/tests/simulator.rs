@@ -2,18 +2,71 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Time,
     config::{Config, InterfaceConfig, Metric},
-    packet::ROUTER,
-    speaker::{Event, Input, InterfaceId, Link, NeighborState, Output, Route, Speaker, Status, Stop},
+    packet::{
+        self, V2,
+        v3::{self, V3},
+    },
+    speaker::{
+        Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
+        Status, Stop,
+    },
 };
+
+/// A network of OSPFv2 speakers.
+pub(super) type Simulator = Network<V2>;
+/// A network of OSPFv3 speakers.
+pub(super) type Simulator6 = Network<V3>;
+
+/// What the simulator needs to know of a version.
+pub(super) trait Family: Protocol {
+    /// Prefixes that are announced.
+    type Net: Copy + Into<IpNet>;
+    /// LS type of a Router-LSA.
+    const ROUTER: Self::Kind;
+
+    /// Addresses of a member of a segment.
+    fn attached(segment: u8, host: u8) -> Self::Attached;
+
+    /// Whether a packet to `destination` reaches somebody else than its address.
+    fn is_multicast(destination: Self::Address) -> bool;
+}
+
+impl Family for V2 {
+    type Net = Ipv4Net;
+    const ROUTER: u8 = packet::ROUTER;
+
+    fn attached(segment: u8, host: u8) -> Ipv4Net {
+        Ipv4Net::new_assert(Ipv4Addr::new(10, 0, segment, host), 24)
+    }
+
+    fn is_multicast(destination: Ipv4Addr) -> bool {
+        destination.is_multicast()
+    }
+}
+
+impl Family for V3 {
+    type Net = Ipv6Net;
+    const ROUTER: v3::LsType = v3::ROUTER;
+
+    fn attached(segment: u8, host: u8) -> Attached6 {
+        let prefix = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, segment.into(), 0, 0, 0, 0, 0), 64);
+        let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, segment.into(), host.into());
+        Attached6 { link_local, prefixes: [prefix].into() }
+    }
+
+    fn is_multicast(destination: Ipv6Addr) -> bool {
+        destination.is_multicast()
+    }
+}
 
 /// Router id of a node.
 pub(super) fn id(node: usize) -> Ipv4Addr {
@@ -29,10 +82,10 @@ pub(super) struct Faults {
     pub(super) jitter: Duration,
 }
 
-struct Node {
+struct Node<V: Protocol> {
     router: Ipv4Addr,
-    interfaces: Vec<(InterfaceConfig, Link)>,
-    speaker: Option<Speaker>,
+    interfaces: Vec<(InterfaceConfig, Link<V>)>,
+    speaker: Option<Machine<V>>,
     born: Duration,
     routes: Vec<Route>,
     events: Vec<Event>,
@@ -40,20 +93,20 @@ struct Node {
     runs: u32,
 }
 
-struct Delivery {
+struct Delivery<V: Protocol> {
     node: usize,
     interface: InterfaceId,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    source: V::Address,
+    destination: V::Address,
     payload: Vec<u8>,
 }
 
 /// The network.
-pub(super) struct Simulator {
-    nodes: Vec<Node>,
+pub(super) struct Network<V: Family> {
+    nodes: Vec<Node<V>>,
     segments: Vec<Vec<(usize, InterfaceId)>>,
     down: BTreeSet<usize>,
-    queue: BTreeMap<(Duration, u64), Delivery>,
+    queue: BTreeMap<(Duration, u64), Delivery<V>>,
     now: Duration,
     sent: u64,
     random: u64,
@@ -61,7 +114,7 @@ pub(super) struct Simulator {
     pub(super) faults: Faults,
 }
 
-impl Simulator {
+impl<V: Family> Network<V> {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             nodes: Vec::new(),
@@ -103,8 +156,8 @@ impl Simulator {
             }
             let interface = self.nodes[*node].interfaces.len();
             let host = u8::try_from(at + 1).expect("few members");
-            let address = Ipv4Net::new(Ipv4Addr::new(10, 0, number, host), 24).ok();
-            let link = Link { up: true, index: 1, mtu: 1500, address };
+            let index = u32::try_from(interface + 1).expect("few interfaces");
+            let link = Link { up: true, index, mtu: 1500, address: Some(V::attached(number, host)) };
             let config = InterfaceConfig { name: format!("eth{interface}"), ..config.clone() };
             self.nodes[*node].interfaces.push((config, link));
             segment.push((*node, InterfaceId(interface)));
@@ -129,10 +182,10 @@ impl Simulator {
         let interfaces = node.interfaces.iter().map(|(config, _)| config.clone()).collect();
         node.runs += 1;
         let seed = node.runs * 1000;
-        node.speaker = Some(Speaker::new(Config::new(node.router, interfaces), seed).expect("valid"));
+        node.speaker = Some(Machine::new(Config::new(node.router, interfaces), seed).expect("valid"));
         node.born = now;
         node.stopped = false;
-        let links: Vec<_> = node.interfaces.iter().map(|(_, link)| *link).collect();
+        let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
         self.input(at, Input::Enable);
         for (interface, link) in links.into_iter().enumerate() {
             self.input(at, Input::Link { interface: InterfaceId(interface), link });
@@ -147,8 +200,9 @@ impl Simulator {
         self.input(node, Input::Stop(stop));
     }
 
-    pub(super) fn announce(&mut self, node: usize, prefixes: &[(Ipv4Net, Metric)]) {
-        self.input(node, Input::Announce(prefixes.iter().copied().collect()));
+    pub(super) fn announce(&mut self, node: usize, prefixes: &[(V::Net, Metric)]) {
+        let prefixes = prefixes.iter().map(|(net, metric)| ((*net).into(), *metric));
+        self.input(node, Input::Announce(prefixes.collect()));
     }
 
     /// Takes a segment down or up, as all its members see.
@@ -160,18 +214,33 @@ impl Simulator {
         };
         for (node, interface) in self.segments[segment].clone() {
             self.nodes[node].interfaces[interface.0].1.up = up;
-            let link = self.nodes[node].interfaces[interface.0].1;
+            let link = self.nodes[node].interfaces[interface.0].1.clone();
             self.input(node, Input::Link { interface, link });
         }
     }
 
     pub(super) fn mtu(&mut self, node: usize, interface: usize, mtu: u16) {
         self.nodes[node].interfaces[interface].1.mtu = mtu;
-        let link = self.nodes[node].interfaces[interface].1;
+        let link = self.nodes[node].interfaces[interface].1.clone();
         self.input(node, Input::Link { interface: InterfaceId(interface), link });
     }
 
-    pub(super) fn input(&mut self, at: usize, input: Input) {
+    /// Changes what a node's link looks like.
+    pub(super) fn change_link(&mut self, node: usize, at: usize, change: impl FnOnce(&mut Link<V>)) {
+        change(&mut self.nodes[node].interfaces[at].1);
+        let link = self.nodes[node].interfaces[at].1.clone();
+        self.input(node, Input::Link { interface: InterfaceId(at), link });
+    }
+
+    /// The body of an area's LSA as a node holds it.
+    pub(super) fn body_of(&self, node: usize, kind: V::Kind, router: Ipv4Addr) -> Vec<u8> {
+        let speaker = self.nodes[node].speaker.as_ref().expect("alive");
+        let mut held = speaker.living(Scope::Area(Ipv4Addr::UNSPECIFIED));
+        let (_, lsa) = held.find(|(key, _)| key.kind == kind && key.router == router).expect("held");
+        lsa.body().to_vec()
+    }
+
+    pub(super) fn input(&mut self, at: usize, input: Input<V>) {
         let now = self.now;
         let node = &mut self.nodes[at];
         let Some(speaker) = &mut node.speaker else { return };
@@ -191,15 +260,15 @@ impl Simulator {
         }
     }
 
-    fn transmit(&mut self, from: usize, interface: InterfaceId, destination: Ipv4Addr, payload: &[u8]) {
+    fn transmit(&mut self, from: usize, interface: InterfaceId, destination: V::Address, payload: &[u8]) {
         let on = |members: &Vec<(usize, InterfaceId)>| members.contains(&(from, interface));
         let Some(segment) = self.segments.iter().position(on).filter(|at| !self.down.contains(at)) else {
             return;
         };
-        let source = self.nodes[from].interfaces[interface.0].1.address.expect("has one").addr();
+        let source = self.address_of(from, interface.0);
         for (node, interface) in self.segments[segment].clone() {
-            let own = self.nodes[node].interfaces[interface.0].1.address.expect("has one").addr();
-            if node == from || !(destination.is_multicast() || destination == own) {
+            let own = self.address_of(node, interface.0);
+            if node == from || !(V::is_multicast(destination) || destination == own) {
                 continue;
             }
             let copies = if self.draw(100) < self.faults.duplicate { 2 } else { 1 };
@@ -219,7 +288,7 @@ impl Simulator {
 
     /// The next thing that happens, not after `limit`; false if there is none.
     fn step(&mut self, limit: Duration) -> bool {
-        let timer = |(at, node): (usize, &Node)| {
+        let timer = |(at, node): (usize, &Node<V>)| {
             let deadline = node.speaker.as_ref()?.next_deadline()?;
             Some((node.born + deadline.since_start(), at))
         };
@@ -256,7 +325,7 @@ impl Simulator {
     }
 
     fn describe(&self) -> String {
-        let line = |(at, node): (usize, &Node)| match &node.speaker {
+        let line = |(at, node): (usize, &Node<V>)| match &node.speaker {
             None => format!("\n{at}: dead"),
             Some(speaker) => {
                 let status = speaker.status();
@@ -289,8 +358,13 @@ impl Simulator {
         self.nodes[node].stopped
     }
 
+    fn address_of(&self, node: usize, interface: usize) -> V::Address {
+        V::address(self.nodes[node].interfaces[interface].1.address.as_ref().expect("has one"))
+    }
+
+    /// How others name a node as designated router of its first network.
     pub(super) fn address(&self, node: usize) -> Ipv4Addr {
-        self.nodes[node].interfaces[0].1.address.expect("has one").addr()
+        V::identity(self.nodes[node].router, self.address_of(node, 0))
     }
 
     pub(super) fn designated(&self, node: usize) -> Ipv4Addr {
@@ -312,9 +386,20 @@ impl Simulator {
         neighbors.iter().find(|n| n.router_id == id(neighbor)).map(|n| n.state)
     }
 
+    /// The same of what is flooded beyond a link.
+    pub(super) fn databases_agree(&self) -> bool {
+        let view = |node: &Node<V>| {
+            let lsdb = node.speaker.as_ref()?.status().lsdb;
+            let shared = lsdb.into_iter().filter(|lsa| !lsa.scope.starts_with("link"));
+            Some(shared.map(|l| (l.kind, l.id, l.router, l.sequence, l.checksum)).collect::<Vec<_>>())
+        };
+        let views: BTreeSet<_> = self.nodes.iter().filter_map(view).collect();
+        views.len() == 1
+    }
+
     /// Whether all living nodes hold the same instances.
     pub(super) fn databases_equal(&self) -> bool {
-        let view = |node: &Node| {
+        let view = |node: &Node<V>| {
             let speaker = node.speaker.as_ref()?;
             let lsdb = speaker.status().lsdb;
             let instance = |l: &crate::speaker::LsaStatus| (l.kind, l.id, l.router, l.sequence, l.checksum);
@@ -324,22 +409,25 @@ impl Simulator {
         views.len() == 1
     }
 
-    pub(super) fn lsa_count(&self, node: usize, kind: u8) -> usize {
+    pub(super) fn lsa_count(&self, node: usize, kind: V::Kind) -> usize {
+        let kind: u16 = kind.into();
         self.status(node).lsdb.iter().filter(|l| l.kind == kind).count()
     }
 
     /// Sequence number of a Router-LSA as a node holds it.
     pub(super) fn sequence(&self, node: usize, router: Ipv4Addr) -> Option<u32> {
-        let lsdb = self.status(node).lsdb;
-        lsdb.iter().find(|l| l.kind == ROUTER && l.router == router).map(|l| l.sequence)
+        let (lsdb, kind) = (self.status(node).lsdb, V::ROUTER.into());
+        lsdb.iter().find(|l| l.kind == kind && l.router == router).map(|l| l.sequence)
     }
 
-    pub(super) fn hops(&self, node: usize, prefix: Ipv4Net) -> usize {
+    pub(super) fn hops(&self, node: usize, prefix: V::Net) -> usize {
+        let prefix = prefix.into();
         let route = self.nodes[node].routes.iter().find(|route| route.prefix == prefix);
         route.map_or(0, |route| route.next_hops.len())
     }
 
-    pub(super) fn cost(&self, node: usize, prefix: Ipv4Net) -> Option<u32> {
+    pub(super) fn cost(&self, node: usize, prefix: V::Net) -> Option<u32> {
+        let prefix = prefix.into();
         self.nodes[node].routes.iter().find(|route| route.prefix == prefix).map(|route| route.cost)
     }
 }

@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 
 use bytes::{BufMut, BytesMut};
 
-use super::{ParseError, lsa, lsa::Lsa, reader::Reader};
+use super::{
+    EXTERNAL, Lsa, NETWORK, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK,
+};
+use crate::packet::{ParseError, reader::Reader};
 
 /// Router-LSA flag: area border router.
 pub const FLAG_BORDER: u8 = 0x01;
@@ -109,12 +112,7 @@ pub struct NetworkBody {
 impl NetworkBody {
     fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes, "network LSA");
-        let mask = reader.address()?;
-        let mut routers = Vec::new();
-        while !reader.is_empty() {
-            routers.push(reader.address()?);
-        }
-        Ok(Self { mask, routers })
+        Ok(Self { mask: reader.address()?, routers: reader.addresses()? })
     }
 
     /// The bytes of the body.
@@ -176,20 +174,20 @@ impl LsaBody {
     pub fn parse(lsa: &Lsa) -> Result<Self, ParseError> {
         let mut reader = Reader::new(lsa.body(), "LSA body");
         match lsa.header.key.kind {
-            lsa::ROUTER => RouterBody::parse(lsa.body()).map(Self::Router),
-            lsa::NETWORK => NetworkBody::parse(lsa.body()).map(Self::Network),
-            lsa::SUMMARY_NETWORK | lsa::SUMMARY_ASBR => {
+            ROUTER => RouterBody::parse(lsa.body()).map(Self::Router),
+            NETWORK => NetworkBody::parse(lsa.body()).map(Self::Network),
+            SUMMARY_NETWORK | SUMMARY_ASBR => {
                 let mask = reader.address()?;
                 Ok(Self::Summary(SummaryBody { mask, metric: reader.u32()? & LS_INFINITY }))
             }
-            lsa::EXTERNAL => {
+            EXTERNAL => {
                 let (mask, metric) = (reader.address()?, reader.u32()?);
                 let (forwarding, tag) = (reader.address()?, reader.u32()?);
                 let (type_2, metric) = (metric >> 31 == 1, metric & LS_INFINITY);
                 Ok(Self::External(ExternalBody { mask, type_2, metric, forwarding, tag }))
             }
-            lsa::OPAQUE_LINK | lsa::OPAQUE_AREA | lsa::OPAQUE_AS => Ok(Self::Opaque),
-            kind => Err(ParseError::LsaType { kind }),
+            OPAQUE_LINK | OPAQUE_AREA | OPAQUE_AS => Ok(Self::Opaque),
+            kind => Err(ParseError::LsaType { kind: kind.into() }),
         }
     }
 }

@@ -1,0 +1,247 @@
+//! The loop around one speaker: commands, packets, links and the clock go in, and what comes out is done.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use super::{
+    Command, INPUT_QUEUE, StartError,
+    kernel_routes::{self, Place, Wanted},
+    links,
+    port::Port,
+    transport::{Transport, raw_socket},
+};
+use crate::{
+    Time,
+    config::Config,
+    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, Stop},
+};
+
+/// After the longest dead interval and this, routes of an earlier run that were not learned again go.
+const ADOPTION: Duration = Duration::from_secs(15);
+
+/// Starts one version's speaker; its commands, and the task that ends when it has stopped.
+///
+/// # Errors
+/// See [`StartError`].
+pub(super) fn start<V: Transport>(
+    config: &Config,
+    seed: u32,
+    events: broadcast::Sender<Event>,
+) -> Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>), StartError> {
+    let speaker = Machine::<V>::new(config.clone(), seed)?;
+    raw_socket::<V>().map_err(StartError::RawSocket)?;
+    let (inputs_in, inputs) = mpsc::channel(INPUT_QUEUE);
+    let names = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
+    links::watch::<V>(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    // A socket of its own: the kernel runs one dump per socket at a time.
+    let (connection, netlink, _) = rtnetlink::new_connection().map_err(StartError::Netlink)?;
+    tokio::spawn(connection);
+    let (commands_in, commands) = mpsc::unbounded_channel();
+    let (wanted, watched) = watch::channel(Wanted::default());
+    let (end_routes, end) = oneshot::channel();
+    let (table, protocol, metric) = (config.table, config.protocol, config.kernel_metric);
+    let place = Place { family: V::FAMILY, table, protocol, metric };
+    let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, end));
+    let driver = Driver {
+        speaker,
+        started: Instant::now(),
+        links: vec![Link::default(); config.interfaces.len()],
+        ports: BTreeMap::new(),
+        inputs_in,
+        events,
+        wanted,
+        learned: Vec::new(),
+        purge_at: None,
+        adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
+        stopped: false,
+    };
+    Ok((commands_in, tokio::spawn(driver.run(commands, inputs, end_routes, routes))))
+}
+
+struct Driver<V: Transport> {
+    speaker: Machine<V>,
+    started: Instant,
+    links: Vec<Link<V>>,
+    ports: BTreeMap<InterfaceId, Port<V>>,
+    inputs_in: mpsc::Sender<Input<V>>,
+    events: broadcast::Sender<Event>,
+    wanted: watch::Sender<Wanted>,
+    learned: Vec<Route>,
+    /// When routes of an earlier run go that were not learned again.
+    purge_at: Option<Instant>,
+    /// How long after [`Input::Enable`] that is, until then.
+    adoption: Option<Duration>,
+    stopped: bool,
+}
+
+impl<V: Transport> Driver<V> {
+    async fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut inputs: mpsc::Receiver<Input<V>>,
+        end_routes: oneshot::Sender<bool>,
+        routes: JoinHandle<()>,
+    ) {
+        let mut waiting = Vec::new();
+        let mut flush = true;
+        let mut open = true;
+        while !self.stopped {
+            tokio::select! {
+                biased;
+                command = commands.recv(), if open => match command {
+                    Some(Command::Enable) => self.handle(Input::Enable),
+                    Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
+                    Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
+                    Some(Command::Status(answer)) => {
+                        self.handle(Input::Timer); // so that ages are of now
+                        let _ = answer.send(self.speaker.status()); // nobody waits any more
+                    }
+                    Some(Command::Shutdown(stop, answer)) => {
+                        flush = stop == Stop::Flush;
+                        waiting.push(answer);
+                        self.handle(Input::Stop(stop));
+                    }
+                    None => {
+                        open = false;
+                        self.handle(Input::Stop(Stop::Flush));
+                    }
+                },
+                () = sleep_until(self.deadline()) => self.handle(Input::Timer),
+                () = sleep_until(self.purge_at) => self.purge(),
+                Some(input) = inputs.recv() => self.handle(input),
+            }
+        }
+        self.ports.clear();
+        let _ = end_routes.send(flush); // the task may have ended with the netlink socket
+        if let Err(error) = routes.await {
+            tracing::error!(%error, "the route task failed");
+        }
+        drop(waiting);
+    }
+
+    fn now(&self) -> Time {
+        Time::from_start(self.started.elapsed())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.speaker.next_deadline().map(|at| self.started + at.since_start())
+    }
+
+    fn handle(&mut self, input: Input<V>) {
+        match &input {
+            Input::Link { interface, link } => self.adopt_link(*interface, link),
+            Input::Enable => {
+                let at = self.adoption.take().and_then(|span| Instant::now().checked_add(span));
+                self.purge_at = self.purge_at.or(at);
+            }
+            _ => {}
+        }
+        self.speaker.handle(self.now(), input);
+        while let Some(output) = self.speaker.poll_output() {
+            self.perform(output);
+        }
+    }
+
+    /// Opens, closes or reopens the socket of an interface.
+    fn adopt_link(&mut self, interface: InterfaceId, link: &Link<V>) {
+        let Some(known) = self.links.get_mut(interface.0) else { return };
+        let before = std::mem::replace(known, link.clone());
+        if link.is_usable() && before.is_continued_by(link) && self.ports.contains_key(&interface) {
+            return;
+        }
+        self.ports.remove(&interface);
+        if let Some(attached) = link.address.as_ref().filter(|_| link.is_usable()) {
+            match Port::open(interface, link.index, attached, self.inputs_in.clone()) {
+                Ok(port) => drop(self.ports.insert(interface, port)),
+                Err(error) => tracing::error!(?link, %error, "cannot open the OSPF socket of an interface"),
+            }
+        }
+        self.publish_routes();
+    }
+
+    fn perform(&mut self, output: Output<V>) {
+        match output {
+            Output::Send { interface, destination, payload } => {
+                let Some(port) = self.ports.get(&interface) else { return };
+                if let Err(error) = port.send(destination, &payload) {
+                    tracing::debug!(?interface, %destination, %error, "packet not sent");
+                }
+            }
+            Output::DesignatedGroup { interface, join } => {
+                let Some(port) = self.ports.get(&interface) else { return };
+                match port.designated_group(join) {
+                    Err(error) if join => {
+                        tracing::warn!(?interface, %error, "cannot join the group of designated routers");
+                    }
+                    Ok(()) | Err(_) => {} // a socket reopened since then is in no group to leave
+                }
+            }
+            Output::Routes(routes) => {
+                self.learned = routes;
+                self.publish_routes();
+            }
+            Output::Event(event) => {
+                log(V::NUMBER, &event);
+                let _ = self.events.send(event); // nobody may listen
+            }
+            Output::Stopped => self.stopped = true,
+        }
+    }
+
+    fn publish_routes(&mut self) {
+        let device =
+            |id: InterfaceId| self.links.get(id.0).map(|link| link.index).filter(|index| *index != 0);
+        let hops = |route: &Route| {
+            let hop = |hop: &crate::speaker::NextHop| Some((device(hop.interface)?, hop.gateway?));
+            (route.prefix, route.next_hops.iter().filter_map(hop).collect::<BTreeSet<_>>())
+        };
+        let routes: BTreeMap<_, _> =
+            self.learned.iter().map(hops).filter(|(_, hops)| !hops.is_empty()).collect();
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted.routes != routes;
+            wanted.routes = routes;
+            changed
+        });
+    }
+
+    fn purge(&mut self) {
+        self.purge_at = None;
+        self.wanted.send_modify(|wanted| wanted.complete = true);
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn log(version: u8, event: &Event) {
+    match event {
+        Event::Neighbor { interface, router, address, from, to, event } => {
+            tracing::info!(version, interface, %router, %address, ?from, ?to, ?event, "OSPF neighbour");
+        }
+        Event::Interface { interface, from, to } => {
+            tracing::info!(version, interface, ?from, ?to, "OSPF interface");
+        }
+        Event::Refused { interface, source, reason, detail } => {
+            tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");
+        }
+        Event::Originated { lsa, sequence, flushed } => {
+            tracing::debug!(version, lsa, sequence, flushed, "OSPF LSA originated");
+        }
+        Event::RouterIdContested { lsa } => {
+            let remedy = "change one of the two";
+            tracing::error!(version, lsa, remedy, "another router originates LSAs under our router id");
+        }
+    }
+}

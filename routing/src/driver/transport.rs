@@ -1,0 +1,227 @@
+//! The seam between the versions as far as the kernel goes: raw sockets (RFC 2328 section A.1, RFC 5340
+//! section A.1) and addresses of devices.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    num::NonZeroU32,
+    os::fd::AsRawFd,
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+};
+use nix::{
+    cmsg_space, libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recv, recvmsg, setsockopt, sockopt},
+};
+use rtnetlink::MulticastGroup;
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol as IpProtocol, SockRef, Socket, Type};
+use tokio::net::UdpSocket;
+
+use crate::{
+    packet::{V2, v3::V3},
+    speaker::{Attached6, Protocol},
+};
+
+/// IP protocol number of OSPF.
+const PROTOCOL: i32 = 89;
+/// Class selector 6, internetwork control, in the place of the type of service or the traffic class.
+const TOS: u32 = 0xc0;
+/// Receive buffer asked for, in bytes: a neighbour may send its whole database at once.
+const RECEIVE_BUFFER: usize = 2 << 20;
+
+/// A packet that came in: IP source and destination, and where its payload is in the buffer.
+pub(super) struct Received<A> {
+    pub(super) source: A,
+    pub(super) destination: A,
+    pub(super) payload: std::ops::Range<usize>,
+}
+
+/// What a version asks of the kernel.
+pub(super) trait Transport: Protocol {
+    /// The IP family of its sockets.
+    const DOMAIN: Domain;
+    /// The family of its addresses in rtnetlink.
+    const FAMILY: AddressFamily;
+    /// News about its addresses in rtnetlink.
+    const ADDRESS_GROUP: MulticastGroup;
+
+    /// Makes a raw socket that of one device.
+    fn set_up(socket: &Socket, index: u32, attached: &Self::Attached) -> io::Result<()>;
+
+    /// Joins or leaves a multicast group.
+    fn membership(socket: &SockRef<'_>, index: u32, group: Self::Address, join: bool) -> io::Result<()>;
+
+    /// Where to send a packet for `destination`.
+    fn target(destination: Self::Address, index: u32) -> SocketAddr;
+
+    /// Takes a packet from the socket; none if it is not OSPF.
+    fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received<Self::Address>>>;
+
+    /// What the addresses of one device, in the kernel's order, are for OSPF.
+    fn attached<'a>(addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Self::Attached>;
+}
+
+/// A raw socket for OSPF, not bound to anything.
+pub(super) fn raw_socket<V: Transport>() -> io::Result<Socket> {
+    let socket = Socket::new(V::DOMAIN, Type::RAW, Some(IpProtocol::from(PROTOCOL)))?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    Ok(socket)
+}
+
+impl Transport for V2 {
+    const DOMAIN: Domain = Domain::IPV4;
+    const FAMILY: AddressFamily = AddressFamily::Inet;
+    const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv4Ifaddr;
+
+    fn set_up(socket: &Socket, index: u32, attached: &Ipv4Net) -> io::Result<()> {
+        socket.bind_device_by_index_v4(NonZeroU32::new(index))?;
+        socket.set_multicast_all_v4(false)?;
+        socket.set_multicast_loop_v4(false)?;
+        socket.set_multicast_ttl_v4(1)?;
+        socket.set_multicast_if_v4(&attached.addr())?;
+        socket.set_ttl_v4(1)?;
+        socket.set_tos_v4(TOS)
+    }
+
+    fn membership(socket: &SockRef<'_>, index: u32, group: Ipv4Addr, join: bool) -> io::Result<()> {
+        let on = InterfaceIndexOrAddress::Index(index);
+        if join { socket.join_multicast_v4_n(&group, &on) } else { socket.leave_multicast_v4_n(&group, &on) }
+    }
+
+    fn target(destination: Ipv4Addr, _: u32) -> SocketAddr {
+        SocketAddrV4::new(destination, 0).into()
+    }
+
+    fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received<Ipv4Addr>>> {
+        let length = recv(socket.as_raw_fd(), buffer, MsgFlags::empty())?;
+        Ok(behind_ip_header(&buffer[..length]))
+    }
+
+    /// The primary address: `Local` where there is one (the other is then the peer's).
+    fn attached<'a>(mut addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Ipv4Net> {
+        addresses.find_map(|message| {
+            let secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
+            match address(message).filter(|_| !secondary)? {
+                IpAddr::V4(address) => Ipv4Net::new(address, message.header.prefix_len).ok(),
+                IpAddr::V6(_) => None,
+            }
+        })
+    }
+}
+
+/// Takes the IP header off; none if it is not one. The kernel has verified its checksum.
+fn behind_ip_header(bytes: &[u8]) -> Option<Received<Ipv4Addr>> {
+    let header = usize::from(bytes.first()? & 0x0f) * 4;
+    let total = usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]));
+    let address = |at: usize| {
+        let octets: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
+        Some(Ipv4Addr::from(octets))
+    };
+    let is_ospf = bytes[0] >> 4 == 4 && header >= 20 && i32::from(*bytes.get(9)?) == PROTOCOL;
+    bytes.get(header..total).filter(|_| is_ospf)?;
+    Some(Received { source: address(12)?, destination: address(16)?, payload: header..total })
+}
+
+impl Transport for V3 {
+    const DOMAIN: Domain = Domain::IPV6;
+    const FAMILY: AddressFamily = AddressFamily::Inet6;
+    const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv6Ifaddr;
+
+    /// Bound to the link-local address: it is the source of every packet, whatever others there are.
+    fn set_up(socket: &Socket, index: u32, attached: &Attached6) -> io::Result<()> {
+        socket.bind_device_by_index_v6(NonZeroU32::new(index))?;
+        socket.set_multicast_all_v6(false)?;
+        socket.set_multicast_loop_v6(false)?;
+        socket.set_multicast_hops_v6(1)?;
+        socket.set_multicast_if_v6(index)?;
+        socket.set_unicast_hops_v6(1)?;
+        socket.set_tclass_v6(TOS)?;
+        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        socket.bind(&SocketAddrV6::new(attached.link_local, 0, 0, index).into())
+    }
+
+    fn membership(socket: &SockRef<'_>, index: u32, group: Ipv6Addr, join: bool) -> io::Result<()> {
+        if join { socket.join_multicast_v6(&group, index) } else { socket.leave_multicast_v6(&group, index) }
+    }
+
+    fn target(destination: Ipv6Addr, index: u32) -> SocketAddr {
+        SocketAddrV6::new(destination, 0, 0, index).into()
+    }
+
+    /// IPv6 sockets hand out the payload; the destination comes beside it.
+    fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received<Ipv6Addr>>> {
+        let mut space = cmsg_space!(libc::in6_pktinfo);
+        let mut parts = [io::IoSliceMut::new(buffer)];
+        let flags = MsgFlags::empty();
+        let message = recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let destination = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
+            _ => None,
+        });
+        let source = message.address.map(|address| address.ip());
+        let payload = 0..message.bytes;
+        Ok(source.zip(destination).map(|(source, destination)| Received { source, destination, payload }))
+    }
+
+    /// None without a link-local address that is known to be unique (RFC 4862 section 5.4).
+    fn attached<'a>(addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Attached6> {
+        let (mut link_local, mut prefixes) = (None, BTreeSet::new());
+        let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+        for message in addresses.filter(|message| !message.header.flags.intersects(unusable)) {
+            let Some(IpAddr::V6(address)) = address(message) else { continue };
+            if address.is_unicast_link_local() {
+                link_local.get_or_insert(address);
+            } else if let Ok(net) = Ipv6Net::new(address, message.header.prefix_len) {
+                prefixes.insert(net.trunc());
+            }
+        }
+        Some(Attached6 { link_local: link_local?, prefixes })
+    }
+}
+
+/// The own address of the message.
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::speaker::ALL_SPF_ROUTERS;
+    use proptest::prelude::*;
+
+    #[test]
+    fn payload_ends_where_the_ip_header_says() {
+        let mut bytes = vec![0; 30];
+        bytes[0] = 0x45;
+        bytes[3] = 26;
+        bytes[9] = 89;
+        bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 224, 0, 0, 5]);
+        let Some(Received { source, destination, payload }) = behind_ip_header(&bytes) else {
+            panic!("not taken");
+        };
+        assert_eq!((source, destination, payload.len()), ([10, 0, 0, 1].into(), ALL_SPF_ROUTERS, 6));
+        bytes[9] = 17;
+        assert!(behind_ip_header(&bytes).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = behind_ip_header(&bytes);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What is particular to version 2 (RFC 2328): interfaces and networks are known by their IPv4 addresses,
+//! and topology and prefixes share the same LSAs.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{
+    InterfaceId, InterfaceState, Link, Machine, Refusal,
+    interface::Interface,
+    lsdb::Scope,
+    origination::Wanted,
+    route::External,
+    spf::{Graph, NetworkId, RouterVertex, Summary, Vertex},
+    version::Protocol,
+};
+use crate::{
+    config::{AreaKind, Config, InterfaceConfig, Network},
+    packet::{
+        EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK, NetworkBody, OPAQUE_AREA,
+        OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_O, ROUTER, RouterBody, RouterLink, SUMMARY_ASBR,
+        SUMMARY_NETWORK, V2, wire::Version,
+    },
+};
+
+impl Protocol for V2 {
+    type Attached = Ipv4Net;
+    const ALL_SPF_ROUTERS: Ipv4Addr = super::ALL_SPF_ROUTERS;
+    const ALL_D_ROUTERS: Ipv4Addr = super::ALL_D_ROUTERS;
+    const IP_HEADER: usize = 20;
+    const LEAST_MTU: u16 = 576;
+
+    fn address(attached: &Ipv4Net) -> Ipv4Addr {
+        attached.addr()
+    }
+
+    fn nets(attached: &Ipv4Net) -> Vec<IpNet> {
+        vec![attached.trunc().into()]
+    }
+
+    fn shown(attached: &Ipv4Net) -> IpNet {
+        (*attached).into()
+    }
+
+    fn is_same_link(before: &Ipv4Net, after: &Ipv4Net) -> bool {
+        before == after
+    }
+
+    fn mark(link: &Link<Self>) -> u32 {
+        link.address.map_or(0, |net| net.netmask().into())
+    }
+
+    fn identity(_: Ipv4Addr, address: Ipv4Addr) -> Ipv4Addr {
+        address
+    }
+
+    /// By router id on point-to-point networks, by address on broadcast ones (section 10).
+    fn neighbor_key(network: Network, router: Ipv4Addr, address: Ipv4Addr) -> Ipv4Addr {
+        match network {
+            Network::PointToPoint => router,
+            Network::Broadcast => address,
+        }
+    }
+
+    fn import(config: &Config) -> Vec<IpNet> {
+        config.import.iter().copied().map(IpNet::from).collect()
+    }
+
+    fn capabilities(config: &InterfaceConfig) -> u32 {
+        match config.area_kind {
+            AreaKind::Normal => OPTION_E.into(),
+            AreaKind::Stub => 0,
+        }
+    }
+
+    fn description_capabilities(config: &InterfaceConfig) -> u32 {
+        Self::capabilities(config) | u32::from(OPTION_O)
+    }
+
+    fn foreign_source(net: &Ipv4Net, source: Ipv4Addr) -> Option<String> {
+        let foreign = net.prefix_len() < 32 && !net.contains(&source);
+        foreign.then(|| format!("source {source} is not in {}", net.trunc()))
+    }
+
+    fn foreign_mark(interface: &Interface<Self>, mark: u32) -> Option<String> {
+        let ours = Self::mark(&interface.link);
+        let foreign = interface.is_broadcast() && mark != ours;
+        let mask = Ipv4Addr::from;
+        foreign.then(|| format!("network mask: they say {}, we say {}", mask(mark), mask(ours)))
+    }
+
+    fn scope(kind: u8, interface: InterfaceId, area: Ipv4Addr) -> Option<Scope> {
+        match kind {
+            ROUTER | NETWORK | SUMMARY_NETWORK | SUMMARY_ASBR | OPAQUE_AREA => Some(Scope::Area(area)),
+            EXTERNAL | OPAQUE_AS => Some(Scope::Domain),
+            OPAQUE_LINK => Some(Scope::Link(interface)),
+            _ => None,
+        }
+    }
+
+    /// Opaque LSAs go to those only who know them (RFC 5250 section 3.1).
+    fn is_for(kind: u8, options: u32) -> bool {
+        !matches!(kind, OPAQUE_LINK | OPAQUE_AREA | OPAQUE_AS) || options & u32::from(OPTION_O) != 0
+    }
+
+    fn judge(lsa: &Lsa) -> Result<(), (Refusal, String)> {
+        let key = lsa.header.key;
+        if key.kind == ROUTER && key.id != key.router {
+            return Err((Refusal::LsaHeader, "link state id is not the originator".into()));
+        }
+        LsaBody::parse(lsa).map(drop).map_err(|error| (Refusal::LsaBody, error.to_string()))
+    }
+
+    fn is_own(machine: &Machine<Self>, key: &LsaKey) -> bool {
+        let own_address = |interface: &Interface<Self>| interface.address() == Some(key.id);
+        key.router == machine.config.router_id
+            || (key.kind == NETWORK && machine.interfaces.values().any(own_address))
+    }
+
+    fn note_announced(_: &mut Machine<Self>) {}
+
+    fn wanted(machine: &Machine<Self>, with_announced: bool) -> Wanted<Self> {
+        let mut wanted = Wanted::<Self>::new();
+        let router = machine.config.router_id;
+        for (_, interface) in machine.interfaces_up() {
+            let area = interface.config.area;
+            let options = Self::options(Self::capabilities(&interface.config));
+            let key = LsaKey { kind: ROUTER, id: router, router };
+            let body = || (options, router_lsa(machine, area, with_announced).emit());
+            wanted.entry((Scope::Area(area), key)).or_insert_with(body);
+            if let Some((id, body)) = network_lsa(machine, interface) {
+                let key = LsaKey { kind: NETWORK, id, router };
+                wanted.insert((Scope::Area(area), key), (options, body.emit()));
+            }
+        }
+        wanted
+    }
+
+    fn network_id(interface: &Interface<Self>) -> NetworkId {
+        network(interface.dr)
+    }
+
+    fn graph(machine: &Machine<Self>, area: Ipv4Addr) -> Graph {
+        let mut graph = Graph::default();
+        for (key, lsa) in machine.living(Scope::Area(area)) {
+            match LsaBody::parse(lsa) {
+                Ok(LsaBody::Router(body)) => add_router(&mut graph, key.router, &body),
+                Ok(LsaBody::Network(body)) => {
+                    let id = network(key.id);
+                    let prefix = prefix(key.id, body.mask);
+                    graph.prefixes.extend(prefix.map(|prefix| (Vertex::Network(id), prefix, 0)));
+                    graph.networks.insert(id, body.routers);
+                }
+                Ok(LsaBody::Summary(body)) => {
+                    let summary = match key.kind {
+                        SUMMARY_NETWORK => prefix(key.id, body.mask).map(Summary::Prefix),
+                        _ => Some(Summary::Boundary(key.id)),
+                    };
+                    graph.summaries.extend(summary.map(|summary| (key.router, summary, body.metric)));
+                }
+                Ok(LsaBody::External(_) | LsaBody::Opaque) | Err(_) => {}
+            }
+        }
+        graph
+    }
+
+    fn externals(machine: &Machine<Self>) -> Vec<External> {
+        let external = |(key, lsa): (&LsaKey, &Lsa)| {
+            let Ok(LsaBody::External(body)) = LsaBody::parse(lsa) else { return None };
+            let forwarding = Some(body.forwarding).filter(|address| !address.is_unspecified());
+            Some(External {
+                router: key.router,
+                prefix: prefix(key.id, body.mask)?,
+                type_2: body.type_2,
+                metric: body.metric,
+                forwarding: forwarding.map(IpAddr::from),
+            })
+        };
+        let foreign = |(key, _): &(&LsaKey, &Lsa)| key.router != machine.config.router_id;
+        machine.living(Scope::Domain).filter(foreign).filter_map(external).collect()
+    }
+}
+
+fn network(id: Ipv4Addr) -> NetworkId {
+    NetworkId { router: Ipv4Addr::UNSPECIFIED, id }
+}
+
+fn prefix(id: Ipv4Addr, mask: Ipv4Addr) -> Option<IpNet> {
+    Ipv4Net::with_netmask(id, mask).ok().map(|net| net.trunc().into())
+}
+
+fn add_router(graph: &mut Graph, id: Ipv4Addr, body: &RouterBody) {
+    let mut vertex = RouterVertex { flags: body.flags, ..RouterVertex::default() };
+    for link in &body.links {
+        let metric = u32::from(link.metric);
+        match link.kind {
+            LinkKind::PointToPoint => vertex.edges.push((Vertex::Router(link.id), metric)),
+            LinkKind::Transit => {
+                vertex.edges.push((Vertex::Network(network(link.id)), metric));
+                graph.addresses.entry((network(link.id), id)).or_insert(link.data.into());
+            }
+            LinkKind::Stub => {
+                let prefix = prefix(link.id, link.data);
+                graph.prefixes.extend(prefix.map(|prefix| (Vertex::Router(id), prefix, metric)));
+            }
+            LinkKind::Virtual => {}
+        }
+    }
+    graph.routers.insert(id, vertex);
+}
+
+/// Section 12.4.1. Never an area border or AS boundary router, never a way through.
+fn router_lsa(machine: &Machine<V2>, area: Ipv4Addr, with_announced: bool) -> RouterBody {
+    let mut links = Vec::new();
+    for interface in machine.interfaces.values().filter(|interface| interface.config.area == area) {
+        describe_interface(interface, &mut links);
+    }
+    if with_announced {
+        for (net, metric) in &machine.announced {
+            if let IpNet::V4(net) = net {
+                links.push(stub(*net, *metric));
+            }
+        }
+    }
+    RouterBody { flags: 0, links }
+}
+
+fn describe_interface(interface: &Interface<V2>, links: &mut Vec<RouterLink>) {
+    let Some(net) = interface.link.address else { return };
+    let link = |kind, id| RouterLink { kind, id, data: net.addr(), metric: MAX_LINK_METRIC };
+    match interface.state {
+        InterfaceState::Down => {}
+        InterfaceState::PointToPoint => {
+            links.extend(interface.full().map(|neighbor| link(LinkKind::PointToPoint, neighbor.router)));
+            links.push(stub(net, interface.config.cost));
+        }
+        _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr)),
+        _ => links.push(stub(net, interface.config.cost)),
+    }
+}
+
+/// Section 12.4.2: the designated router describes the network, once it has a full adjacency.
+fn network_lsa(machine: &Machine<V2>, interface: &Interface<V2>) -> Option<(Ipv4Addr, NetworkBody)> {
+    let net = interface.link.address?;
+    if interface.state != InterfaceState::Dr || !interface.is_on_transit() {
+        return None;
+    }
+    let mut routers: Vec<_> = interface.full().map(|n| n.router).chain([machine.config.router_id]).collect();
+    routers.sort_unstable();
+    Some((net.addr(), NetworkBody { mask: net.netmask(), routers }))
+}
+
+fn stub(net: Ipv4Net, metric: u16) -> RouterLink {
+    RouterLink { kind: LinkKind::Stub, id: net.network(), data: net.netmask(), metric }
+}

@@ -1,0 +1,172 @@
+//! What we say in version 3 (RFC 5340 section 4.4.3): links in the Router-LSA, our end of each link in a
+//! Link-LSA, prefixes in Intra-Area-Prefix-LSAs, one for each that is announced.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use bytes::BytesMut;
+use ipnet::{IpNet, Ipv6Net};
+
+use super::{LINK_PREFIXES, graph::is_unicast};
+use crate::{
+    config::{InterfaceConfig, Metric},
+    packet::{
+        MAX_LINK_METRIC,
+        v3::{
+            INTRA_AREA_PREFIX, LINK, LsaKey, NETWORK, Prefix, ROUTER, V3,
+            body::{IntraAreaPrefixBody, LinkBody, LinkKind, LsaBody, NetworkBody, RouterBody, RouterLink},
+        },
+    },
+    speaker::{
+        InterfaceId, InterfaceState, Machine, Protocol, Scope, interface::Interface, origination::Wanted,
+    },
+};
+
+/// Added to an interface id: the Intra-Area-Prefix-LSA with the prefixes of its network.
+const NETWORK_PREFIXES: u32 = 0x8000_0000;
+
+/// What each of our LSAs should say.
+pub(super) fn wanted(machine: &Machine<V3>, with_announced: bool) -> Wanted<V3> {
+    let mut wanted = Wanted::<V3>::new();
+    let router = machine.config.router_id;
+    let mut add = |scope, kind, id: u32, body: BytesMut| {
+        wanted.insert((scope, LsaKey { kind, id: id.into(), router }), ((), body));
+    };
+    let areas: BTreeMap<_, _> =
+        machine.interfaces_up().map(|(_, interface)| (interface.config.area, &interface.config)).collect();
+    for (area, config) in areas {
+        let scope = Scope::Area(area);
+        add(scope, ROUTER, 0, router_lsa(machine, config).emit());
+        let own = link_prefixes(machine, area);
+        if !own.is_empty() {
+            add(scope, INTRA_AREA_PREFIX, LINK_PREFIXES, prefixes_of_router(router, own));
+        }
+        if with_announced {
+            for (net, metric, id) in announced(machine) {
+                let prefix = Prefix { net, options: 0, field: metric };
+                add(scope, INTRA_AREA_PREFIX, id, prefixes_of_router(router, vec![prefix]));
+            }
+        }
+    }
+    for (id, interface) in machine.interfaces_up() {
+        let (scope, index) = (Scope::Area(interface.config.area), interface.link.index);
+        if let Some(body) = link_lsa(machine, interface) {
+            add(Scope::Link(id), LINK, index, body.emit());
+        }
+        if interface.state == InterfaceState::Dr && interface.is_on_transit() {
+            let (network, prefixes) = network_lsas(machine, id, interface);
+            add(scope, NETWORK, index, network.emit());
+            if !prefixes.prefixes.is_empty() {
+                add(scope, INTRA_AREA_PREFIX, NETWORK_PREFIXES | index, prefixes.emit());
+            }
+        }
+    }
+    wanted
+}
+
+/// Announced prefixes with their metrics and link state ids.
+fn announced(machine: &Machine<V3>) -> impl Iterator<Item = (Ipv6Net, Metric, u32)> {
+    machine.announced.iter().filter_map(|(net, metric)| match net {
+        IpNet::V6(prefix) => Some((*prefix, *metric, *machine.prefix_ids.get(net)?)),
+        IpNet::V4(_) => None,
+    })
+}
+
+/// Section 4.4.3.2. Never an area border or AS boundary router, never a way through.
+fn router_lsa(machine: &Machine<V3>, config: &InterfaceConfig) -> RouterBody {
+    let mut links = Vec::new();
+    for (_, interface) in machine.interfaces_up().filter(|(_, i)| i.config.area == config.area) {
+        let link = |kind, neighbor_interface, neighbor| RouterLink {
+            kind,
+            metric: MAX_LINK_METRIC,
+            interface: interface.link.index,
+            neighbor_interface,
+            neighbor,
+        };
+        if interface.state == InterfaceState::PointToPoint {
+            links.extend(interface.full().map(|n| link(LinkKind::PointToPoint, n.mark, n.router)));
+        } else if interface.is_on_transit() {
+            links.push(link(LinkKind::Transit, designated_interface(interface), interface.dr));
+        }
+    }
+    RouterBody { flags: 0, options: V3::capabilities(config), links }
+}
+
+/// Interface id of the designated router on its network; zero while it is not known.
+pub(super) fn designated_interface(interface: &Interface<V3>) -> u32 {
+    match interface.state {
+        InterfaceState::Dr => interface.link.index,
+        _ => interface.neighbors.get(&interface.dr).map_or(0, |neighbor| neighbor.mark),
+    }
+}
+
+/// Prefixes of the links that are no transit networks (section 4.4.3.9).
+fn link_prefixes(machine: &Machine<V3>, area: Ipv4Addr) -> Vec<Prefix> {
+    let here = machine.interfaces_up().map(|(_, interface)| interface);
+    let stubs = here.filter(|interface| interface.config.area == area && !interface.is_on_transit());
+    let mut prefixes = BTreeMap::new();
+    for interface in stubs {
+        for net in own_prefixes(machine, interface) {
+            let cost = prefixes.entry(net).or_insert(interface.config.cost);
+            *cost = interface.config.cost.min(*cost);
+        }
+    }
+    prefixes.into_iter().map(|(net, field)| Prefix { net, options: 0, field }).collect()
+}
+
+fn prefixes_of_router(router: Ipv4Addr, prefixes: Vec<Prefix>) -> BytesMut {
+    IntraAreaPrefixBody { kind: ROUTER, id: Ipv4Addr::UNSPECIFIED, router, prefixes }.emit()
+}
+
+/// Prefixes of a link that are its own: a VIP that is an address of a device as well is announced, or it is
+/// not, and must not come in by the back door.
+fn own_prefixes(machine: &Machine<V3>, interface: &Interface<V3>) -> BTreeSet<Ipv6Net> {
+    let all = interface.link.address.iter().flat_map(|attached| &attached.prefixes);
+    let is_protected = |net: &Ipv6Net| machine.protected.iter().any(|vip| vip.contains(&IpNet::V6(*net)));
+    all.filter(|net| !is_protected(net)).copied().collect()
+}
+
+/// Section 4.4.3.8.
+fn link_lsa(machine: &Machine<V3>, interface: &Interface<V3>) -> Option<LinkBody> {
+    let attached = interface.link.address.as_ref().filter(|_| interface.is_active())?;
+    let prefix = |net| Prefix { net, options: 0, field: 0 };
+    Some(LinkBody {
+        priority: interface.config.priority,
+        options: V3::capabilities(&interface.config),
+        address: attached.link_local,
+        prefixes: own_prefixes(machine, interface).into_iter().map(prefix).collect(),
+    })
+}
+
+/// Sections 4.4.3.3 and 4.4.3.9: the designated router describes the network, and its prefixes as all who are
+/// fully adjacent know them.
+fn network_lsas(
+    machine: &Machine<V3>,
+    id: InterfaceId,
+    interface: &Interface<V3>,
+) -> (NetworkBody, IntraAreaPrefixBody) {
+    let router = machine.config.router_id;
+    let routers: BTreeSet<_> = interface.full().map(|n| n.router).chain([router]).collect();
+    let own = link_lsa(machine, interface);
+    let others =
+        links_on(machine, id).filter(|(key, _)| key.router != router && routers.contains(&key.router));
+    let (mut options, mut nets) = (0, BTreeSet::new());
+    for link in own.into_iter().chain(others.map(|(_, link)| link)) {
+        options |= link.options;
+        let shared = |prefix: &&Prefix| is_unicast(prefix) && !prefix.net.addr().is_unicast_link_local();
+        nets.extend(link.prefixes.iter().filter(shared).map(|prefix| prefix.net));
+    }
+    let prefixes = nets.into_iter().map(|net| Prefix { net, options: 0, field: 0 }).collect();
+    let body = NetworkBody { options, routers: routers.into_iter().collect() };
+    (body, IntraAreaPrefixBody { kind: NETWORK, id: interface.link.index.into(), router, prefixes })
+}
+
+/// Link-LSAs on an interface.
+pub(super) fn links_on(machine: &Machine<V3>, id: InterfaceId) -> impl Iterator<Item = (&LsaKey, LinkBody)> {
+    machine.living(Scope::Link(id)).filter_map(|(key, lsa)| match LsaBody::parse(lsa) {
+        Ok(LsaBody::Link(body)) => Some((key, body)),
+        _ => None,
+    })
+}

@@ -1,0 +1,308 @@
+//! A switch with FRR or BIRD, two directors' namespaces beside it, and speakers to run in them.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader, Write},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::netns::{Namespace, Process, until};
+use serde_json::Value;
+
+/// The version of IP, and with it that of OSPF.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// What the directors announce.
+    pub(crate) fn vip(self) -> &'static str {
+        match self {
+            Self::V4 => "203.0.113.10",
+            Self::V6 => "2001:db8:ffff::10",
+        }
+    }
+
+    /// The VIP as a prefix.
+    pub(crate) fn vip_prefix(self) -> String {
+        match self {
+            Self::V4 => format!("{}/32", self.vip()),
+            Self::V6 => format!("{}/128", self.vip()),
+        }
+    }
+
+    /// A prefix behind the switch, which the directors learn.
+    pub(crate) fn behind(self) -> &'static str {
+        match self {
+            Self::V4 => "198.18.0.1",
+            Self::V6 => "2001:db8:198:18::1",
+        }
+    }
+
+    /// Addresses of a link: the switch's and the director's end.
+    fn link(self, net: Net, number: usize) -> (String, String) {
+        match (self, net) {
+            (Self::V4, Net::PointToPoint) => (format!("10.9.{number}.1/30"), format!("10.9.{number}.2/30")),
+            (Self::V4, Net::Broadcast) => (String::new(), format!("10.9.0.{number}/24")),
+            (Self::V6, Net::PointToPoint) => {
+                (format!("2001:db8:9:{number}::1/64"), format!("2001:db8:9:{number}::2/64"))
+            }
+            (Self::V6, Net::Broadcast) => (String::new(), format!("2001:db8:9::{number}/64")),
+        }
+    }
+}
+
+/// The example program of the routing crate, built once.
+fn speaker_program() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status =
+            Command::new(cargo).args(["build", "-q", "-p", "routing", "--example", "speaker"]).status();
+        assert!(status.expect("cargo runs").success(), "the example builds");
+        let own = std::env::current_exe().expect("a test has a path");
+        own.parent().and_then(|deps| deps.parent()).expect("in target").join("examples/speaker")
+    };
+    PROGRAM.get_or_init(build).clone()
+}
+
+/// A running speaker with its controls.
+pub(crate) struct Speaker {
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Speaker {
+    pub(crate) fn start(namespace: &Namespace, arguments: &[&str]) -> Result<Self> {
+        let mut command = namespace.command(speaker_program());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if std::env::var_os("OSPF_LOG").is_none() {
+            command.stderr(Stdio::null());
+        }
+        let mut process = command.spawn()?;
+        let input = process.stdin.take().context("piped")?;
+        let output = BufReader::new(process.stdout.take().context("piped")?);
+        Ok(Self { process, input, output })
+    }
+
+    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
+        writeln!(self.input, "{line}").context("the speaker is gone")
+    }
+
+    pub(crate) fn status(&mut self) -> Result<Value> {
+        self.tell("status")?;
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        serde_json::from_str(&line).context(line)
+    }
+
+    pub(crate) fn full(&mut self) -> Result<usize> {
+        let status = self.status()?;
+        let neighbors = status["neighbors"].as_array().context("neighbors")?;
+        Ok(neighbors.iter().filter(|neighbor| neighbor["state"] == "Full").count())
+    }
+
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.process.try_wait()?.is_some())
+    }
+
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        let _ = self.kill(); // it may have ended
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Brand {
+    Frr,
+    Bird,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Net {
+    PointToPoint,
+    Broadcast,
+}
+
+/// A switch with its routing daemons, and the directors' namespaces. Devices: `s1`, `s2` on the switch, or
+/// `br0` over both; `eth1` on the directors.
+pub(crate) struct Lab {
+    pub(crate) family: Family,
+    pub(crate) net: Net,
+    daemons: Vec<Process>,
+    pub(crate) switch: Namespace,
+    pub(crate) directors: Vec<Namespace>,
+    folder: PathBuf,
+}
+
+impl Lab {
+    pub(crate) fn new(brand: Brand, net: Net) -> Result<Self> {
+        Self::of(Family::V4, brand, net)
+    }
+
+    pub(crate) fn of(family: Family, brand: Brand, net: Net) -> Result<Self> {
+        let switch = Namespace::new("rt-s")?;
+        let directors = vec![Namespace::new("rt-d")?, Namespace::new("rt-d")?];
+        if net == Net::Broadcast {
+            switch.ip("link add br0 type bridge")?;
+            let address = if family == Family::V4 { "10.9.0.254/24" } else { "2001:db8:9::254/64" };
+            switch.ip(&format!("addr add {address} dev br0"))?;
+            switch.ip("link set br0 up")?;
+        }
+        for (at, director) in directors.iter().enumerate() {
+            let number = at + 1;
+            let device = format!("s{number}");
+            let (here, there) = family.link(net, number);
+            switch.veth(&device, &here, director, "eth1", &there)?;
+            if net == Net::Broadcast {
+                switch.ip(&format!("link set {device} master br0"))?;
+            }
+        }
+        switch.ip(&format!("addr add {} dev lo", family.behind()))?;
+        let folder = std::env::temp_dir().join(switch.name());
+        std::fs::create_dir_all(&folder)?;
+        let mut lab = Self { family, net, switch, directors, daemons: Vec::new(), folder };
+        match brand {
+            Brand::Frr => lab.start_frr()?,
+            Brand::Bird => lab.start_bird()?,
+        }
+        Ok(lab)
+    }
+
+    fn devices(&self) -> Vec<String> {
+        match self.net {
+            Net::PointToPoint => vec!["s1".into(), "s2".into()],
+            Net::Broadcast => vec!["br0".into()],
+        }
+    }
+
+    fn start_frr(&mut self) -> Result<()> {
+        let kind = if self.net == Net::Broadcast { "broadcast" } else { "point-to-point" };
+        let (daemon, word, router) = match self.family {
+            Family::V4 => ("ospfd", "ip ospf", "router ospf\n ospf router-id"),
+            Family::V6 => ("ospf6d", "ipv6 ospf6", "router ospf6\n ospf6 router-id"),
+        };
+        let mut ospf = String::new();
+        for device in self.devices() {
+            ospf += &format!(
+                "interface {device}\n {word} network {kind}\n {word} hello-interval 1\n \
+                 {word} dead-interval 4\n {word} area 0\n"
+            );
+        }
+        ospf += &format!("interface lo\n {word} area 0\n{router} 10.255.1.1\n");
+        std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
+        // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
+        std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
+        let folder = self.folder.to_str().context("utf-8")?.to_owned();
+        let chown = Command::new("chown").args(["-R", "frr:frr", &folder]).status()?;
+        ensure!(chown.success(), "chown frr:frr: is FRR installed?");
+        for daemon in ["zebra", daemon] {
+            let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
+            command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
+            command.args(["--vty_socket", &folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
+            command.args(["-z", &format!("{folder}/zserv.api")]);
+            self.daemons.push(Process::quiet(command)?);
+            let socket = self.folder.join(format!("{daemon}.vty"));
+            until("FRR listens", Duration::from_secs(10), || Ok(socket.exists()))?;
+        }
+        Ok(())
+    }
+
+    fn start_bird(&mut self) -> Result<()> {
+        let kind = if self.net == Net::Broadcast { "broadcast" } else { "ptp" };
+        let interface = |device: &String| {
+            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; }};\n")
+        };
+        let interfaces: String = self.devices().iter().map(interface).collect();
+        let (version, channel, behind) = match self.family {
+            Family::V4 => ("v2", "ipv4", "interface \"lo\" { stub yes; };".to_owned()),
+            // `lo` has no link-local address, without which BIRD does not speak OSPFv3 of it.
+            Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
+        };
+        let config = format!(
+            "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n\
+             protocol kernel {{ merge paths yes; {channel} {{ export all; import none; }}; }}\n\
+             protocol ospf {version} {{ tick 1; {channel} {{ import all; export none; }};\n\
+             area 0 {{ {interfaces} {behind} }}; }}\n"
+        );
+        let path = self.folder.join("bird.conf");
+        std::fs::write(&path, config)?;
+        let mut command = self.switch.command("bird");
+        command.arg("-f").arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
+        command.arg("-P").arg(self.folder.join("pid"));
+        self.daemons.push(Process::quiet(command)?);
+        Ok(())
+    }
+
+    /// Next hops of the VIP in the switch's kernel.
+    pub(crate) fn next_hops(&self) -> Result<BTreeSet<String>> {
+        let routes: Value =
+            serde_json::from_str(&self.switch.ip(&format!("{} -j route show", self.option()))?)?;
+        let routes = routes.as_array().context("routes")?;
+        let Some(route) = routes.iter().find(|route| route["dst"] == self.family.vip()) else {
+            return Ok(BTreeSet::new());
+        };
+        let gateway = |hop: &Value| hop["gateway"].as_str().map(str::to_owned);
+        let many = route["nexthops"].as_array().into_iter().flatten().filter_map(gateway);
+        Ok(many.chain(gateway(route)).collect())
+    }
+
+    pub(crate) fn until_next_hops(&self, what: &str, count: usize, seconds: u64) -> Result<Duration> {
+        let took = until(what, Duration::from_secs(seconds), || Ok(self.next_hops()?.len() == count))?;
+        eprintln!("{}: {what}: {took:?}", self.switch.name());
+        Ok(took)
+    }
+
+    /// Fails if the number of next hops changes within `span`.
+    pub(crate) fn stays(&self, count: usize, span: Duration) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < span {
+            let hops = self.next_hops()?;
+            ensure!(hops.len() == count, "{hops:?} after {:?}, expected {count}", start.elapsed());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn speaker(&self, director: usize) -> Result<Speaker> {
+        let kind = if self.net == Net::Broadcast { "broadcast" } else { "p2p" };
+        let interface = format!("eth1:{kind}:hello=1:dead=4");
+        let router = format!("10.255.0.{}", director + 1);
+        let announced = format!("{}=10", self.family.vip_prefix());
+        Speaker::start(&self.directors[director], &[&router, self.option(), &interface, &announced])
+    }
+
+    /// Routes of our protocol in a director's kernel.
+    pub(crate) fn learned(&self, director: usize) -> Result<String> {
+        self.directors[director].ip(&format!("{} route show proto 201", self.option()))
+    }
+
+    /// The family as `ip` and the speaker take it.
+    pub(crate) fn option(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "-4",
+            Family::V6 => "-6",
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.daemons.clear();
+        let _ = std::fs::remove_dir_all(&self.folder); // in the temporary folder anyway
+    }
+}
