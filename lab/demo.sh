@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The cluster end to end: three directors behind two ECMP switches carry 2,000 slow downloads and 200 short requests a
-# second while one of them is lost, comes back, and another one's daemon is killed. Installs what is missing first.
+# second, on a DR, an IPIP and an IPv6 service, while one of them is lost, comes back, and another one's daemon is
+# killed; and while a real server is added, another one drained and removed. Installs what is missing first.
 #
 #   lab/demo.sh [--keep] [--reconfigure] [--name LAB] [--connections N] [--rate N] [--json FILE] [--director BINARY]
 #
-# --keep leaves the lab up and prints the commands to look around; --reconfigure replaces one that is up. Exit code 0: no connection was reset, none was lost,
-# no byte was wrong.
+# --keep leaves the lab up and prints the commands to look around; --reconfigure replaces one that is up. Exit code 0:
+# no connection of any service was reset, none was lost, no byte was wrong.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +21,7 @@ while [ $# -gt 0 ]; do
     --name) name=${2:?--name needs a name}; arguments+=("$1" "$2"); shift ;;
     --director) director=${2:?--director needs a file}; shift ;;
     --connections | --rate | --json) arguments+=("$1" "${2:?$1 needs a value}"); shift ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "demo: unknown argument '$1' (see --help)" >&2; exit 2 ;;
   esac
   shift
@@ -51,9 +52,10 @@ if [ $keep = yes ]; then
   cat <<TEXT
 The lab is still up. To look around:
   $lab inspect $name                                        nodes, processes, addresses
-  ip netns exec clab-$name-switch1 ip route show 203.0.113.10   next hops of a switch
+  ip netns exec clab-$name-switch1 ip route show 203.0.113.10   next hops of a switch; ip -6 route show 2001:db8:113::10
   $lab exec --lab $name director1 -- director status                   the same for services, neighbors, peers, connections
   $lab exec --lab $name director1 -- tail -f /var/log/director.log
+  $lab exec --lab $name director1 -- vi /etc/director/director.toml    then, in the same way: director reload
   $lab exec --lab $name client -- curl -s -o /dev/null -w '%{http_code}\n' http://203.0.113.10/tiny
   $lab down $name                                           to end it
 TEXT

@@ -29,7 +29,7 @@ packages=(
   # the eBPF toolchain: a rustc with core's source, and the LLVM that bpf-linker links with
   rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev gcc libc6-dev
   # the lab: switches, real servers, clients and eyes
-  bird2 frr nginx-light iproute2 ethtool tcpdump bpftool curl wrk iputils-ping jq openssl
+  bird2 frr nginx-light nftables iproute2 ethtool tcpdump bpftool curl wrk iputils-ping jq openssl
   # the second kernel
   qemu-system-x86 linux-image-amd64 busybox-static cpio kmod ipvsadm
 )

@@ -4,8 +4,8 @@
 //! - [`topology`] reads the file; pure.
 //! - [`deploy`] makes it real and removes it again; [`graph`] draws it.
 //! - [`load`] holds connections through a service and checks what comes.
-//! - [`routes`] watches a switch's kernel table.
-//! - [`demo`] runs all of these against a cluster that loses directors.
+//! - [`routes`] watches a switch's kernel tables.
+//! - [`demo`] runs all of these against a cluster that loses directors and changes its real servers.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 

@@ -1,6 +1,5 @@
 //! The `lab` command.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lab::deploy::{self, Lab, Options};
-use lab::load::{Plan, control};
+use lab::load::{Plan, Target, control};
 use lab::{Topology, demo, graph};
 
 /// Network labs on one machine: containerlab topologies on plain namespaces.
@@ -66,7 +65,7 @@ enum Action {
         #[arg(long)]
         bytes: u64,
     },
-    /// Run the demo: a cluster under load loses directors and clients notice nothing.
+    /// Run the demo: a cluster under load loses directors, changes its real servers, and clients notice nothing.
     Demo(DemoArguments),
     /// Draw a topology.
     Graph {
@@ -80,13 +79,13 @@ enum Action {
 
 #[derive(clap::Args)]
 struct LoadArguments {
-    /// Address and port of the service.
-    #[arg(long)]
-    target: SocketAddr,
-    /// Downloads held open.
+    /// A service, as [NAME=]ADDRESS:PORT; may be given several times, each gets an account of its own.
+    #[arg(long = "target", value_name = "SERVICE", required = true)]
+    targets: Vec<Target>,
+    /// Downloads held open, shared evenly among the services.
     #[arg(long, default_value_t = 2000)]
     connections: usize,
-    /// Short requests a second.
+    /// Short requests a second, shared likewise.
     #[arg(long, default_value_t = 200)]
     rate: u32,
     /// Seconds to run; until interrupted when left out.
@@ -95,7 +94,7 @@ struct LoadArguments {
     /// File that holds a fresh sample, five times a second.
     #[arg(long)]
     status: Option<PathBuf>,
-    /// Take commands from standard input (sample, mark, connections, stop), answer in lines of JSON.
+    /// Take commands from standard input (sample, mark, connections, retire, stop), answer in lines of JSON.
     #[arg(long)]
     control: bool,
 }
@@ -213,7 +212,7 @@ fn inspect(lab: &Lab, json: bool) -> Result<()> {
             let local = interface["addr_info"].as_array().cloned().unwrap_or_default();
             local
                 .into_iter()
-                .filter(|a| a["family"] == "inet")
+                .filter(|a| a["family"] == "inet" || a["scope"] == "global")
                 .map(move |a| format!("{name} {}/{}", a["local"].as_str().unwrap_or("?"), a["prefixlen"]))
         });
         println!("{:12} {:24} {}", node.name, node.namespace, addresses.collect::<Vec<_>>().join(", "));
@@ -243,7 +242,9 @@ fn run_load(arguments: LoadArguments) -> Result<ExitCode> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    let plan = Plan::new(arguments.target, arguments.connections, arguments.rate);
+    let mut targets = arguments.targets;
+    Target::share(&mut targets, arguments.connections, arguments.rate);
+    let plan = Plan::new(targets);
     let options = control::Options {
         status: arguments.status,
         duration: arguments.duration.map(Duration::from_secs),
@@ -251,10 +252,8 @@ fn run_load(arguments: LoadArguments) -> Result<ExitCode> {
     };
     let report = tokio::runtime::Runtime::new()?.block_on(control::serve(plan, options))?;
     println!("{}", serde_json::to_string(&report)?);
-    let total = report.total;
-    let clean = total.failures.total() + total.requests.failures.total() + total.wrong_bytes == 0;
     // The runtime's thread that reads standard input cannot be interrupted.
-    std::process::exit(i32::from(!clean));
+    std::process::exit(i32::from(!report.total.clean()));
 }
 
 fn run_demo(arguments: DemoArguments) -> Result<ExitCode> {

@@ -8,15 +8,19 @@ use anyhow::{Context, Result, bail};
 
 use crate::deploy::Lab;
 
-/// Packets per flow, by the client's address.
-type Counts = BTreeMap<SocketAddr, u64>;
+/// A flow: the client's address and the service's.
+pub(super) type Flow = (SocketAddr, SocketAddr);
+
+/// Packets per flow.
+type Counts = BTreeMap<Flow, u64>;
 
 /// For each flow the directors that carried it, by their place in the list of directors.
-pub(super) type Carriers = BTreeMap<SocketAddr, BTreeSet<usize>>;
+pub(super) type Carriers = BTreeMap<Flow, BTreeSet<usize>>;
 
 #[derive(serde::Deserialize)]
-struct Flow {
+struct Row {
     source: SocketAddr,
+    destination: SocketAddr,
     packets: u64,
 }
 
@@ -31,10 +35,10 @@ fn counts(lab: &Lab, director: &str) -> Result<Counts> {
 }
 
 fn parse(text: &[u8]) -> Result<Counts> {
-    let flows: Vec<Flow> = serde_json::from_slice(text)?;
+    let rows: Vec<Row> = serde_json::from_slice(text)?;
     let mut counts = Counts::new();
-    for flow in flows {
-        *counts.entry(flow.source).or_default() += flow.packets;
+    for row in rows {
+        *counts.entry((row.source, row.destination)).or_default() += row.packets;
     }
     Ok(counts)
 }
@@ -56,8 +60,8 @@ impl Ledger {
         let mut carriers = Carriers::new();
         for (index, name) in directors {
             let now = counts(lab, name)?;
-            for source in grown(&self.known[*index], &now) {
-                carriers.entry(source).or_default().insert(*index);
+            for flow in grown(&self.known[*index], &now) {
+                carriers.entry(flow).or_default().insert(*index);
             }
             self.known[*index] = now;
         }
@@ -66,27 +70,27 @@ impl Ledger {
 }
 
 /// Flows whose count grew. A count below the one before has begun anew; what it has now is growth.
-fn grown(before: &Counts, after: &Counts) -> Vec<SocketAddr> {
-    let grew = |(source, count): (&SocketAddr, &u64)| {
-        let known = before.get(source).copied().unwrap_or(0);
-        (*count != known && *count > 0).then_some(*source)
+fn grown(before: &Counts, after: &Counts) -> Vec<Flow> {
+    let grew = |(flow, count): (&Flow, &u64)| {
+        let known = before.get(flow).copied().unwrap_or(0);
+        (*count != known && *count > 0).then_some(*flow)
     };
     after.iter().filter_map(grew).collect()
 }
 
 /// Of the given flows: how many were carried both before and at the end of a step, and how many of these by a director
 /// during the step, if only for a packet, that had not carried them before.
-pub(super) fn compare(
-    sources: &[SocketAddr],
+pub(super) fn compare<'a>(
+    flows: impl IntoIterator<Item = &'a Flow>,
     before: &Carriers,
     during: &Carriers,
     end: &Carriers,
 ) -> (u64, u64) {
     let none = BTreeSet::new();
     let mut result = (0, 0);
-    for source in sources {
-        let (Some(before), Some(end)) = (before.get(source), end.get(source)) else { continue };
-        let during = during.get(source).unwrap_or(&none);
+    for flow in flows {
+        let (Some(before), Some(end)) = (before.get(flow), end.get(flow)) else { continue };
+        let during = during.get(flow).unwrap_or(&none);
         result.0 += 1;
         result.1 += u64::from(during.union(end).any(|director| !before.contains(director)));
     }
@@ -100,11 +104,13 @@ mod tests {
     #[test]
     fn only_growth_makes_a_carrier() {
         let text = br#"[{"protocol":"tcp","source":"1.2.3.4:5","destination":"9.9.9.9:80","packets":7,"bytes":1},
-                        {"protocol":"tcp","source":"1.2.3.4:6","destination":"9.9.9.9:80","packets":3,"bytes":1}]"#;
+                        {"protocol":"tcp","source":"1.2.3.4:5","destination":"[2001:db8::1]:80","packets":3,"bytes":1}]"#;
         let before = parse(text).unwrap();
         let mut after = before.clone();
         assert!(grown(&before, &after).is_empty());
-        let [still, moving] = ["1.2.3.4:5", "1.2.3.4:6"].map(|s| s.parse().unwrap());
+        // One client port on two services is two flows.
+        let [still, moving] =
+            ["9.9.9.9:80", "[2001:db8::1]:80"].map(|to| ("1.2.3.4:5".parse().unwrap(), to.parse().unwrap()));
         after.insert(moving, 4);
         assert_eq!(grown(&before, &after), [moving]);
         let seen = Carriers::from([(still, [0].into()), (moving, [1].into())]);

@@ -1,20 +1,25 @@
 //! The demo's results, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// What one step came to.
-#[derive(Debug, Clone, Serialize)]
-pub struct StepResult {
-    /// What was done.
-    pub step: String,
+use crate::load::{RealBook, Sample};
+
+/// What one step came to for one service.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ServiceResult {
+    /// Name of the service.
+    pub service: String,
     /// Downloads alive at the end of the step.
     pub alive: u64,
-    /// Downloads that another director carried after the step than before.
-    pub changed: u64,
-    /// Downloads that were seen on directors both before and after: the base of `changed`.
+    /// Of these, on the same connection as at its beginning.
+    pub held: u64,
+    /// Of these, seen on directors both before and after: the base of `changed`.
     pub seen: u64,
+    /// Of these, carried by another director for a part of the step.
+    pub changed: u64,
     /// Downloads and requests that were reset during the step.
     pub reset: u64,
     /// Downloads and requests that failed in any other way.
@@ -23,6 +28,17 @@ pub struct StepResult {
     pub wrong_bytes: u64,
     /// Longest wait of a download for bytes, milliseconds.
     pub longest_stall_ms: u64,
+}
+
+/// What one step came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepResult {
+    /// What was done.
+    pub step: String,
+    /// By service, in the order of the load.
+    pub services: Vec<ServiceResult>,
+    /// By real server: downloads held at the end of the step, connections opened during it.
+    pub reals: BTreeMap<String, RealBook>,
     /// Time until both switches had their final next hops, milliseconds; none if they never changed.
     pub switches_ms: Option<u64>,
     /// What went wrong besides, if anything.
@@ -30,10 +46,16 @@ pub struct StepResult {
 }
 
 impl StepResult {
+    /// One figure over all services.
+    #[must_use]
+    pub fn sum(&self, figure: impl Fn(&ServiceResult) -> u64) -> u64 {
+        self.services.iter().map(figure).sum()
+    }
+
     /// Whether clients noticed nothing and the cluster did what it should.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.reset == 0 && self.lost == 0 && self.wrong_bytes == 0 && self.complaint.is_none()
+        self.sum(|s| s.reset + s.lost + s.wrong_bytes) == 0 && self.complaint.is_none()
     }
 
     /// One line, printed when the step is over.
@@ -43,6 +65,10 @@ impl StepResult {
         let complaint = self.complaint.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
         format!("{verdict:6} {}{complaint}", self.step)
     }
+
+    fn longest_stall_ms(&self) -> u64 {
+        self.services.iter().map(|s| s.longest_stall_ms).max().unwrap_or(0)
+    }
 }
 
 /// The whole demo.
@@ -50,10 +76,8 @@ impl StepResult {
 pub struct Outcome {
     /// Steps in order.
     pub steps: Vec<StepResult>,
-    /// Short requests answered correctly.
-    pub requests: u64,
-    /// Content bytes received and checked.
-    pub bytes: u64,
+    /// The load's own account of the whole time.
+    pub total: Sample,
     /// Seconds from the first command to the last.
     pub seconds: f64,
 }
@@ -62,46 +86,107 @@ impl Outcome {
     /// Whether every step passed.
     #[must_use]
     pub fn passed(&self) -> bool {
-        !self.steps.is_empty() && self.steps.iter().all(StepResult::passed)
+        !self.steps.is_empty() && self.steps.iter().all(StepResult::passed) && self.total.clean()
     }
 
-    /// The table and the summary line.
+    fn sum(&self, figure: impl Fn(&ServiceResult) -> u64) -> u64 {
+        self.steps.iter().map(|step| step.sum(&figure)).sum()
+    }
+
+    /// The tables and the summary line.
     #[must_use]
     pub fn table(&self) -> String {
-        let width = self.steps.iter().map(|step| step.step.len()).max().unwrap_or(4);
-        let mut out = format!(
-            "{:width$} | {:>6} | {:>16} | {:>5} | {:>5} | {:>6} | {:>8} | {:>9}\n",
-            "step", "alive", "changed director", "reset", "lost", "wrong", "stall", "switches"
-        );
-        let _ = writeln!(out, "{}", "-".repeat(out.trim_end().len()));
-        for step in &self.steps {
-            let switches = step.switches_ms.map_or_else(|| "unchanged".to_owned(), seconds);
-            let _ = writeln!(
-                out,
-                "{:width$} | {:>6} | {:>16} | {:>5} | {:>5} | {:>6} | {:>8} | {switches:>9}",
-                step.step,
-                step.alive,
-                format!("{} of {}", step.changed, step.seen),
-                step.reset,
-                step.lost,
-                step.wrong_bytes,
-                seconds(step.longest_stall_ms),
-            );
-        }
-        let sum = |field: fn(&StepResult) -> u64| self.steps.iter().map(field).sum::<u64>();
+        let mut out = self.steps_table();
+        out.push('\n');
+        out.push_str(&self.reals_table());
+        out.push('\n');
+        out.push_str(&self.services_table());
         let _ = writeln!(
             out,
             "{}: {} resets, {} lost, {} wrong bytes; {} MB checked, {} short requests answered, {:.0} s",
             if self.passed() { "PASSED" } else { "FAILED" },
-            sum(|s| s.reset),
-            sum(|s| s.lost),
-            sum(|s| s.wrong_bytes),
-            self.bytes / 1_000_000,
-            self.requests,
+            self.sum(|s| s.reset),
+            self.sum(|s| s.lost),
+            self.sum(|s| s.wrong_bytes),
+            self.total.sum(|book| book.bytes) / 1_000_000,
+            self.total.sum(|book| book.requests.succeeded),
             self.seconds,
         );
         out
     }
+
+    /// The steps, all services together.
+    fn steps_table(&self) -> String {
+        let header = ["step", "alive", "changed director", "reset", "lost", "wrong", "stall", "switches"];
+        let rows = self.steps.iter().map(|step| {
+            vec![
+                step.step.clone(),
+                step.sum(|s| s.alive).to_string(),
+                format!("{} of {}", step.sum(|s| s.changed), step.sum(|s| s.seen)),
+                step.sum(|s| s.reset).to_string(),
+                step.sum(|s| s.lost).to_string(),
+                step.sum(|s| s.wrong_bytes).to_string(),
+                seconds(step.longest_stall_ms()),
+                step.switches_ms.map_or_else(|| "unchanged".to_owned(), seconds),
+            ]
+        });
+        render(&header.map(str::to_owned), &rows.collect::<Vec<_>>())
+    }
+
+    /// Who serves: downloads at the end of each step, and connections opened in its course.
+    fn reals_table(&self) -> String {
+        let names = self.steps.first().into_iter().flat_map(|step| step.reals.keys());
+        let mut header = vec!["held at the end + opened during the step".to_owned()];
+        header.extend(names.cloned());
+        let rows = self.steps.iter().map(|step| {
+            let cell = |real: &RealBook| format!("{} + {}", real.held, real.opened);
+            [step.step.clone()].into_iter().chain(step.reals.values().map(cell)).collect()
+        });
+        render(&header, &rows.collect::<Vec<_>>())
+    }
+
+    /// The services, all steps together.
+    fn services_table(&self) -> String {
+        let header = ["service", "alive", "requests", "changed director", "reset", "lost", "wrong", "stall"];
+        let rows = self.total.services.iter().map(|book| {
+            let of = |step: &StepResult| step.services.iter().find(|s| s.service == book.service).cloned();
+            let steps: Vec<ServiceResult> = self.steps.iter().filter_map(of).collect();
+            let sum = |figure: fn(&ServiceResult) -> u64| steps.iter().map(figure).sum::<u64>().to_string();
+            vec![
+                book.service.clone(),
+                book.alive.to_string(),
+                book.requests.succeeded.to_string(),
+                sum(|s| s.changed),
+                sum(|s| s.reset),
+                sum(|s| s.lost),
+                sum(|s| s.wrong_bytes),
+                seconds(steps.iter().map(|s| s.longest_stall_ms).max().unwrap_or(0)),
+            ]
+        });
+        render(&header.map(str::to_owned), &rows.collect::<Vec<_>>())
+    }
+}
+
+/// A table with its first column to the left and the others to the right.
+fn render(header: &[String], rows: &[Vec<String>]) -> String {
+    let all = || std::iter::once(header).chain(rows.iter().map(Vec::as_slice));
+    let width = |column: usize| all().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut out = String::new();
+    for (index, row) in all().enumerate() {
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let _ = match column {
+                0 => write!(out, "{cell:width$}"),
+                _ => write!(out, " | {cell:>width$}"),
+            };
+        }
+        out.push('\n');
+        if index == 0 {
+            let length = widths.iter().sum::<usize>() + 3 * (widths.len() - 1);
+            let _ = writeln!(out, "{}", "-".repeat(length));
+        }
+    }
+    out
 }
 
 fn seconds(milliseconds: u64) -> String {
@@ -110,39 +195,50 @@ fn seconds(milliseconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, StepResult};
+    use super::{Outcome, ServiceResult, StepResult};
+    use crate::load::{Book, RealBook, Sample};
 
-    fn step() -> StepResult {
+    fn step(web6: ServiceResult) -> StepResult {
+        let web =
+            ServiceResult { alive: 1333, held: 1333, seen: 1333, changed: 667, ..ServiceResult::default() };
         StepResult {
             step: "director1 lost".to_owned(),
-            alive: 2000,
-            changed: 667,
-            seen: 2000,
-            reset: 0,
-            lost: 0,
-            wrong_bytes: 0,
-            longest_stall_ms: 1234,
+            services: vec![web, ServiceResult { service: "web6".to_owned(), alive: 667, ..web6 }],
+            reals: [("real1".to_owned(), RealBook { held: 7, opened: 9 })].into(),
             switches_ms: None,
             complaint: None,
         }
     }
 
+    fn outcome(step: StepResult) -> Outcome {
+        let book = Book { service: "web6".to_owned(), ..Book::default() };
+        let total = Sample { at_ms: 0, services: vec![book] };
+        Outcome { steps: vec![step], total, seconds: 1.0 }
+    }
+
     #[test]
-    fn anything_a_client_notices_fails_the_demo() {
-        let outcome = |step| Outcome { steps: vec![step], requests: 1, bytes: 1, seconds: 1.0 };
-        assert!(outcome(step()).passed());
-        assert!(outcome(step()).table().contains("PASSED: 0 resets"));
+    fn anything_a_client_of_any_service_notices_fails_the_demo() {
+        let good = outcome(step(ServiceResult::default()));
+        assert!(good.passed());
+        for part in ["PASSED: 0 resets", "2000 |      667 of 1333", "7 + 9", "unchanged"] {
+            assert!(good.table().contains(part), "{part}:\n{}", good.table());
+        }
+        let none = ServiceResult::default;
         for bad in [
-            StepResult { reset: 1, ..step() },
-            StepResult { lost: 1, ..step() },
-            StepResult { wrong_bytes: 1, ..step() },
-            StepResult { complaint: Some("late".to_owned()), ..step() },
+            step(ServiceResult { reset: 1, ..none() }),
+            step(ServiceResult { lost: 1, ..none() }),
+            step(ServiceResult { wrong_bytes: 1, ..none() }),
+            StepResult { complaint: Some("late".to_owned()), ..step(none()) },
         ] {
             assert!(outcome(bad.clone()).table().contains("FAILED"), "{bad:?}");
             assert!(!outcome(bad).passed());
         }
+        let mut between_steps = good;
+        between_steps.total.services[0].failures.reset = 1;
+        assert!(!between_steps.passed());
+        between_steps.steps.clear();
         assert!(
-            !Outcome { steps: Vec::new(), requests: 0, bytes: 0, seconds: 0.0 }.passed(),
+            !outcome(step(none())).steps.is_empty() && !between_steps.passed(),
             "nothing done is no success"
         );
     }

@@ -1,7 +1,8 @@
 //! A load in a process of its own, steered by lines: the process runs inside a client node, its master outside.
 //!
-//! Commands, one a line: `sample`, `mark`, `connections`, `stop`. Each is answered by one line of JSON: a [`Sample`]
-//! (for `mark` the one that ends the interval), a list of [`Connection`]s, a [`Report`].
+//! Commands, one a line: `sample`, `mark`, `connections`, `retire SERVER MILLISECONDS`, `stop`. Each is answered by one
+//! line of JSON: a [`Sample`] (for `mark` the one that ends the interval), a list of [`Connection`]s, how many downloads
+//! were retired, a [`Report`].
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
@@ -49,7 +50,10 @@ pub async fn serve(plan: Plan, options: Options) -> Result<Report> {
                     answer(&ended).await?;
                 }
                 Some("connections") => answer(&load.connections()).await?,
-                Some(other) => bail!("unknown command `{other}`: sample, mark, connections, stop"),
+                Some(other) => match retirement(other) {
+                    Some((server, over)) => answer(&load.retire(server, over)).await?,
+                    None => bail!("unknown command `{other}`: sample, mark, connections, retire SERVER MILLISECONDS, stop"),
+                },
             },
             _ = tick.tick() => if let Some(file) = &options.status {
                 let fresh = file.with_extension("new");
@@ -62,6 +66,12 @@ pub async fn serve(plan: Plan, options: Options) -> Result<Report> {
     }
     let report = load.stop().await;
     Ok(report)
+}
+
+/// The server and the time of a `retire` command.
+fn retirement(command: &str) -> Option<(&str, Duration)> {
+    let (server, over) = command.strip_prefix("retire ")?.split_once(' ')?;
+    Some((server, Duration::from_millis(over.parse().ok()?)))
 }
 
 async fn answer(value: &impl serde::Serialize) -> Result<()> {
@@ -132,6 +142,15 @@ impl Remote {
     /// When the process does not answer.
     pub fn connections(&mut self) -> Result<Vec<Connection>> {
         self.ask("connections")
+    }
+
+    /// Lets the downloads that `server` serves now come to a good end, evenly spread over a time, and begin anew.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// When the process does not answer.
+    pub fn retire(&mut self, server: &str, over: Duration) -> Result<u64> {
+        self.ask(&format!("retire {server} {}", over.as_millis()))
     }
 
     /// Ends the load.

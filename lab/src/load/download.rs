@@ -1,139 +1,78 @@
-//! One slow download: a connection that is held for as long as the load lasts, read at a steady pace, every byte
-//! checked.
+//! One slow download: a connection that is held for as long as the load lasts or until it is retired, read at a steady
+//! pace, every byte checked.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{MissedTickBehavior, timeout};
 
-use super::report::{Connection, Failure, Stage};
-use super::{Plan, content, http};
+use super::record::Record;
+use super::report::Failure;
+use super::tally::Tally;
+use super::{Plan, http};
 
-/// A download's record, written by its task and read by samples.
-#[derive(Debug)]
-pub(super) struct Record(Mutex<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    seen: Connection,
-    waiting_since: Option<Instant>,
-}
-
-impl Record {
-    pub(super) fn new() -> Self {
-        let seen = Connection {
-            source: None,
-            stage: Stage::Starting,
-            bytes: 0,
-            wrong_bytes: 0,
-            longest_stall_ms: 0,
-            stall_since_mark_ms: 0,
-        };
-        Self(Mutex::new(Inner { seen, waiting_since: None }))
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut self.0.lock().expect("invariant: no holder of this lock panics"));
-    }
-
-    /// What is known now, with the wait that is going on (milliseconds) counted in.
-    pub(super) fn now(&self) -> (Connection, u64) {
-        let inner = self.0.lock().expect("invariant: no holder of this lock panics");
-        let mut seen = inner.seen.clone();
-        let current = inner.waiting_since.map_or(0, |since| milliseconds(since.elapsed()));
-        seen.longest_stall_ms = seen.longest_stall_ms.max(current);
-        seen.stall_since_mark_ms = seen.stall_since_mark_ms.max(current);
-        (seen, current)
-    }
-
-    pub(super) fn mark(&self) {
-        self.change(|inner| inner.seen.stall_since_mark_ms = 0);
-    }
-
-    fn wait_begins(&self) {
-        self.change(|inner| inner.waiting_since = Some(Instant::now()));
-    }
-
-    fn wait_ends(&self) {
-        self.change(|inner| {
-            let waited = inner.waiting_since.take().map_or(0, |since| milliseconds(since.elapsed()));
-            inner.seen.longest_stall_ms = inner.seen.longest_stall_ms.max(waited);
-            inner.seen.stall_since_mark_ms = inner.seen.stall_since_mark_ms.max(waited);
-        });
-    }
-
-    fn received(&self, offset: u64, bytes: &[u8]) {
-        let wrong = content::wrong_bytes(offset, bytes);
-        self.change(|inner| {
-            inner.seen.stage = Stage::Alive;
-            inner.seen.bytes += bytes.len() as u64;
-            inner.seen.wrong_bytes += wrong;
-        });
-    }
-
-    /// Closes the record of a download that the client ended.
-    pub(super) fn finish(&self) {
-        self.change(|inner| {
-            if !matches!(inner.seen.stage, Stage::Failed(_)) {
-                inner.seen.stage = Stage::Done;
-            }
-            inner.waiting_since = None;
-        });
-    }
-}
-
-pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
+/// How much faster than otherwise a retired download takes the rest of what it asked for.
+const HURRY: u32 = 16;
 
 /// Runs until it fails or is cancelled.
-pub(super) async fn run(plan: &Plan, index: usize, record: &Record) {
-    tokio::time::sleep(plan.ramp.mul_f64(index as f64 / plan.connections.max(1) as f64)).await;
-    if let Err(failure) = hold(plan, index, record).await {
-        record.wait_ends();
-        record.change(|inner| inner.seen.stage = Stage::Failed(failure));
-    }
-}
-
-/// Fetches the content over and over, each time from another offset, on one connection.
-async fn hold(plan: &Plan, index: usize, record: &Record) -> Result<(), Failure> {
-    record.wait_begins();
-    let mut stream = limited(plan, connect(plan.target, plan.receive_buffer)).await?;
-    let source = stream.local_addr().map_err(|error| Failure::of(&error))?;
-    record.change(|inner| inner.seen.source = Some(source));
+pub(super) async fn run(plan: &Plan, index: usize, record: &Record, tally: &Tally) {
     // Different offsets, so that bytes of one connection in another are noticed.
     let mut offset = (index as u64).wrapping_mul(4099) % plan.content_bytes.max(1);
     loop {
-        limited(plan, http::send(&mut stream, "/content", Some(offset), false)).await?;
-        let head = limited(plan, http::receive_head(&mut stream)).await?;
-        record.wait_ends();
-        if head.status != 206 || (head.body.len() as u64) > head.length {
-            return Err(Failure::Wrong);
+        match hold(plan, &mut offset, record, tally).await {
+            Ok(()) => record.begins_anew(),
+            Err(failure) => return record.failed(failure),
         }
-        record.received(offset, &head.body);
-        let got = head.body.len() as u64;
-        read_slowly(plan, &mut stream, offset + got, head.length - got, record).await?;
-        offset = 0;
-        record.wait_begins();
     }
 }
 
+/// Fetches the content over and over, piece by piece, on one connection, until the download is retired.
+async fn hold(plan: &Plan, offset: &mut u64, record: &Record, tally: &Tally) -> Result<(), Failure> {
+    record.wait_begins();
+    let mut stream = limited(plan, connect(record.target(), plan.receive_buffer)).await?;
+    record.connected(stream.local_addr().map_err(|error| Failure::of(&error))?);
+    let mut first = true;
+    while !record.retired() {
+        let end = plan.content_bytes.min(*offset + plan.piece_bytes);
+        limited(plan, http::send(&mut stream, "/content", Some(*offset..end), false)).await?;
+        let head = limited(plan, http::receive_head(&mut stream)).await?;
+        record.wait_ends();
+        if head.status != 206 || head.length != end - *offset || (head.body.len() as u64) > head.length {
+            return Err(Failure::Wrong);
+        }
+        if first {
+            tally.answered(head.served_by.as_deref());
+            record.served_by(head.served_by);
+            first = false;
+        }
+        record.received(*offset, &head.body);
+        read_slowly(plan, &mut stream, *offset + head.body.len() as u64, end, record).await?;
+        *offset = end % plan.content_bytes;
+        record.wait_begins();
+    }
+    Ok(())
+}
+
+/// Takes the content from `at` to `end` at the plan's pace, or faster once the download is retired.
 async fn read_slowly(
     plan: &Plan,
     stream: &mut TcpStream,
     mut at: u64,
-    mut left: u64,
+    end: u64,
     record: &Record,
 ) -> Result<(), Failure> {
-    let mut pace = tokio::time::interval(plan.read_every);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pace = paced(plan.read_every);
+    let mut in_hurry = false;
     let mut buffer = vec![0_u8; plan.read_bytes];
-    while left > 0 {
+    while at < end {
         pace.tick().await;
-        let mut wanted = left.min(buffer.len() as u64);
+        if record.retired() && !in_hurry {
+            pace = paced(plan.read_every / HURRY);
+            in_hurry = true;
+        }
+        let mut wanted = (end - at).min(buffer.len() as u64);
         while wanted > 0 {
             let room = usize::try_from(wanted).unwrap_or(buffer.len()).min(buffer.len());
             record.wait_begins();
@@ -145,11 +84,16 @@ async fn read_slowly(
             }
             record.received(at, &buffer[..count]);
             at += count as u64;
-            left -= count as u64;
             wanted -= count as u64;
         }
     }
     Ok(())
+}
+
+fn paced(every: Duration) -> tokio::time::Interval {
+    let mut pace = tokio::time::interval(every.max(Duration::from_millis(1)));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace
 }
 
 /// Opens a connection. A receive buffer is set before connecting: afterwards the window is negotiated.

@@ -1,6 +1,8 @@
 //! Just enough HTTP/1.1 to fetch content at a pace that the caller sets. An HTTP library would read ahead, and how long
 //! a byte took to come is what is measured here.
 
+use std::ops::Range;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -9,23 +11,30 @@ use super::Failure;
 /// Longest response head accepted, bytes.
 const MAX_HEAD: usize = 4096;
 
+/// The header by which a real server says which one it is.
+const SERVED_BY: &str = "x-served-by";
+
 /// What a response's head says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) status: u16,
     pub(super) length: u64,
+    /// The real server that answered, if it said so.
+    pub(super) served_by: Option<String>,
     /// Bytes of the body that came with the head.
     pub(super) body: Vec<u8>,
 }
 
-/// Sends a request; `from` asks for the content from that offset on.
+/// Sends a request; `piece` asks for these bytes of the content only.
 pub(super) async fn send(
     stream: &mut TcpStream,
     path: &str,
-    from: Option<u64>,
+    piece: Option<Range<u64>>,
     close: bool,
 ) -> Result<(), Failure> {
-    let range = from.map(|offset| format!("Range: bytes={offset}-\r\n")).unwrap_or_default();
+    let bytes =
+        |piece: Range<u64>| format!("Range: bytes={}-{}\r\n", piece.start, piece.end.saturating_sub(1));
+    let range = piece.map(bytes).unwrap_or_default();
     let connection = if close { "close" } else { "keep-alive" };
     let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\n{range}Connection: {connection}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|error| Failure::of(&error))
@@ -55,11 +64,12 @@ fn parse_head(bytes: &[u8], body: Vec<u8>) -> Option<Head> {
     let text = std::str::from_utf8(bytes).ok()?;
     let mut lines = text.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    let length = lines
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-        .and_then(|(_, value)| value.trim().parse().ok())?;
-    Some(Head { status, length, body })
+    let headers: Vec<_> = lines.filter_map(|line| line.split_once(':')).collect();
+    let header = |wanted: &str| {
+        headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim())
+    };
+    let length = header("content-length")?.parse().ok()?;
+    Some(Head { status, length, served_by: header(SERVED_BY).map(str::to_owned), body })
 }
 
 #[cfg(test)]
@@ -70,7 +80,9 @@ mod tests {
     fn heads_without_status_or_length_are_wrong() {
         let head = |text: &str| parse_head(text.as_bytes(), Vec::new());
         let good = head("HTTP/1.1 206 Partial Content\r\ncontent-LENGTH: 12\r\n\r\n").unwrap();
-        assert_eq!((good.status, good.length), (206, 12));
+        assert_eq!((good.status, good.length, good.served_by), (206, 12, None));
+        let named = head("HTTP/1.1 200 OK\r\nX-Served-By: real1\r\nContent-Length: 0\r\n\r\n").unwrap();
+        assert_eq!(named.served_by.as_deref(), Some("real1"));
         for bad in [
             "",
             "HTTP/1.1",

@@ -1,5 +1,8 @@
 //! What a load saw: per connection, and in sums.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// Why a connection or request failed.
@@ -92,10 +95,18 @@ pub enum Stage {
 /// One download.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
-    /// The client's address and port, by which directors know the flow; none before it connected.
-    pub source: Option<std::net::SocketAddr>,
+    /// Name of the service.
+    pub service: String,
+    /// Where the service is.
+    pub target: SocketAddr,
+    /// The client's address and port, by which, with `target`, directors know the flow; none before it connected.
+    pub source: Option<SocketAddr>,
+    /// The real server that answered; none before it did, or if it did not say.
+    pub served_by: Option<String>,
     /// Where it stands.
     pub stage: Stage,
+    /// How often it came to a good end on one connection and began anew on another.
+    pub renewed: u64,
     /// Content bytes received and checked.
     pub bytes: u64,
     /// Of these, wrong ones.
@@ -123,11 +134,20 @@ pub struct Requests {
     pub longest_since_mark_ms: u64,
 }
 
-/// A load at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sample {
-    /// Milliseconds since the load started.
-    pub at_ms: u64,
+/// What one real server does for a service, as its clients see it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RealBook {
+    /// Downloads that it serves now.
+    pub held: u64,
+    /// Connections that it answered since the start, downloads and requests.
+    pub opened: u64,
+}
+
+/// The account of one service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Book {
+    /// Name of the service.
+    pub service: String,
     /// Downloads that have received bytes and not failed.
     pub alive: u64,
     /// Downloads that have not received bytes yet.
@@ -146,6 +166,58 @@ pub struct Sample {
     pub stalled_since_mark: u64,
     /// Short requests.
     pub requests: Requests,
+    /// By real server, under the name it gives itself.
+    pub reals: BTreeMap<String, RealBook>,
+}
+
+impl Book {
+    /// Downloads and requests that were reset.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.failures.reset + self.requests.failures.reset
+    }
+
+    /// Downloads and requests that failed in any other way.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.failures.total() + self.requests.failures.total() - self.resets()
+    }
+}
+
+/// A load at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Milliseconds since the load started.
+    pub at_ms: u64,
+    /// An account for each service, in the plan's order.
+    pub services: Vec<Book>,
+}
+
+impl Sample {
+    /// One figure over all services.
+    #[must_use]
+    pub fn sum(&self, figure: impl Fn(&Book) -> u64) -> u64 {
+        self.services.iter().map(figure).sum()
+    }
+
+    /// The longest wait for bytes that is going on now in any service, milliseconds.
+    #[must_use]
+    pub fn current_stall_ms(&self) -> u64 {
+        self.services.iter().map(|book| book.current_stall_ms).max().unwrap_or(0)
+    }
+
+    /// What a real server does for all services together.
+    #[must_use]
+    pub fn real(&self, name: &str) -> RealBook {
+        let of = |book: &Book| book.reals.get(name).copied().unwrap_or_default();
+        RealBook { held: self.sum(|book| of(book).held), opened: self.sum(|book| of(book).opened) }
+    }
+
+    /// Whether nothing failed and no byte was wrong.
+    #[must_use]
+    pub fn clean(&self) -> bool {
+        self.sum(|book| book.resets() + book.losses() + book.wrong_bytes) == 0
+    }
 }
 
 /// A finished load.
