@@ -8,7 +8,9 @@
 //! | `plan` | which service has which index, table and block of real servers |
 //! | `apply` | the changes that make the kernel equal to a specification |
 //! | `attach` | interfaces, and the programs on them |
-//! | `statistics` | counters and flows |
+//! | `statistics` | counters, flows and slot states |
+//! | `probe`, `explain` | what would become of a packet, and why |
+//! | `capture` | packets for whoever watches |
 //!
 //! Programs, links and maps are pinned. Dropping a [`Dataplane`] therefore changes nothing in the kernel, as
 //! does `kill -9`: packets go on being forwarded, and the next process finds everything and adopts it.
@@ -16,10 +18,13 @@
 
 mod apply;
 mod attach;
+mod capture;
 mod error;
+mod explain;
 mod maps;
 mod pins;
 mod plan;
+mod probe;
 mod spec;
 mod statistics;
 
@@ -35,12 +40,16 @@ use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
 
 pub use apply::ApplyReport;
 pub use attach::{AttachedInterface, AttachedMode};
+pub use capture::{CaptureError, CaptureRequest, CapturedPacket, MAX_SNAPLEN};
 pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
+pub use explain::{ExplainedReal, ExplainedService, ExplainedSlot, ExplainedTunnel, Explanation, Lookup};
+pub use probe::{Probe, ProbeError, TcpFlags};
 pub use spec::{
     Forwarding, HashInput, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, TunnelSources,
 };
-pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
+pub use statistics::{Counters, Flow, RealCounters, ServiceCounters, SlotStates};
 
+use capture::Buffers;
 use maps::Maps;
 use plan::Plan;
 
@@ -147,6 +156,7 @@ pub struct Dataplane {
     plan: Plan,
     next_hops: BTreeMap<IpAddr, NextHop>,
     links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
+    capture: Option<Buffers>,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -180,8 +190,15 @@ impl Dataplane {
         maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&maps)?;
         let next_hops = plan.next_hops(&maps)?;
-        let mut dataplane =
-            Self { options: options.clone(), ebpf, maps, plan, next_hops, links: BTreeMap::new() };
+        let mut dataplane = Self {
+            options: options.clone(),
+            ebpf,
+            maps,
+            plan,
+            next_hops,
+            links: BTreeMap::new(),
+            capture: None,
+        };
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))
@@ -278,7 +295,8 @@ fn load(pin_dir: &Path, flows: u32) -> Result<Ebpf, OpenError> {
 }
 
 fn fresh_config(config: Config, options: &Options) -> Config {
-    let others = config.flags & !Config::FLAG_FLOW_ACCOUNTING;
+    // Nobody watches yet, whatever a process that died has left.
+    let others = config.flags & !(Config::FLAG_FLOW_ACCOUNTING | Config::CAPTURE_FLAGS);
     let flags = if options.flow_accounting { others | Config::FLAG_FLOW_ACCOUNTING } else { others };
     let sources = options.tunnel_sources;
     Config {

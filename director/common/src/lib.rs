@@ -13,10 +13,12 @@
 //! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
 //! | [`mod@decide`] | which outcome a packet gets |
 //! | [`counters`] | what is counted |
+//! | [`capture`] | what is said of a packet that somebody watches |
 #![no_std]
 // Not in tests: those must fail loudly.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic))]
 
+pub mod capture;
 pub mod counters;
 pub mod decide;
 pub mod packet;

@@ -118,6 +118,12 @@ impl Config {
     pub const FLAG_FLOW_ACCOUNTING: u32 = 1;
     /// Some service owns all ports of an address: look there too when the exact port is not found.
     pub const FLAG_ANY_PORT: u32 = 2;
+    /// Packets that [`CaptureFilter`](crate::capture::CaptureFilter) wants are captured as they came.
+    pub const FLAG_CAPTURE: u32 = 1 << 30;
+    /// The same, as they leave.
+    pub const FLAG_CAPTURE_AFTER: u32 = 1 << 31;
+    /// Both of these.
+    pub const CAPTURE_FLAGS: u32 = Self::FLAG_CAPTURE | Self::FLAG_CAPTURE_AFTER;
 
     /// Whether every bit of `flag` is set.
     #[inline(always)]

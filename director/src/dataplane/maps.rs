@@ -13,7 +13,9 @@ use director_common::tables::{
 use director_common::verdict::OUTCOME_COUNTERS;
 
 use super::apply::empty_table;
+use super::capture::CaptureMaps;
 use super::error::OpenError;
+use super::explain::{Buckets, Fragments};
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
@@ -72,11 +74,17 @@ pub(super) struct Maps {
     pub(super) service_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
+    pub(super) fragments: Fragments,
+    pub(super) buckets: Buckets,
+    pub(super) capture: CaptureMaps,
     empty: Option<TableMap>,
-    processors: usize,
+    pub(super) processors: usize,
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, OpenError> {
     let map = ebpf.take_map(name).ok_or(OpenError::Object(name))?;
     Ok(T::try_from(map)?)
 }
@@ -96,6 +104,9 @@ impl Maps {
             service_stats: take(ebpf, "SERVICE_STATS")?,
             real_stats: take(ebpf, "REAL_STATS")?,
             flows: take(ebpf, "FLOWS")?,
+            fragments: take(ebpf, "FRAGMENTS")?,
+            buckets: take(ebpf, "BUCKETS")?,
+            capture: CaptureMaps::take(ebpf)?,
             empty: None,
             processors,
         })
@@ -106,6 +117,11 @@ impl Maps {
         let Shared(old) = self.config.get(&0, 0)?;
         let new = change(old);
         if new != old { self.config.set(0, Shared(new), 0) } else { Ok(()) }
+    }
+
+    /// The settings.
+    pub(super) fn config(&self) -> Result<Config, MapError> {
+        Ok(self.config.get(&0, 0)?.0)
     }
 
     /// The key of the slot hash.
