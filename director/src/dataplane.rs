@@ -51,6 +51,7 @@ pub use statistics::{Counters, Flow, RealCounters, ServiceCounters, SlotStates};
 
 use capture::Buffers;
 use maps::Maps;
+pub(crate) use maps::ip_address;
 use plan::Plan;
 
 /// The XDP program, as `build.rs` made it.

@@ -14,8 +14,10 @@
 
 mod answers;
 mod cluster;
+mod explain;
 mod plan;
 mod views;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -98,6 +100,8 @@ struct Node {
     announced: BTreeMap<Ipv4Net, Announcement>,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
+    /// Whoever watches packets.
+    watcher: Option<watch::Watcher>,
 }
 
 impl Node {
@@ -139,6 +143,7 @@ impl Node {
             routing_enabled: false,
             announced: BTreeMap::new(),
             trouble: None,
+            watcher: None,
         })
     }
 
@@ -156,6 +161,7 @@ impl Node {
                     Some(change) => self.handle_way(change),
                     None => anyhow::bail!("the next-hop resolver has ended"),
                 },
+                () = watch::due(&mut self.watcher) => self.read_capture(),
                 Some(question) = questions.recv() => self.answer(question).await,
                 _ = hangup.recv() => match self.reload().await {
                     Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
@@ -363,6 +369,8 @@ impl Node {
             Question::Reload(reply) => {
                 reply_with(reply, self.reload().await.map(|changes| ReloadReply { changes }));
             }
+            Question::Explain(request, reply) => reply_with(reply, self.explain(&request)),
+            Question::Capture(request, reply) => reply_with(reply, self.start_capture(request)),
         }
     }
 }

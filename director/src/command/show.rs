@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use director_proto::control::{
-    Connections, Neighbors, Peers, ReloadReply, Services, Status, Traffic, VirtualService,
+    Connections, Neighbors, Peers, ReloadReply, Services, SlotStates, Status, Traffic, VirtualService,
 };
 
 use super::table::render;
@@ -84,10 +84,21 @@ fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
     [traffic.connections.to_string(), traffic.packets_in.to_string(), bytes(traffic.bytes_in)]
 }
 
+/// Shares of the slots that are not settled.
+fn slots(slots: Option<&SlotStates>) -> String {
+    let Some(slots) = slots else { return "no slots".to_owned() };
+    let total = slots.settled + slots.moving + slots.pinned;
+    let share = |count: u32| f64::from(count) * 100.0 / f64::from(total.max(1));
+    match (slots.moving, slots.pinned) {
+        (0, 0) => "all slots settled".to_owned(),
+        (moving, pinned) => format!("slots {:.1} % moving, {:.1} % pinned", share(moving), share(pinned)),
+    }
+}
+
 fn service(service: &VirtualService) -> String {
     let port = if service.port == 0 { "all".to_owned() } else { service.port.to_string() };
     let mut text = format!(
-        "{}  {} {}:{port}  {} by {}, {}  table {}  {}\n",
+        "{}  {} {}:{port}  {} by {}, {}  table {}  {}  {}\n",
         service.name,
         service.protocol,
         service.vip,
@@ -95,6 +106,7 @@ fn service(service: &VirtualService) -> String {
         service.hash,
         service.forwarding,
         dash(&service.table_digest),
+        slots(service.slots.as_ref()),
         if service.announced { "announced" } else { "not announced" },
     );
     let rows: Vec<[String; 8]> = service

@@ -247,7 +247,7 @@ pub(super) fn address(address: IpAddr) -> Address {
 }
 
 /// The address in a map's entry.
-pub(super) fn ip_address(address: Address) -> IpAddr {
+pub(crate) fn ip_address(address: Address) -> IpAddr {
     match address.ipv4() {
         Some(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
         None => IpAddr::V6(Ipv6Addr::from(address.0)),
