@@ -11,7 +11,8 @@ use dataplane_fixture::{isolated, run};
 
 const CLIENT: &str = "192.0.2.2";
 const VIP: &str = "203.0.113.10";
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Enough for an emulated machine, where the kernel checks the program for a minute or two.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// client (192.0.2.2) --- d0 director d1 --- real server (10.0.2.11). `gone` has an address nobody answers for.
 fn build() {

@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 3] = ["dataplane_kernel", "dataplane_apply", "dataplane_forwarding"];
+const SUITES: [&str; 5] =
+    ["dataplane_kernel", "dataplane_apply", "dataplane_forwarding", "dataplane_explain", "seeing"];
 
 /// A suite takes about a minute of a free machine; this one may have other work.
 const TIMEOUT_SECONDS: &str = "900";
@@ -91,6 +92,16 @@ fn tables_are_fed_under_stock_kernel() {
 #[test]
 fn packets_are_forwarded_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_forwarding");
+}
+
+#[test]
+fn explanations_hold_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_explain");
+}
+
+#[test]
+fn captures_are_taken_under_stock_kernel() {
+    passes_under_stock_kernel("seeing");
 }
 
 #[test]
