@@ -139,6 +139,12 @@ impl Config {
     pub const FLAG_ANY_PORT: u32 = 2;
     /// Some service owns a prefix or a range of ports: look for the address's class last.
     pub const FLAG_CLASSES: u32 = 4;
+    /// Packets that [`CaptureFilter`](crate::capture::CaptureFilter) wants are captured as they came.
+    pub const FLAG_CAPTURE: u32 = 1 << 30;
+    /// The same, as they leave.
+    pub const FLAG_CAPTURE_AFTER: u32 = 1 << 31;
+    /// Both of these.
+    pub const CAPTURE_FLAGS: u32 = Self::FLAG_CAPTURE | Self::FLAG_CAPTURE_AFTER;
 
     /// Whether every bit of `flag` is set.
     #[inline(always)]

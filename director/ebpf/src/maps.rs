@@ -2,9 +2,10 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventByteArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
+use director_common::capture::{CaptureEvent, CaptureFilter};
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
@@ -68,6 +69,18 @@ static BUCKETS: PerCpuArray<TokenBucket, 1> = PerCpuArray::new();
 /// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
 #[btf_map]
 static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
+/// What is captured, by whoever is told so by the settings.
+#[btf_map]
+pub static CAPTURE: Array<CaptureFilter, 1> = Array::new();
+/// The way to user space: a buffer for each processor, while somebody reads.
+#[btf_map]
+pub static CAPTURE_EVENTS: PerfEventByteArray = PerfEventByteArray::new();
+/// Room for what is said of a captured packet, as [`SCRATCH`].
+#[btf_map]
+pub static CAPTURE_SCRATCH: PerCpuArray<CaptureEvent, 1> = PerCpuArray::new();
+/// Wanted packets for which the buffer had no room.
+#[btf_map]
+pub static CAPTURE_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// The maps as [`Tables`].
 pub struct KernelTables;

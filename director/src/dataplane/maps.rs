@@ -35,7 +35,9 @@ use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
 
 use super::batch::PinMap;
+use super::capture::CaptureMaps;
 use super::error::OpenError;
+use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
 use super::shelves::Shelves;
 use super::{NextHop, with_way};
@@ -111,10 +113,16 @@ pub(super) struct Maps {
     pub(super) pins: PinMap,
     pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
     windows: Array<MapData, Shared<WindowEntry>>,
-    processors: usize,
+    pub(super) fragments: Fragments,
+    pub(super) buckets: Buckets,
+    pub(super) capture: CaptureMaps,
+    pub(super) processors: usize,
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, OpenError> {
     let map = ebpf.take_map(name).ok_or(OpenError::Object(name))?;
     Ok(T::try_from(map)?)
 }
@@ -140,6 +148,9 @@ impl Maps {
             pins: take(ebpf, "PINS")?,
             quic_ids: take(ebpf, "QUIC_IDS")?,
             windows: take(ebpf, "WINDOWS")?,
+            fragments: take(ebpf, "FRAGMENTS")?,
+            buckets: take(ebpf, "BUCKETS")?,
+            capture: CaptureMaps::take(ebpf)?,
             processors,
         })
     }
@@ -149,6 +160,11 @@ impl Maps {
         let Shared(old) = self.config.get(&0, 0)?;
         let new = change(old);
         if new != old { self.config.set(0, Shared(new), 0) } else { Ok(()) }
+    }
+
+    /// The settings.
+    pub(super) fn config(&self) -> Result<Config, MapError> {
+        Ok(self.config.get(&0, 0)?.0)
     }
 
     /// The key of the slot hash.
@@ -278,6 +294,27 @@ impl Maps {
         if is_small(table) { self.small_tables.read(table & !SMALL_TABLE) } else { self.tables.read(table) }
     }
 
+    /// The same, without any shelf being kept open.
+    pub(super) fn peek_table(&self, table: u32) -> Result<Option<Box<[u32]>>, MapError> {
+        if is_small(table) { self.small_tables.peek(table & !SMALL_TABLE) } else { self.tables.peek(table) }
+    }
+
+    /// The service of a key.
+    pub(super) fn service(&self, key: ServiceKey) -> Result<ServiceEntry, MapError> {
+        self.services.get(&Shared(key), 0).map(|Shared(entry)| entry)
+    }
+
+    /// The class of the longest prefix that has an address.
+    pub(super) fn class_of(&self, address: Address) -> Result<u32, MapError> {
+        self.classes.get(&TrieKey::new(128, Shared(address)), 0)
+    }
+
+    /// The service that owns the narrowest range of a class with a port.
+    pub(super) fn range(&self, key: RangeKey) -> Result<ServiceEntry, MapError> {
+        let bits = 8 * u32::try_from(size_of::<RangeKey>()).expect("invariant: a key is small");
+        self.ranges.get(&TrieKey::new(bits, Shared(key)), 0).map(|Shared(entry)| entry)
+    }
+
     /// Writes a complete slot table, of the size its index says, where no service has one.
     pub(super) fn set_table(&mut self, table: u32, slots: &[u32]) -> Result<(), MapError> {
         let wrong = |_| MapError::InvalidValueSize { size: size_of_val(slots), expected: 4 * SLOTS };
@@ -334,7 +371,7 @@ pub(super) fn address(address: IpAddr) -> Address {
 }
 
 /// The address in a map's entry.
-pub(super) fn ip_address(address: Address) -> IpAddr {
+pub(crate) fn ip_address(address: Address) -> IpAddr {
     match address.ipv4() {
         Some(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
         None => IpAddr::V6(Ipv6Addr::from(address.0)),
