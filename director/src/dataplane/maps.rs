@@ -16,7 +16,7 @@
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -101,6 +101,8 @@ pub(super) struct Maps {
     pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
     processors: usize,
+    /// Where in the real-server map an address stands: a next hop that changes must not read all of it.
+    places: BTreeMap<Address, BTreeSet<u32>>,
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError> {
@@ -127,6 +129,7 @@ impl Maps {
             real_stats: take(ebpf, "REAL_STATS")?,
             flows: take(ebpf, "FLOWS")?,
             processors,
+            places: BTreeMap::new(),
         })
     }
 
@@ -151,7 +154,33 @@ impl Maps {
     pub(super) fn new_real(&mut self, index: u32, entry: RealEntry) -> Result<(), MapError> {
         let zero = PerCpuValues::try_from(vec![Shared(TrafficCounters::default()); self.processors])?;
         self.real_stats.set(index, zero, 0)?;
-        self.reals.set(index, Shared(entry), 0)
+        let old = self.real(index)?.address;
+        if let Some(places) = self.places.get_mut(&old) {
+            places.remove(&index);
+        }
+        self.reals.set(index, Shared(entry), 0)?;
+        self.note_real(index, entry.address);
+        Ok(())
+    }
+
+    /// Notes the real servers that an earlier process wrote.
+    pub(super) fn adopt_reals(&mut self, indices: Vec<u32>) -> Result<(), MapError> {
+        for index in indices {
+            let address = self.real(index)?.address;
+            self.note_real(index, address);
+        }
+        Ok(())
+    }
+
+    fn note_real(&mut self, index: u32, address: Address) {
+        if address != Address::default() {
+            self.places.entry(address).or_default().insert(index);
+        }
+    }
+
+    /// The entries of the real server with this address.
+    pub(super) fn places_of(&self, address: Address) -> Vec<u32> {
+        self.places.get(&address).into_iter().flatten().copied().collect()
     }
 
     /// Replaces the way in a real server's entry. An element of an array is not replaced at once, so a program
