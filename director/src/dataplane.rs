@@ -217,6 +217,7 @@ impl Dataplane {
         let mut maps = Maps::take(&mut ebpf)?;
         maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&mut maps)?;
+        maps.adopt_reals(plan.real_indices())?;
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
         let mut dataplane = Self { options, ebpf, maps, plan, next_hops, links, sweep, capture: None };
@@ -245,12 +246,9 @@ impl Dataplane {
             Some(next_hop) => self.next_hops.insert(address, next_hop),
             None => self.next_hops.remove(&address),
         };
-        let wanted = maps::address(address);
-        for index in self.plan.real_indices() {
+        for index in self.maps.places_of(maps::address(address)) {
             let real = self.maps.real(index).map_err(ApplyError::Map)?;
-            if real.address == wanted {
-                self.maps.set_way(index, real, next_hop).map_err(ApplyError::Map)?;
-            }
+            self.maps.set_way(index, real, next_hop).map_err(ApplyError::Map)?;
         }
         Ok(())
     }

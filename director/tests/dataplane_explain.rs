@@ -4,11 +4,13 @@ mod dataplane_fixture;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use dataplane_fixture::cases::{INGRESS, cases, fill, next_hop};
+use dataplane_fixture::cases::{INGRESS, V4, cases, fill, next_hop};
+use dataplane_fixture::memory::mapped;
 use dataplane_fixture::packets::OUR_MAC;
 use dataplane_fixture::{isolated, open, options};
-use director::dataplane::{Counters, Dataplane, Explanation, Lookup, Probe, Protocol, TcpFlags};
+use director::dataplane::{Counters, Dataplane, Explanation, Lookup, MatchedKey, Probe, Protocol, TcpFlags};
 use director_common::SlotState;
+use director_common::tables::ServiceKey;
 use director_common::verdict::{DropReason, Outcome};
 
 /// Runs one frame through the program in the kernel; its verdict and the frame it leaves.
@@ -121,7 +123,10 @@ fn an_explanation_tells_service_slot_server_and_way() {
         assert_eq!(there.outcome, Outcome::Redirected);
         assert!(there.opens && !explain(81, TcpFlags::Ack).opens);
         let service = there.service.expect("service");
-        assert_eq!((service.name.as_str(), service.key.port), ("there", 81));
+        assert_eq!(
+            (service.name.as_str(), service.key),
+            ("there", MatchedKey::Exact(ServiceKey::service(mapped(V4.vip.parse().expect("vip")), 6, 81)))
+        );
         assert_eq!(there.real.expect("real").address, "10.0.2.12:81".parse().expect("address"));
         assert_eq!(there.next_hop, next_hop("10.0.2.12".parse().expect("address")));
         assert_eq!(there.tunnel, None);

@@ -17,6 +17,8 @@ use director_common::tables::{
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS, Slot};
 
+use crate::frame::opaque;
+
 /// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
 /// element out again at once, under the eyes of a program that still reads it.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -109,7 +111,9 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn slot(&self, table: u32, slot: u32) -> Option<Slot> {
-        let slot = slot as usize;
+        // Opaque: the compiler knows that the hash was scaled to less and would drop the comparisons, but the verifier
+        // of Linux 6.1 knows nothing of a product.
+        let slot = opaque(slot as usize);
         let (shelf, place) = shelf_of(table);
         let bits = if is_small(table) {
             let slots = SMALL_TABLES.get_value(shelf, &place)?;

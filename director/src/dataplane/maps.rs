@@ -16,7 +16,7 @@
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -117,6 +117,8 @@ pub(super) struct Maps {
     pub(super) buckets: Buckets,
     pub(super) capture: CaptureMaps,
     pub(super) processors: usize,
+    /// Where in the real-server map an address stands: a next hop that changes must not read all of it.
+    places: BTreeMap<Address, BTreeSet<u32>>,
 }
 
 pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
@@ -152,6 +154,7 @@ impl Maps {
             buckets: take(ebpf, "BUCKETS")?,
             capture: CaptureMaps::take(ebpf)?,
             processors,
+            places: BTreeMap::new(),
         })
     }
 
@@ -181,13 +184,47 @@ impl Maps {
     pub(super) fn new_real(&mut self, index: u32, entry: RealEntry) -> Result<(), MapError> {
         let zero = PerCpuValues::try_from(vec![Shared(TrafficCounters::default()); self.processors])?;
         self.real_stats.set(index, zero, 0)?;
-        self.reals.set(index, Shared(entry), 0)
+        let old = self.real(index)?.address;
+        self.forget_real(index, old);
+        self.reals.set(index, Shared(entry), 0)?;
+        self.note_real(index, entry.address);
+        Ok(())
+    }
+
+    /// Notes the real servers that an earlier process wrote.
+    pub(super) fn adopt_reals(&mut self, indices: Vec<u32>) -> Result<(), MapError> {
+        for index in indices {
+            let address = self.real(index)?.address;
+            self.note_real(index, address);
+        }
+        Ok(())
+    }
+
+    fn note_real(&mut self, index: u32, address: Address) {
+        if address != Address::default() {
+            self.places.entry(address).or_default().insert(index);
+        }
+    }
+
+    fn forget_real(&mut self, index: u32, address: Address) {
+        if let Some(places) = self.places.get_mut(&address) {
+            places.remove(&index);
+            if places.is_empty() {
+                self.places.remove(&address);
+            }
+        }
+    }
+
+    /// The entries of the real server with this address.
+    pub(super) fn places_of(&self, address: Address) -> Vec<u32> {
+        self.places.get(&address).into_iter().flatten().copied().collect()
     }
 
     /// Empties a real server's entry that no table names any more: pins to it are void, and packets under way that
     /// saw an older table find no way.
     pub(super) fn clear_real(&mut self, index: u32) -> Result<(), MapError> {
         let old = self.real(index)?;
+        self.forget_real(index, old.address);
         self.reals.set(index, Shared(RealEntry { ifindex: 0, generation: 0, ..old }), 0)?;
         self.reals.set(index, Shared(RealEntry::default()), 0)
     }
