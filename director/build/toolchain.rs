@@ -43,8 +43,15 @@ pub(crate) fn build(folder: &Path, target_dir: &Path) -> Result<PathBuf, String>
 /// Flags separated as cargo wants them, so that a path may hold spaces.
 fn rust_flags(linker: &Path) -> String {
     let linker = format!("linker={}", linker.display());
-    // v3: 32-bit registers and jumps, in every kernel since 5.1.
-    ["-C", "link-arg=--btf", "-C", "target-cpu=v3", "-C", &linker].join("\u{1f}")
+    let flags = [
+        "link-arg=--btf",
+        // Else LLVM leaves every memset, however short, to a loop over bytes.
+        "link-arg=--disable-expand-memcpy-in-order",
+        // v3: 32-bit registers and jumps, in every kernel since 5.1.
+        "target-cpu=v3",
+        &linker,
+    ];
+    flags.map(|flag| format!("-C{flag}")).join("\u{1f}")
 }
 
 /// A cargo and the compiler it uses.

@@ -111,6 +111,8 @@ fn set_up(link: &Link) -> Result<()> {
     {
         run("sysctl", &format!("-q -w net.ipv4.{setting}"))?;
     }
+    // A connection that it has not seen begin is a connection here too, as it is for the data plane.
+    run("sysctl", "-q -w net.ipv4.vs.sloppy_tcp=1")?;
     for setting in ["rp_filter", "send_redirects"] {
         run("sysctl", &format!("-q -w net.ipv4.conf.{}.{setting}=0", link.name))?;
     }
