@@ -7,8 +7,8 @@ use aya_ebpf::macros::btf_map;
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::tables::{
     Config, FlowKey, FragmentEntry, Interface, MAX_FRAGMENTS, MAX_INTERFACES, MAX_REALS, MAX_SERVICE_KEYS,
-    MAX_SERVICES, MAX_TABLES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable, Tables,
-    TokenBucket,
+    MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, RealEntry, ServiceEntry, ServiceKey, ServiceName, SlotTable,
+    Tables, TokenBucket,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, Slot};
@@ -27,6 +27,9 @@ static TABLES: ArrayOfMaps<Array<SlotTable, 1>, MAX_TABLES> = ArrayOfMaps::new()
 static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, Interface, MAX_INTERFACES, ON_DEMAND> = HashMap::new();
+/// Those of [`INTERFACES`] with a low index, by it.
+#[btf_map]
+static NEAR: Array<Interface, NEAR_INTERFACES> = Array::new();
 /// Only user space reads and writes these; they are here to be created and pinned with the rest.
 #[btf_map]
 static NAMES: Array<ServiceName, MAX_SERVICES> = Array::new();
@@ -113,6 +116,10 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        // The kernel's compiler puts an array's look-up in line and calls a function for a hash's.
+        if ifindex < NEAR_INTERFACES as u32 {
+            return NEAR.get(ifindex).filter(|interface| interface.is_known());
+        }
         // SAFETY: as in `service`.
         unsafe { INTERFACES.get(&ifindex) }
     }

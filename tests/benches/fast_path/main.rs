@@ -36,6 +36,9 @@ struct Arguments {
     /// Rounds: in each, every path has its turn.
     #[arg(long)]
     rounds: Option<usize>,
+    /// Services of the row with many; as many as the data plane can have, up to 10,000, otherwise.
+    #[arg(long)]
+    services: Option<usize>,
     /// Processor that everything runs on; the last one otherwise.
     #[arg(long)]
     cpu: Option<usize>,
@@ -57,6 +60,11 @@ struct Arguments {
 }
 
 impl Arguments {
+    /// A table for each service takes its time.
+    fn services(&self) -> usize {
+        self.services.unwrap_or(if self.quick { 100 } else { 10_000 })
+    }
+
     fn effort(&self) -> Effort {
         let (rounds, packets) = if self.quick { (3, 1 << 14) } else { (41, 1 << 17) };
         Effort { rounds: self.rounds.unwrap_or(rounds).max(1), packets }
@@ -90,7 +98,7 @@ fn main() -> Result<()> {
     }
     let effort = arguments.effort();
     let mut rig = rig::Rig::new(&object, processor)?;
-    let paths = paths::Paths::build(&mut rig).context("setting up what is measured")?;
+    let paths = paths::Paths::build(&mut rig, arguments.services()).context("setting up what is measured")?;
     let rounds = measure::rounds(&mut rig, &paths.paths, effort)?;
     let changes = costs::changes(&mut rig, if arguments.quick { 1 } else { 10 })?;
     let memory = costs::memory(&paths)?;

@@ -19,8 +19,6 @@ use crate::stream::{Family, Flows, PORT, PREFIX_V6};
 
 /// Real servers of each service.
 pub(crate) const REAL_SERVERS: u8 = 100;
-/// Services that the last row wants.
-const MANY_SERVICES: usize = 10_000;
 /// Exponents of the numbers of flows.
 const FLOWS: u32 = 16;
 const MANY_FLOWS: u32 = 20;
@@ -80,8 +78,8 @@ pub(crate) fn pins(name: &str) -> PathBuf {
 }
 
 impl Paths {
-    /// Builds every link, program and table.
-    pub(crate) fn build(rig: &mut Rig) -> Result<Self> {
+    /// Builds every link, program and table, so many services among them.
+    pub(crate) fn build(rig: &mut Rig, services: usize) -> Result<Self> {
         fill_references(rig)?;
         let v4 = |vip: Ipv4Addr| Flows { family: Family::V4, bits: FLOWS, vip: vip.to_bits(), vips: 1 };
         let v6 = Flows { family: Family::V6, bits: FLOWS, vip: VIP_V6, vips: 1 };
@@ -129,7 +127,7 @@ impl Paths {
         add("dr-1m-flows", "1,048,576 flows, settled", &link, flows, tcp, "floor", Some(("dr", 1.3)));
 
         let wide = rig.link()?;
-        let services = many_services(&wide)?;
+        let services = many_services(&wide, services)?;
         let flows = Flows { vips: services as u32, ..v4(VIP_MANY) };
         let title = format!("{services} services instead of 1");
         add("dr-services", &title, &wide, flows, tcp, "floor", Some(("dr", 1.2)));
@@ -287,10 +285,10 @@ pub(crate) fn alone(rig: &mut Rig) -> Result<Link> {
     Ok(link)
 }
 
-/// Sets up the data plane with as many services as it can have, up to [`MANY_SERVICES`]; their number.
-fn many_services(link: &Link) -> Result<usize> {
+/// Sets up the data plane with so many services, or as many as it can have; their number.
+fn many_services(link: &Link, wanted: usize) -> Result<usize> {
     const EACH: u8 = 4;
-    let count = MANY_SERVICES.min(MAX_SERVICES);
+    let count = wanted.clamp(1, MAX_SERVICES);
     let ways = (0..EACH).map(|number| (real_v4(0, number), real_mac(GROUP, number)));
     let mut many = open("many", link, ways)?;
     let slots = dealt(EACH)?;
