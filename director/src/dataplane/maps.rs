@@ -28,8 +28,8 @@ use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, Plain, RangeKey, RealEntry, SHELF, SMALL_SHELF,
-    SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
+    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry,
+    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -43,7 +43,7 @@ use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 16] = [
+pub(super) const NAMES: [&str; 17] = [
     "SERVICES",
     "CLASSES",
     "RANGES",
@@ -51,6 +51,7 @@ pub(super) const NAMES: [&str; 16] = [
     "SMALL_TABLES",
     "REALS",
     "INTERFACES",
+    "NEAR",
     "NAMES",
     "OUTCOMES",
     "SERVICE_STATS",
@@ -75,6 +76,7 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "SMALL_TABLES" => of::<u32, u32>(MAX_TABLES / SMALL_SHELF),
         "REALS" => of::<u32, RealEntry>(MAX_REALS),
         "INTERFACES" => of::<u32, Interface>(MAX_INTERFACES),
+        "NEAR" => of::<u32, Interface>(NEAR_INTERFACES),
         "NAMES" => of::<u32, ServiceName>(MAX_SERVICES),
         "OUTCOMES" => of::<u32, u64>(OUTCOME_COUNTERS),
         "SERVICE_STATS" => of::<u32, TrafficCounters>(MAX_SERVICES),
@@ -105,6 +107,7 @@ pub(super) struct Maps {
     small_tables: Shelves<SMALL_SLOTS>,
     reals: Array<MapData, Shared<RealEntry>>,
     interfaces: HashMap<MapData, u32, Shared<Interface>>,
+    near: Array<MapData, Shared<Interface>>,
     names: Array<MapData, Shared<ServiceName>>,
     pub(super) outcomes: PerCpuArray<MapData, u64>,
     pub(super) service_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
@@ -142,6 +145,7 @@ impl Maps {
             small_tables: Shelves::new(take(ebpf, "SMALL_TABLES")?, SMALL_SHELF),
             reals: take(ebpf, "REALS")?,
             interfaces: take(ebpf, "INTERFACES")?,
+            near: take(ebpf, "NEAR")?,
             names: take(ebpf, "NAMES")?,
             outcomes: take(ebpf, "OUTCOMES")?,
             service_stats: take(ebpf, "SERVICE_STATS")?,
@@ -383,8 +387,10 @@ impl Maps {
 
     /// Tells the program an interface's link address.
     pub(super) fn set_interface(&mut self, ifindex: u32, mac: [u8; 6], native: bool) -> Result<(), MapError> {
-        let flags = if native { Interface::FLAG_NATIVE } else { 0 };
-        self.interfaces.insert(ifindex, Shared(Interface { mac, flags }), 0)
+        let flags = Interface::FLAG_KNOWN | if native { Interface::FLAG_NATIVE } else { 0 };
+        let interface = Shared(Interface { mac, flags });
+        self.interfaces.insert(ifindex, interface, 0)?;
+        if is_near(ifindex) { self.near.set(ifindex, interface, 0) } else { Ok(()) }
     }
 
     /// What the program was told of an interface.
@@ -396,7 +402,16 @@ impl Maps {
     pub(super) fn remove_interface(&mut self, ifindex: u32) {
         // Not there is what is wanted.
         let _ = self.interfaces.remove(&ifindex);
+        if is_near(ifindex) {
+            // An element that exists takes any value.
+            let _ = self.near.set(ifindex, Shared(Interface::default()), 0);
+        }
     }
+}
+
+/// Whether the program looks for an interface in the array.
+fn is_near(ifindex: u32) -> bool {
+    usize::try_from(ifindex).is_ok_and(|ifindex| ifindex < NEAR_INTERFACES)
 }
 
 /// An address as the maps hold it.
