@@ -108,6 +108,10 @@ reasons! {
         Echo = "echo",
         /// An ICMP error: larger than fits on the way to the real server.
         TooBig = "too-big-answered",
+        /// An ICMP error: the time to live or hop limit ends here, as at any router. It comes from this director's
+        /// tunnel source of the packet's family, so that a traced route shows which director it was; from the VIP
+        /// where none is configured.
+        TimeExceeded = "ttl-expired-answered",
     }
 }
 
@@ -173,7 +177,7 @@ reasons! {
         IcmpNoService = "icmp-no-service",
         /// An echo request to a VIP without any real server.
         EchoUnserved = "echo-unserved",
-        /// The time to live or hop limit ends here.
+        /// The time to live or hop limit ends here, and it cannot be answered about, or too many answers were given.
         TtlExpired = "ttl-expired",
         /// The service has no real server.
         NoRealServer = "no-real-server",
