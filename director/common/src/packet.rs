@@ -20,7 +20,9 @@ pub(crate) use outer::{
 };
 pub use outer::{Outer, overhead};
 pub use transport::{Ports, TransportError, UDP_LEN, check as check_transport};
-pub(crate) use transport::{TCP_MIN_LEN, TCP_OFFSET_FLAGS, UDP_LENGTH, tcp_header_len, tcp_opens};
+pub(crate) use transport::{
+    TCP_MIN_LEN, TCP_OFFSET_FLAGS, UDP_LENGTH, tcp_header_len, tcp_opens, tcp_signals,
+};
 
 /// IP protocol number of ICMP.
 pub const PROTOCOL_ICMP: u8 = 1;

@@ -1,7 +1,7 @@
 //! The way of the packets there are most of, in as few steps as there can be.
 //!
-//! A whole TCP segment or UDP datagram without options, of a service found by its exact key, in a settled slot, to a
-//! real server by link address or IPIP over IPv4: [`forward`] does what [`decide()`](crate::decide()) and
+//! A whole TCP segment or UDP datagram without options, of a service found by its exact key, whose slot is settled or
+//! whose connection has its pin, to a real server by link address or IPIP over IPv4: [`forward`] does what [`decide()`](crate::decide()) and
 //! [`rewrite`](crate::decide::rewrite) do, byte for byte. It has no outcome of its own: whatever is anything else, or
 //! wrong in any way, it leaves untouched for those two. Headers are at fixed offsets here, so that a frame's length is
 //! compared once for each, and what is known of the packet stays in registers: the kernel's program spends more on the
@@ -10,11 +10,12 @@
 use crate::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::packet::{
     Ethernet, Frame, Ip, OUTER_V4_LEN, Outer, PROTOCOL_TCP, PROTOCOL_UDP, TCP_MIN_LEN, TCP_OFFSET_FLAGS,
-    UDP_LEN, UDP_LENGTH, checksum_for_ttl, folded, tcp_header_len, tcp_opens,
+    UDP_LEN, UDP_LENGTH, checksum_for_ttl, folded, tcp_header_len, tcp_opens, tcp_signals,
 };
+use crate::pin::{PinCell, signal};
 use crate::slot::{entropy_of, hash_of_flow, slot_of};
 use crate::tables::{
-    Address, Config, Encapsulation, RealEntry, ServiceEntry, ServiceKey, Tables, table_slots,
+    Address, Config, Encapsulation, FlowKey, RealEntry, ServiceEntry, ServiceKey, Tables, table_slots,
 };
 
 /// Where the IP header begins.
@@ -51,6 +52,13 @@ struct Packet {
     destination_port: u16,
     protocol: u8,
     bytes: u32,
+    segment: Segment,
+}
+
+/// What a TCP segment says about its connection; a datagram says nothing.
+struct Segment {
+    flags: u8,
+    data: bool,
 }
 
 /// Where a packet goes.
@@ -101,7 +109,7 @@ fn forward_v4(
     if folded(sum) != 0xffff || bytes.wrapping_add(START) > frame.len() {
         return None;
     }
-    let opens = check::<{ START + LEN_V4 + TCP_OFFSET_FLAGS }, { START + LEN_V4 + UDP_LENGTH }>(
+    let segment = check::<{ START + LEN_V4 + TCP_OFFSET_FLAGS }, { START + LEN_V4 + UDP_LENGTH }>(
         frame,
         protocol,
         bytes.checked_sub(LEN_V4)?,
@@ -114,6 +122,7 @@ fn forward_v4(
         destination_port: u16::from_be_bytes([p2, p3]),
         protocol,
         bytes: bytes as u32,
+        segment,
     };
     let way = find(frame, &packet, ifindex, config, tables)?;
     // Made before the frame grows, since what is written then lies elsewhere.
@@ -133,7 +142,7 @@ fn forward_v4(
         None => frame.poke::<{ START + 8 }, 4>(life),
         Some(source) => enter(frame, &way, source, &ip, life)?,
     }
-    Some(finish(frame, &way, &packet, opens))
+    Some(finish(frame, &way, &packet))
 }
 
 /// Puts an IPv4 packet, with what its life has become, into a tunnel; nothing changes where there is no room.
@@ -178,7 +187,7 @@ fn forward_v6(
     if bytes.wrapping_add(START) > frame.len() {
         return None;
     }
-    let opens = check::<{ START + LEN_V6 + TCP_OFFSET_FLAGS }, { START + LEN_V6 + UDP_LENGTH }>(
+    let segment = check::<{ START + LEN_V6 + TCP_OFFSET_FLAGS }, { START + LEN_V6 + UDP_LENGTH }>(
         frame, protocol, payload,
     )?;
     let [p0, p1, p2, p3] = frame.peek::<{ START + LEN_V6 }, 4>();
@@ -189,6 +198,7 @@ fn forward_v6(
         destination_port: u16::from_be_bytes([p2, p3]),
         protocol,
         bytes: bytes as u32,
+        segment,
     };
     // Such a source does not travel, and such a destination has the key of an IPv4 service.
     if packet.source.is_v4() || packet.destination.is_v4() {
@@ -199,18 +209,17 @@ fn forward_v6(
         return None;
     }
     frame.poke::<{ START + 7 }, 1>([hop_limit.wrapping_sub(1)]);
-    Some(finish(frame, &way, &packet, opens))
+    Some(finish(frame, &way, &packet))
 }
 
-/// Whether the transport header is right, which has `payload` bytes within the frame, data offset and flags of TCP at
-/// `FLAGS` and the length of UDP at `LENGTH`: 1 if it begins a connection, else 0; `None` if it is wrong or another
-/// protocol's.
+/// What the transport header says, if it is right, which has `payload` bytes within the frame, data offset and flags of
+/// TCP at `FLAGS` and the length of UDP at `LENGTH`; `None` if it is wrong or another protocol's.
 #[inline(always)]
 fn check<const FLAGS: usize, const LENGTH: usize>(
     frame: &impl Frame,
     protocol: u8,
     payload: usize,
-) -> Option<u32> {
+) -> Option<Segment> {
     match protocol {
         PROTOCOL_TCP => {
             let [offset, flags] = frame.peek::<FLAGS, 2>();
@@ -218,14 +227,14 @@ fn check<const FLAGS: usize, const LENGTH: usize>(
             if header < TCP_MIN_LEN || header > payload {
                 return None;
             }
-            Some(u32::from(tcp_opens(flags)))
+            Some(Segment { flags, data: payload > header })
         }
         PROTOCOL_UDP => {
             let length = usize::from(u16::from_be_bytes(frame.peek::<LENGTH, 2>()));
             if length < UDP_LEN || length > payload {
                 return None;
             }
-            Some(0)
+            Some(Segment { flags: 0, data: false })
         }
         _ => None,
     }
@@ -250,11 +259,17 @@ fn find<'a>(
     let one_packet = service.has(ServiceEntry::FLAG_ONE_PACKET) && packet.protocol == PROTOCOL_UDP;
     let hash = hash_of_flow(config.hash_key, packet.source, packet.source_port, service.hash_input());
     let slot = tables.slot(service.table, slot_of(hash, table_slots(service.table)))?;
-    if service.has(ServiceEntry::FLAG_QUIC) || !(slot.is_settled() || one_packet) {
+    if service.has(ServiceEntry::FLAG_QUIC) {
         return None;
     }
+    let (mut position, mut pin) = (slot.raw_current(), None);
+    if !slot.is_settled() && !one_packet {
+        let cell = find_pin(packet, tables)?;
+        position = cell.load().server().position();
+        pin = Some(cell);
+    }
     // The position that names nobody is above every count.
-    let position = u32::from(slot.raw_current());
+    let position = u32::from(position);
     if position >= service.real_count {
         return None;
     }
@@ -274,19 +289,54 @@ fn find<'a>(
     if real.ifindex == 0 || bytes > u32::from(widest) {
         return None;
     }
+    // Last: what is not forwarded here leaves no trace.
+    if let Some(cell) = pin {
+        follow(cell, real, packet, tables)?;
+    }
     Some(Way { service, real, index, tunnel, entropy: entropy_of(hash, packet.source_port) })
+}
+
+/// The pin of the packet's connection.
+#[inline(always)]
+fn find_pin<'a>(packet: &Packet, tables: &'a impl Tables) -> Option<&'a PinCell> {
+    // No connection has port 0 at both ends.
+    if packet.source_port == 0 && packet.destination_port == 0 {
+        return None;
+    }
+    tables.pin(&FlowKey {
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        protocol: packet.protocol,
+        reserved: [0; 3],
+    })
+}
+
+/// Notes the packet in its connection's pin; `None` if that is to somebody else than `real`, or the packet begins another
+/// connection.
+#[inline(always)]
+fn follow(cell: &PinCell, real: &RealEntry, packet: &Packet, tables: &impl Tables) -> Option<()> {
+    let pin = cell.load();
+    let signals = tcp_signals(packet.segment.flags, packet.segment.data);
+    let ended = signals & signal::OPENS != 0 && pin.state().is_closing();
+    if ended || !pin.server().is(real) {
+        return None;
+    }
+    cell.note(&pin, signals, tables.now());
+    Some(())
 }
 
 /// Writes the link addresses, which are at the front by now.
 #[inline(always)]
-fn finish(frame: &mut impl Frame, way: &Way<'_>, packet: &Packet, opens: u32) -> Forwarded {
+fn finish(frame: &mut impl Frame, way: &Way<'_>, packet: &Packet) -> Forwarded {
     let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (way.real.destination_mac, way.real.source_mac);
     frame.poke::<{ Ethernet::ADDRESSES }, 12>([a, b, c, d, e, f, g, h, i, j, k, l]);
     Forwarded {
         service: way.service.service,
         real: way.index,
         bytes: packet.bytes,
-        opens,
+        opens: u32::from(tcp_opens(packet.segment.flags)),
         ifindex: way.real.ifindex,
     }
 }

@@ -55,6 +55,15 @@ pub(crate) const fn tcp_opens(flags: u8) -> bool {
     flags & (TCP_SYN | TCP_ACK) == TCP_SYN
 }
 
+/// What a segment with these flags, with or without data, says about its connection: [`signal`]s.
+#[inline(always)]
+pub(crate) const fn tcp_signals(flags: u8, data: bool) -> u16 {
+    (tcp_opens(flags) as u16).wrapping_mul(signal::OPENS)
+        | ((flags & TCP_FIN != 0) as u16).wrapping_mul(signal::FIN)
+        | ((flags & TCP_RST != 0) as u16).wrapping_mul(signal::RST)
+        | (data as u16).wrapping_mul(signal::DATA)
+}
+
 /// Checks the header behind `ip` (not a later fragment), whose `payload_len` bytes are known to be within
 /// the frame, and tells what the packet says about its connection: [`signal`]s.
 ///
@@ -78,11 +87,7 @@ pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<u16, Tra
                 // Options may be in the next fragment, but then nobody has judged them.
                 return Err(if ip.more_fragments { TransportError::Short } else { TransportError::Length });
             }
-            let says = |holds: bool, signal: u16| u16::from(holds).wrapping_mul(signal);
-            Ok(says(tcp_opens(flags), signal::OPENS)
-                | says(flags & TCP_FIN != 0, signal::FIN)
-                | says(flags & TCP_RST != 0, signal::RST)
-                | says(payload_len > header_len, signal::DATA))
+            Ok(tcp_signals(flags, payload_len > header_len))
         }
         PROTOCOL_UDP => {
             if payload_len < UDP_LEN {
