@@ -251,7 +251,7 @@ fn find<'a>(
     tables: &'a impl Tables,
 ) -> Option<Way<'a>> {
     let interface = tables.interface(ifindex)?;
-    if interface.mac != frame.peek::<{ Ethernet::ADDRESSES }, 6>() {
+    if !interface.has(&frame.peek::<{ Ethernet::ADDRESSES }, 6>()) {
         return None;
     }
     let key = ServiceKey::service(packet.destination, packet.protocol, packet.destination_port);
