@@ -1,132 +1,37 @@
 //! Builds the XDP programs in `director/ebpf` and leaves the objects where the library embeds them.
-//!
-//! The programs need a compiler whose `core` can be built from source, and a linker of the same LLVM. Debian's
-//! (`rustc-web`, `rust-web-src`) is taken where it is recent enough, else rustup's nightly with `rust-src`.
+
+#[path = "build/toolchain.rs"]
+mod toolchain;
 
 use std::env;
-use std::path::{Path, PathBuf};
-use std::process::{Command, exit};
+use std::path::PathBuf;
+use std::process::exit;
 
-/// Oldest compiler that `aya-ebpf` and the programs accept.
-const MIN_MINOR: u32 = 88;
-const TARGET: &str = "bpfel-unknown-none";
 /// The director's, and that of the real server's end of a tunnel.
 const PROGRAMS: [&str; 2] = ["director", "agent"];
-/// Where `lab/setup.sh` installs the linker that matches Debian's compiler.
-const OWN_LINKER_DIR: &str = "/usr/local/lib/director-toolchain/bin";
 
 fn main() {
     let manifest = PathBuf::from(var("CARGO_MANIFEST_DIR"));
-    for path in
-        ["build.rs", "ebpf/src", "ebpf/Cargo.toml", "ebpf/Cargo.lock", "common/src", "common/Cargo.toml"]
-    {
+    for path in [
+        "build.rs",
+        "build/toolchain.rs",
+        "ebpf/src",
+        "ebpf/Cargo.toml",
+        "ebpf/Cargo.lock",
+        "common/src",
+        "common/Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", manifest.join(path).display());
     }
     let out = PathBuf::from(var("OUT_DIR"));
-    let compiler = Compiler::find().unwrap_or_else(|| {
-        fail(
-            "no compiler for BPF: neither Debian's rustc-web with rust-web-src (1.88 or later) nor rustup's \
-             nightly with rust-src",
-        )
-    });
-    let linker =
-        find_linker().unwrap_or_else(|| fail("bpf-linker is neither in PATH nor installed by set-up"));
-    let target_dir = out.join("ebpf");
-    let mut build = compiler.cargo();
-    build
-        .current_dir(manifest.join("ebpf"))
-        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET, "--target-dir"])
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(&linker));
-    match build.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => fail(&format!("building director/ebpf failed ({status})")),
-        Err(error) => fail(&format!("cannot start {:?}: {error}", build.get_program())),
-    }
+    let objects =
+        toolchain::build(&manifest.join("ebpf"), &out.join("ebpf")).unwrap_or_else(|error| fail(&error));
     for program in PROGRAMS {
-        let object = target_dir.join(TARGET).join("release").join(program);
+        let object = objects.join(program);
         if let Err(error) = std::fs::copy(&object, out.join(format!("{program}.bpf.o"))) {
             fail(&format!("cannot copy {}: {error}", object.display()));
         }
     }
-}
-
-/// Flags separated as cargo wants them, so that a path may hold spaces.
-fn rust_flags(linker: &Path) -> String {
-    let linker = format!("linker={}", linker.display());
-    // v3: 32-bit registers and jumps, in every kernel since 5.1.
-    ["-C", "link-arg=--btf", "-C", "target-cpu=v3", "-C", &linker].join("\u{1f}")
-}
-
-/// A cargo and the compiler it uses.
-enum Compiler {
-    Debian,
-    Nightly { cargo: PathBuf },
-}
-
-impl Compiler {
-    fn find() -> Option<Self> {
-        if debian_minor().is_some_and(|minor| minor >= MIN_MINOR) {
-            return Some(Self::Debian);
-        }
-        let has_source = Path::new(&output("rustc", &["+nightly", "--print", "sysroot"])?)
-            .join("lib/rustlib/src/rust/library/core")
-            .is_dir();
-        let cargo = PathBuf::from(output("rustup", &["which", "--toolchain", "nightly", "cargo"])?);
-        has_source.then_some(Self::Nightly { cargo })
-    }
-
-    /// A cargo that inherits nothing of the outer one's choice of compiler, flags and folders.
-    fn cargo(&self) -> Command {
-        let mut command = match self {
-            Self::Debian => Command::new("/usr/bin/cargo"),
-            Self::Nightly { cargo } => Command::new(cargo),
-        };
-        for (name, _) in env::vars_os() {
-            let text = name.to_string_lossy();
-            let inherited =
-                (text.starts_with("CARGO") && text != "CARGO_HOME" && !text.starts_with("CARGO_HTTP_"))
-                    || text.starts_with("RUST") && text != "RUSTUP_HOME";
-            if inherited {
-                command.env_remove(name);
-            }
-        }
-        match self {
-            Self::Debian => command.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1"),
-            Self::Nightly { cargo } => command.env("RUSTC", cargo.with_file_name("rustc")),
-        };
-        command
-    }
-}
-
-/// Minor version of Debian's compiler, if it and the source of `core` are there.
-fn debian_minor() -> Option<u32> {
-    if !Path::new("/usr/bin/cargo").exists() {
-        return None;
-    }
-    let sysroot = output("/usr/bin/rustc", &["--print", "sysroot"])?;
-    if !Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir() {
-        return None;
-    }
-    let version = output("/usr/bin/rustc", &["--version"])?;
-    version.split_whitespace().nth(1)?.split('.').nth(1)?.parse().ok()
-}
-
-fn find_linker() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain([PathBuf::from(OWN_LINKER_DIR)])
-        .map(|folder| folder.join("bpf-linker"))
-        .find(|linker| linker.is_file())
-}
-
-/// What a command that succeeds prints, without the final newline.
-fn output(program: &str, arguments: &[&str]) -> Option<String> {
-    let mut command = Command::new(program);
-    // The outer cargo pins its own toolchain by this.
-    command.args(arguments).env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC");
-    let output = command.output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn var(name: &str) -> String {
@@ -135,6 +40,5 @@ fn var(name: &str) -> String {
 
 fn fail(message: &str) -> ! {
     eprintln!("error: {message}");
-    eprintln!("remedy: run lab/setup.sh as root, which installs the eBPF toolchain, and build again");
     exit(1)
 }

@@ -13,6 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .type_attribute(".director.control.v1", "#[derive(serde::Serialize)]")
+        // Packets are for files of their own, never for JSON.
+        .field_attribute(".director.control.v1.CapturedPacket.bytes", "#[serde(skip)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! The `director` command line: what each subcommand asks the running director, and how it is shown.
 
+mod capture;
+mod explain;
+mod pcapng;
 mod show;
 mod table;
 
@@ -54,6 +57,16 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Tell what would become of a packet, and why.
+    ///
+    /// The director decides about a packet that nobody sent, by the very code and tables that decide about real
+    /// ones. Nothing is counted, remembered or sent.
+    Explain(explain::Explain),
+    /// Write packets that XDP sees to a pcapng file, each with its verdict as comment.
+    ///
+    /// Packets are written as they came in, before anything in them changes. A capture ends by itself after
+    /// --count or --duration, and with Ctrl-C. There can be one at a time.
+    Capture(capture::Capture),
     /// Make the running director read its configuration file again.
     Reload(Ask),
     /// Prepare a real server and end the directors' tunnels on it, until interrupted.
@@ -174,6 +187,8 @@ impl Cli {
             Command::Neighbors(ask) => ask.neighbors().await,
             Command::Peers(ask) => ask.peers().await,
             Command::Connections { limit, ask } => ask.connections(limit).await,
+            Command::Explain(explain) => explain.execute().await,
+            Command::Capture(capture) => capture.execute().await,
             Command::Reload(ask) => ask.reload().await,
             Command::Agent(agent) => agent.execute().await,
             Command::Completions { shell } => {

@@ -15,7 +15,9 @@
 //! | `sweep` | what time does: closing windows, expiry of pins |
 //! | `batch` | the map of connections' pins, many at a time |
 //! | `attach` | interfaces, and the programs on them |
-//! | `statistics` | counters and flows |
+//! | `statistics` | counters, flows and slot states |
+//! | `probe`, `explain` | what would become of a packet, and why |
+//! | `capture` | packets for whoever watches |
 //!
 //! Programs, links and maps are pinned. Dropping a [`Dataplane`] therefore changes nothing in the kernel, as
 //! does `kill -9`: packets go on being forwarded, and the next process finds everything and adopts it.
@@ -24,12 +26,15 @@
 mod apply;
 mod attach;
 mod batch;
+mod capture;
 mod error;
+mod explain;
 mod free;
 mod keys;
 mod maps;
 pub(crate) mod pins;
 mod plan;
+mod probe;
 mod seats;
 mod shelves;
 mod spec;
@@ -50,16 +55,23 @@ use nix::time::{ClockId, clock_gettime};
 
 pub use apply::ApplyReport;
 pub use attach::{AttachedInterface, AttachedMode};
+pub use capture::{CaptureError, CaptureRequest, CapturedPacket, MAX_SNAPLEN};
 pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
+pub use explain::{
+    ExplainedReal, ExplainedService, ExplainedSlot, ExplainedTunnel, Explanation, Lookup, MatchedKey,
+};
+pub use probe::{Probe, ProbeError, TcpFlags};
 pub use spec::{
     Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
     TunnelSources,
 };
-pub use statistics::{Counters, Flow, RealCounters, ServiceCounters};
+pub use statistics::{Counters, Flow, RealCounters, ServiceCounters, SlotStates};
 pub use sweep::{PinRecord, TickReport, Window};
 pub use window::Timeouts;
 
+use capture::Buffers;
 use maps::Maps;
+pub(crate) use maps::ip_address;
 use plan::Plan;
 use sweep::Sweep;
 
@@ -171,6 +183,7 @@ pub struct Dataplane {
     next_hops: BTreeMap<IpAddr, NextHop>,
     links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
     sweep: Sweep,
+    capture: Option<Buffers>,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -204,9 +217,10 @@ impl Dataplane {
         let mut maps = Maps::take(&mut ebpf)?;
         maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&mut maps)?;
+        maps.adopt_reals(plan.real_indices())?;
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
-        let mut dataplane = Self { options, ebpf, maps, plan, next_hops, links, sweep };
+        let mut dataplane = Self { options, ebpf, maps, plan, next_hops, links, sweep, capture: None };
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))
@@ -232,12 +246,9 @@ impl Dataplane {
             Some(next_hop) => self.next_hops.insert(address, next_hop),
             None => self.next_hops.remove(&address),
         };
-        let wanted = maps::address(address);
-        for index in self.plan.real_indices() {
+        for index in self.maps.places_of(maps::address(address)) {
             let real = self.maps.real(index).map_err(ApplyError::Map)?;
-            if real.address == wanted {
-                self.maps.set_way(index, real, next_hop).map_err(ApplyError::Map)?;
-            }
+            self.maps.set_way(index, real, next_hop).map_err(ApplyError::Map)?;
         }
         Ok(())
     }
@@ -325,7 +336,8 @@ fn load(pin_dir: &Path, sizes: &[(&'static str, u32)]) -> Result<Ebpf, OpenError
 }
 
 fn fresh_config(config: Config, options: &Options) -> Config {
-    let others = config.flags & !Config::FLAG_FLOW_ACCOUNTING;
+    // Nobody watches yet, whatever a process that died has left.
+    let others = config.flags & !(Config::FLAG_FLOW_ACCOUNTING | Config::CAPTURE_FLAGS);
     let flags = if options.flow_accounting { others | Config::FLAG_FLOW_ACCOUNTING } else { others };
     let sources = options.tunnel_sources;
     Config {

@@ -85,22 +85,39 @@ where
     response
 }
 
-/// One exposition under construction.
+/// One exposition under construction: families in the order they were declared, each with its samples in one
+/// group, as the format demands.
 #[derive(Default)]
-struct Exposition(String);
+struct Exposition(Vec<Family>);
+
+/// One metric: its name, and its text.
+struct Family {
+    name: String,
+    text: String,
+}
 
 impl Exposition {
     fn metric(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let text = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        self.0.push(Family { name: name.to_owned(), text });
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) {
-        self.0.push_str(name);
-        for (index, (label, text)) in labels.iter().enumerate() {
-            let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{}{label}=\"{escaped}\"", if index == 0 { '{' } else { ',' });
+        let declared = self.0.iter_mut().find(|family| family.name == name);
+        let family = declared.expect("invariant: every metric is declared before its samples");
+        let text = &mut family.text;
+        text.push_str(name);
+        for (index, (label, value)) in labels.iter().enumerate() {
+            let escaped = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(text, "{}{label}=\"{escaped}\"", if index == 0 { '{' } else { ',' });
         }
-        let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
+        let _ = writeln!(text, "{} {value}", if labels.is_empty() { "" } else { "}" });
+    }
+}
+
+impl fmt::Display for Exposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|family| f.write_str(&family.text))
     }
 }
 
@@ -111,7 +128,7 @@ pub fn render(status: &Status, services: &Services, neighbors: &Neighbors, peers
     cluster(&mut text, status, peers);
     routing(&mut text, status, neighbors);
     forwarding(&mut text, services);
-    text.0
+    text.to_string()
 }
 
 fn node(text: &mut Exposition, status: &Status) {
@@ -171,7 +188,19 @@ fn forwarding(text: &mut Exposition, services: &Services) {
     text.metric("director_service_announced", "gauge", "1 while the service's VIP is announced.");
     text.metric("director_service_packets_total", "counter", "Packets of the service, by direction.");
     text.metric("director_service_bytes_total", "counter", "Bytes of the service, by direction.");
+    text.metric(
+        "director_service_connections_total",
+        "counter",
+        "TCP connection attempts of the service that were forwarded.",
+    );
+    text.metric(
+        "director_service_dropped_packets_total",
+        "counter",
+        "Packets of the service that were not forwarded.",
+    );
+    text.metric("director_service_slots", "gauge", "Slots of the service in the kernel, by state.");
     text.metric("director_real_slots", "gauge", "Slots the real server holds.");
+    text.metric("director_real_slots_ideal", "gauge", "Slots that the weights ask for.");
     text.metric(
         "director_real_packets_total",
         "counter",
@@ -191,6 +220,7 @@ fn forwarding(text: &mut Exposition, services: &Services) {
     text.metric("director_real_weight", "gauge", "Weight of the real server; 0 while it is drained.");
     text.metric("director_real_draining", "gauge", "1 while the real server takes no new flows.");
     text.metric("director_real_reachable", "gauge", "1 while there is a way to the real server.");
+    text.metric("director_real_votes", "gauge", "Live directors whose checks find the real server so.");
     let mut sum = Traffic::default();
     for service in &services.services {
         let name = ("service", &*service.name);
@@ -205,6 +235,15 @@ fn forwarding(text: &mut Exposition, services: &Services) {
         text.sample("director_service_announced", &[name], u8::from(service.announced));
         let traffic = service.traffic.unwrap_or_default();
         both_ways(text, "director_service", &[name], &traffic);
+        text.sample("director_service_connections_total", &[name], traffic.connections);
+        text.sample("director_service_dropped_packets_total", &[name], traffic.dropped);
+        if let Some(slots) = service.slots {
+            for (state, count) in
+                [("settled", slots.settled), ("moving", slots.moving), ("pinned", slots.pinned)]
+            {
+                text.sample("director_service_slots", &[name, ("state", state)], count);
+            }
+        }
         sum.connections += traffic.connections;
         sum.packets_in += traffic.packets_in;
         sum.packets_out += traffic.packets_out;
@@ -217,7 +256,12 @@ fn forwarding(text: &mut Exposition, services: &Services) {
             text.sample("director_real_draining", &labels, u8::from(real.state != "active"));
             text.sample("director_real_reachable", &labels, u8::from(!real.next_hop.is_empty()));
             let traffic = real.traffic.unwrap_or_default();
+            for (health, votes) in [("up", real.votes_up), ("down", real.votes_down)] {
+                let labels = [name, ("real", &*address), ("health", health)];
+                text.sample("director_real_votes", &labels, votes);
+            }
             text.sample("director_real_slots", &labels, real.slots);
+            text.sample("director_real_slots_ideal", &labels, real.ideal_slots);
             text.sample("director_real_connections_total", &labels, traffic.connections);
             both_ways(text, "director_real", &labels, &traffic);
         }
@@ -247,7 +291,11 @@ fn both_ways(text: &mut Exposition, prefix: &str, labels: &[(&str, &str)], traff
 
 #[cfg(test)]
 mod tests {
-    use director_proto::control::{Count, Neighbors, Peers, RealServer, Services, Status, VirtualService};
+    use director_common::verdict::Outcome;
+    use director_proto::control::{
+        Count, Neighbor, Neighbors, Peer, Peers, RealServer, Services, SlotStates, Status, Traffic,
+        VirtualService,
+    };
 
     #[test]
     fn label_values_are_escaped_and_every_line_is_a_sample_or_a_comment() {
@@ -292,6 +340,82 @@ mod tests {
             "director_real_reachable{service=\"web\",real=\"[2001:db8:2::11]:80\"} 0\n",
         ] {
             assert!(text.contains(line), "no {line} in {text}");
+        }
+    }
+
+    /// Two of everything, so that a metric's samples could be apart.
+    fn busy() -> String {
+        let real = |address: &str| RealServer {
+            address: address.to_owned(),
+            port: 80,
+            weight: 3,
+            slots: 32_768,
+            ideal_slots: 32_768.5,
+            next_hop: "02:00:00:00:00:01 on eth1".to_owned(),
+            traffic: Some(Traffic { packets_in: 11, bytes_in: 12, connections: 13, ..Traffic::default() }),
+            state: "active".to_owned(),
+            ..RealServer::default()
+        };
+        let service = |name: &str| VirtualService {
+            name: name.to_owned(),
+            traffic: Some(Traffic { packets_in: 21, connections: 22, dropped: 23, ..Traffic::default() }),
+            reals: vec![real("10.0.2.11"), real("10.0.2.12")],
+            slots: Some(SlotStates { settled: 65_000, moving: 500, pinned: 37 }),
+            ..VirtualService::default()
+        };
+        let verdicts = Outcome::all().map(|(_, outcome)| Count { name: outcome.to_string(), packets: 1 });
+        let status = Status { verdicts: verdicts.collect(), ..Status::default() };
+        let peer = |id: &str| Peer { router_id: id.to_owned(), ..Peer::default() };
+        let neighbor = |id: &str| Neighbor { router_id: id.to_owned(), ..Neighbor::default() };
+        super::render(
+            &status,
+            &Services { services: vec![service("a"), service("b")] },
+            &Neighbors { neighbors: vec![neighbor("1"), neighbor("2")] },
+            &Peers { peers: vec![peer("1"), peer("2")], ..Peers::default() },
+        )
+    }
+
+    #[test]
+    fn every_counter_there_is_has_a_sample() {
+        let text = busy();
+        for (_, outcome) in Outcome::all() {
+            assert!(
+                text.contains(&format!("director_packets_total{{verdict=\"{outcome}\"}} 1\n")),
+                "{outcome}"
+            );
+        }
+        for sample in [
+            "director_service_packets_total{service=\"b\",direction=\"in\"} 21",
+            "director_service_connections_total{service=\"b\"} 22",
+            "director_service_dropped_packets_total{service=\"b\"} 23",
+            "director_service_slots{service=\"b\",state=\"moving\"} 500",
+            "director_service_slots{service=\"b\",state=\"pinned\"} 37",
+            "director_real_packets_total{service=\"b\",real=\"10.0.2.12:80\",direction=\"in\"} 11",
+            "director_real_bytes_total{service=\"b\",real=\"10.0.2.12:80\",direction=\"in\"} 12",
+            "director_real_connections_total{service=\"b\",real=\"10.0.2.12:80\"} 13",
+            "director_real_slots_ideal{service=\"b\",real=\"10.0.2.12:80\"} 32768.5",
+            "director_real_weight{service=\"b\",real=\"10.0.2.12:80\"} 3",
+            "director_real_reachable{service=\"b\",real=\"10.0.2.12:80\"} 1",
+        ] {
+            assert!(text.contains(&format!("\n{sample}\n")), "{sample}: {text}");
+        }
+    }
+
+    #[test]
+    fn samples_of_one_metric_stand_together_below_their_declaration_and_none_twice() {
+        let text = busy();
+        let mut current = "";
+        let mut declared = std::collections::BTreeSet::new();
+        let mut samples = std::collections::BTreeSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                current = rest.split(' ').next().expect("name");
+                assert!(declared.insert(current), "{current} is declared twice");
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().expect("name");
+                assert_eq!(name, current, "{line}");
+                assert!(samples.insert(line.rsplit_once(' ').expect("value").0), "{line}: twice");
+            }
         }
     }
 }

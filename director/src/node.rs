@@ -14,9 +14,11 @@
 
 mod answers;
 mod cluster;
+mod explain;
 mod health;
 mod plan;
 mod views;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -103,6 +105,8 @@ struct Node {
     quorate: BTreeSet<String>,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
+    /// Whoever watches packets.
+    watcher: Option<watch::Watcher>,
 }
 
 impl Node {
@@ -147,6 +151,7 @@ impl Node {
             announced: BTreeMap::new(),
             quorate: BTreeSet::new(),
             trouble: None,
+            watcher: None,
         })
     }
 
@@ -168,6 +173,7 @@ impl Node {
                 },
                 Some(()) = self.health.changed() => self.publish_health().await,
                 _ = second.tick() => self.tick(),
+                () = watch::due(&mut self.watcher) => self.read_capture(),
                 Some(question) = questions.recv() => self.answer(question).await,
                 _ = hangup.recv() => match self.reload().await {
                     Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
@@ -413,6 +419,8 @@ impl Node {
             Question::Reload(reply) => {
                 reply_with(reply, self.reload().await.map(|changes| ReloadReply { changes }));
             }
+            Question::Explain(request, reply) => reply_with(reply, self.explain(&request)),
+            Question::Capture(request, reply) => reply_with(reply, self.start_capture(request)),
         }
     }
 }

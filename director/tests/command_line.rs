@@ -56,10 +56,36 @@ fn asking_where_no_director_runs_says_so_and_what_to_do() {
 }
 
 #[test]
+fn questions_that_make_no_sense_are_refused_before_anybody_is_asked() {
+    let explain = ["explain", "--src", "192.0.2.1:1", "--dst", "192.0.2.2:80"];
+    for (arguments, expected) in [
+        (&["--proto", "udp", "--syn"][..], "flags of TCP"),
+        (&["--syn", "--ack"], "cannot be used with"),
+        (&["--proto", "sctp"], "possible values: tcp, udp"),
+    ] {
+        let output = director(&[&explain, arguments].concat());
+        assert!(!output.status.success() && stderr(&output).contains(expected), "{}", stderr(&output));
+    }
+    let socket = format!("@director-test-{}", std::process::id());
+    let output = director(&["capture", "-w", "/dev/null", "--socket", &socket]);
+    assert!(stderr(&output).contains("start one with `director run`"), "{}", stderr(&output));
+}
+
+#[test]
 fn every_subcommand_has_help_and_shells_can_complete() {
-    for command in
-        ["run", "check", "status", "services", "neighbors", "peers", "connections", "reload", "agent"]
-    {
+    for command in [
+        "run",
+        "check",
+        "status",
+        "services",
+        "neighbors",
+        "peers",
+        "connections",
+        "reload",
+        "agent",
+        "explain",
+        "capture",
+    ] {
         let output = director(&[command, "--help"]);
         assert!(output.status.success() && !output.stdout.is_empty(), "{command}");
     }

@@ -5,6 +5,7 @@ mod dataplane_fixture;
 use dataplane_fixture::cases::tunnels::tunnelled;
 use dataplane_fixture::cases::{INGRESS, V4, V6, cases, memory};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, ROUTER_MAC};
+use director_common::tables::Address;
 use director_common::verdict::{AnswerReason, DropReason, Outcome};
 use director_common::{Action, Verdict};
 use proptest::prelude::*;
@@ -147,18 +148,8 @@ fn a_packet_too_big_is_told_the_largest_that_fits() {
             });
             let mut out = large.bytes();
             assert_eq!(memory.run(INGRESS, &mut out).verdict, Verdict::Answer(AnswerReason::TooBig));
-            let [m0, m1] = (1_500_u16 - overhead).to_be_bytes();
             let kind = if family.name == "IPv4" { [3, 4] } else { [2, 0] };
-            let start = if vlan.is_some() { 18 } else { 14 };
-            let shown =
-                large.bytes()[start..start + 28 + if family.name == "IPv6" { 20 } else { 0 }].to_vec();
-            let message = [kind.to_vec(), vec![0, 0, 0, 0, m0, m1], shown].concat();
-            let answer = family.message(family.vip, family.client, &message).with(|p| {
-                p.vlan = vlan;
-                if p.version == 4 {
-                    (p.fragment, p.traffic_class, p.identification) = (0x4000, 0xc0, 0);
-                }
-            });
+            let answer = family.told(kind, 1_500 - overhead, &large, family.vip);
             assert_eq!((&out[..6], &out[6..12]), (&ROUTER_MAC[..], &OUR_MAC[..]));
             assert_eq!(out[12..], answer.bytes()[12..], "{} {port}", family.name);
         }
@@ -166,20 +157,55 @@ fn a_packet_too_big_is_told_the_largest_that_fits() {
 }
 
 #[test]
-fn answers_about_size_are_limited_in_each_second() {
+fn a_packet_at_the_end_of_its_life_is_told_by_whom() {
+    let mut memory = memory();
+    for configured in [true, false] {
+        if !configured {
+            (memory.config.tunnel_v4, memory.config.tunnel_v6) = (Address::default(), Address::default());
+        }
+        // Through a tunnel, to a service without real servers, and directly; a datagram shorter than what is shown, too.
+        for (family, vlan, ttl) in
+            [V4, V6].iter().flat_map(|family| [(None, 1), (Some(7), 0)].map(move |(v, ttl)| (family, v, ttl)))
+        {
+            let mut packets: Vec<Packet> = [80, 81, 84, 95]
+                .map(|port| Packet::tcp((family.client, 40_000), (family.vip, port), ACK))
+                .to_vec();
+            packets.push(Packet::udp((family.client, 40_000), (family.vip, 53), b""));
+            for packet in packets {
+                let packet = packet.with(|p| (p.vlan, p.ttl) = (vlan, ttl));
+                let mut out = packet.bytes();
+                let verdict = memory.run(INGRESS, &mut out).verdict;
+                assert_eq!(verdict, Verdict::Answer(AnswerReason::TimeExceeded));
+                let source = if configured { family.own() } else { family.vip.to_owned() };
+                let answer = family.told(family.time_exceeded(), 0, &packet, &source);
+                assert_eq!((&out[..6], &out[6..12]), (&ROUTER_MAC[..], &OUR_MAC[..]));
+                assert_eq!(out[12..], answer.bytes()[12..], "{} {vlan:?} from {source}", family.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn all_errors_share_one_limit_in_each_second() {
     let mut memory = memory();
     memory.config.icmp_rate = 3;
     let large = Packet::udp((V6.client, 9), (V6.vip, 53), &[7; 1_500]).bytes();
+    let expired = Packet::udp((V4.client, 9), (V4.vip, 53), &[7; 20]).with(|p| p.ttl = 1).bytes();
     let answered = |memory: &dataplane_fixture::memory::Memory| {
-        let verdicts = (0..10).map(|_| memory.run(INGRESS, &mut large.clone()).verdict);
-        let (told, dropped): (Vec<Verdict>, _) =
-            verdicts.partition(|verdict| *verdict == Verdict::Answer(AnswerReason::TooBig));
-        assert!(dropped.iter().all(|verdict| *verdict == Verdict::Drop(DropReason::TooBig)));
-        told.len()
+        let verdicts =
+            (0..10).flat_map(|_| [&large, &expired]).map(|frame| memory.run(INGRESS, &mut frame.clone()));
+        let (told, dropped): (Vec<Verdict>, Vec<Verdict>) = verdicts
+            .map(|decision| decision.verdict)
+            .partition(|verdict| matches!(verdict, Verdict::Answer(_)));
+        let (too_big, too_old) = (AnswerReason::TooBig, AnswerReason::TimeExceeded);
+        assert_eq!(told, [too_big, too_old, too_big].map(Verdict::Answer));
+        let (too_big, too_old) = (DropReason::TooBig, DropReason::TtlExpired);
+        assert_eq!(dropped[..3], [too_old, too_big, too_old].map(Verdict::Drop));
+        assert_eq!(dropped.len(), 17);
     };
-    assert_eq!(answered(&memory), 3);
+    answered(&memory);
     memory.now.set(memory.now.get() + 1);
-    assert_eq!(answered(&memory), 3);
+    answered(&memory);
 }
 
 #[test]

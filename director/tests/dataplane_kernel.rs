@@ -4,11 +4,12 @@ mod dataplane_fixture;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use dataplane_fixture::cases::{HERE, INGRESS, cases, fill, memory};
+use dataplane_fixture::cases::{HERE, INGRESS, Slots, V4, V6, cases, fill, memory, services};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
 use dataplane_fixture::{isolated, open, options};
-use director::dataplane::{Dataplane, NextHop, Options};
-use director_common::verdict::Outcome;
+use director::dataplane::{Dataplane, Forwarding, NextHop, Options, TunnelSources};
+use director_common::tables::Address;
+use director_common::verdict::{AnswerReason, Outcome};
 use director_common::{Action, Verdict};
 use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
@@ -59,6 +60,30 @@ fn kernel_agrees_on_every_case() {
         let counters = dataplane.counters().expect("counters");
         let total: u64 = counters.outcomes.iter().map(|(_, packets)| packets).sum();
         assert_eq!(total, cases().len() as u64, "every packet is counted once");
+    });
+}
+
+/// Answers as a router's come from the director's own address; here it has none, and so no service with a tunnel.
+#[test]
+fn kernel_agrees_without_an_address_of_its_own() {
+    isolated(|| {
+        let mut dataplane = open(&Options { tunnel_sources: TunnelSources::default(), ..options() });
+        let slots = Slots::new();
+        let mut services = services(&slots);
+        services.retain(|service| service.forwarding == Forwarding::DirectReturn);
+        dataplane.declare_interface(INGRESS, OUR_MAC, true).expect("interface");
+        dataplane.apply(&services).expect("apply");
+        let mut memory = memory();
+        (memory.config.tunnel_v4, memory.config.tunnel_v6) = (Address::default(), Address::default());
+        for (family, vlan) in [(V4, None), (V6, None), (V4, Some(7)), (V6, Some(7))] {
+            let packet = Packet::tcp((family.client, 40_000), (family.vip, 80), ACK)
+                .with(|p| (p.ttl, p.vlan) = (1, vlan))
+                .bytes();
+            let mut want = packet.clone();
+            assert_eq!(memory.run(INGRESS, &mut want).verdict, Verdict::Answer(AnswerReason::TimeExceeded));
+            assert_eq!(kernel(&dataplane, &packet), (code(Action::Transmit), want), "{}", family.name);
+        }
+        assert_eq!(packets(&dataplane, Outcome::Answered(AnswerReason::TimeExceeded)), 4);
     });
 }
 

@@ -288,12 +288,12 @@ fn a_prefix_may_come_and_go_around_an_address() {
         let range = service("inner", &["203.0.113.10/32 80-89"], "10.0.2.11", &slots);
         let mut dataplane = ready();
         let histories: [(&[ServiceSpec<'_>], [u32; 3]); 6] = [
-            (&[inner.clone()], [3, 2, 2]),
+            (std::slice::from_ref(&inner), [3, 2, 2]),
             (&[inner.clone(), outer.clone()], [3, 4, 4]),
             (&[range.clone(), outer.clone()], [3, 3, 4]),
-            (&[outer], [4, 4, 4]),
-            (&[range], [3, 3, 2]),
-            (&[inner], [3, 2, 2]),
+            (std::slice::from_ref(&outer), [4, 4, 4]),
+            (std::slice::from_ref(&range), [3, 3, 2]),
+            (std::slice::from_ref(&inner), [3, 2, 2]),
         ];
         for (step, (services, expected)) in histories.into_iter().enumerate() {
             dataplane.apply(services).expect("apply");

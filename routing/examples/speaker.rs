@@ -6,7 +6,12 @@
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
 //! `keep`. The end of the input stops it, too.
 
-use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::{Duration, SystemTime}};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
 
 use ipnet::IpNet;
 use routing::{AreaKind, BfdConfig, Config, InterfaceConfig, Metric, Network, Stop};

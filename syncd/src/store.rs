@@ -171,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_layout_before_is_read_and_one_of_the_next_is_not() {
+        let mut file = emit(&saved());
+        file[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&1_u32.to_le_bytes());
+        assert_eq!(parse(file.clone().into()), Ok(saved()));
+        file[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&3_u32.to_le_bytes());
+        assert_eq!(parse(file.into()), Err("layout 3, this version reads 1 to 2".to_owned()));
+    }
+
+    #[test]
     fn a_damaged_file_is_put_aside_wherever_the_damage_is() {
         let whole = emit(&saved());
         for at in 0..whole.len() {

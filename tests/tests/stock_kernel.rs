@@ -8,11 +8,13 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 6] = [
+const SUITES: [&str; 8] = [
     "dataplane_kernel",
     "dataplane_apply",
     "dataplane_forwarding",
     "dataplane_pins",
+    "dataplane_explain",
+    "seeing",
     "agent_kernel",
     "agent_tunnels",
 ];
@@ -103,6 +105,16 @@ fn connections_are_pinned_under_stock_kernel() {
 #[test]
 fn packets_are_forwarded_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_forwarding");
+}
+
+#[test]
+fn explanations_hold_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_explain");
+}
+
+#[test]
+fn captures_are_taken_under_stock_kernel() {
+    passes_under_stock_kernel("seeing");
 }
 
 #[test]

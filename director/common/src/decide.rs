@@ -10,6 +10,7 @@ mod owner;
 mod quic;
 mod track;
 
+use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
 use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
 use crate::pin::{ServerId, signal};
 use crate::slot::{Slot, entropy_of, hash_of_flow, slot_of};
@@ -39,7 +40,8 @@ pub struct Decision<'a> {
     pub way: Option<&'a RealEntry>,
     /// The service's entry, if it is forwarded.
     pub entry: Option<&'a ServiceEntry>,
-    /// Our address, if it is forwarded by a tunnel.
+    /// Our address, if it is forwarded by a tunnel; if it is answered as a router does, where that comes from, or
+    /// `None` for the VIP.
     pub tunnel_source: Option<&'a Address>,
 }
 
@@ -93,10 +95,14 @@ pub fn decide<'a>(
 #[inline(always)]
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
     if let Verdict::Answer(reason) = decision.verdict {
-        let answered = match reason {
-            AnswerReason::Echo => packet::icmp::emit_echo_reply(frame, &decision.ip),
-            AnswerReason::TooBig => packet::icmp::emit_too_big(frame, &decision.ip, decision.mtu),
+        let (kind, source) = match reason {
+            AnswerReason::Echo => {
+                return emit_echo_reply(frame, &decision.ip).ok_or(DropReason::RewriteFailed);
+            }
+            AnswerReason::TooBig => (ErrorKind::TooBig, None),
+            AnswerReason::TimeExceeded => (ErrorKind::TimeExceeded, decision.tunnel_source),
         };
+        let answered = emit_error(frame, &decision.ip, kind, decision.mtu, source);
         return answered.ok_or(DropReason::RewriteFailed);
     }
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
@@ -148,8 +154,22 @@ fn judge<'a>(
     let signals = check(frame, &ip).map_err(Verdict::Drop)?;
     decision.forward.signals = frame.launder(usize::from(signals)) as u16;
     decision.forward.opens = decision.forward.signals & signal::OPENS;
+    // Before a real server is asked for: it is about the way here, whoever serves.
+    if ip.hop_limit <= 1 {
+        if !may_answer(decision, flow) || !tables.take_token(config.icmp_rate) {
+            return Err(Verdict::Drop(DropReason::TtlExpired));
+        }
+        let own = if ip.is_v6() { &config.tunnel_v6 } else { &config.tunnel_v4 };
+        decision.tunnel_source = (*own != Address::default()).then_some(own);
+        return Err(Verdict::Answer(AnswerReason::TimeExceeded));
+    }
     let way = match choose(frame, tables, config, service, interface, flow, decision) {
-        Err(DropReason::TooBig) if may_answer(decision, flow) && tables.take_token(config.icmp_rate) => {
+        Err(DropReason::TooBig)
+            if decision.mtu != 0
+                && ip.dont_fragment
+                && may_answer(decision, flow)
+                && tables.take_token(config.icmp_rate) =>
+        {
             return Err(Verdict::Answer(AnswerReason::TooBig));
         }
         chosen => chosen.map_err(Verdict::Drop)?,
@@ -218,15 +238,12 @@ fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
             TransportError::Length => DropReason::BadTransport,
         })?;
     }
-    if ip.hop_limit <= 1 {
-        return Err(DropReason::TtlExpired);
-    }
     Ok(signals)
 }
 
-/// Whether a packet that is too big gets an answer: only if no router may fragment it, and never an error about an
-/// error, a later fragment, or to a source that cannot be one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e).
-/// One with options or extension headers is dropped too: the answer shows a bare header only.
+/// Whether an ICMP error may be sent about a packet: never about an error, a later fragment, or to a source that
+/// cannot be one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e). Nor about one with options or extension headers:
+/// the error shows a bare header only.
 #[inline(always)]
 fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
     let ip = &decision.ip;
@@ -234,12 +251,7 @@ fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
     let ([six, ..], [four, ..]) = (flow.source.0, flow.source.low());
     let first = if ip.is_v6() { six } else { four };
     let unicast = if ip.is_v6() { first != 0xff && first != 0 } else { first != 0 && first < 224 };
-    decision.mtu != 0
-        && ip.dont_fragment
-        && ip.fragment_offset == 0
-        && decision.forward.related == 0
-        && bare
-        && unicast
+    ip.fragment_offset == 0 && decision.forward.related == 0 && bare && unicast
 }
 
 /// Chooses the packet's real server, and notes the way to it.

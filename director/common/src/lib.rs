@@ -14,11 +14,13 @@
 //! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
 //! | [`mod@decide`] | which outcome a packet gets |
 //! | [`counters`] | what is counted |
+//! | [`capture`] | what is said of a packet that somebody watches |
 //! | [`mod@decapsulate`] | the other end of a tunnel: what a real server takes out of it |
 #![no_std]
 // Not in tests: those must fail loudly.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic))]
 
+pub mod capture;
 pub mod counters;
 pub mod decapsulate;
 pub mod decide;

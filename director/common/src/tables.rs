@@ -37,6 +37,8 @@ pub const MAX_FRAGMENTS: usize = 16_384;
 pub const MAX_QUIC_IDS: usize = MAX_REALS;
 /// Most interfaces with the program on them.
 pub const MAX_INTERFACES: usize = 64;
+/// Interfaces with an index below this are found in an array too, which costs a packet less than a hash does.
+pub const NEAR_INTERFACES: usize = 1_024;
 /// Longest name of a service in bytes.
 pub const MAX_SERVICE_NAME: usize = 56;
 
@@ -139,6 +141,12 @@ impl Config {
     pub const FLAG_ANY_PORT: u32 = 2;
     /// Some service owns a prefix or a range of ports: look for the address's class last.
     pub const FLAG_CLASSES: u32 = 4;
+    /// Packets that [`CaptureFilter`](crate::capture::CaptureFilter) wants are captured as they came.
+    pub const FLAG_CAPTURE: u32 = 1 << 30;
+    /// The same, as they leave.
+    pub const FLAG_CAPTURE_AFTER: u32 = 1 << 31;
+    /// Both of these.
+    pub const CAPTURE_FLAGS: u32 = Self::FLAG_CAPTURE | Self::FLAG_CAPTURE_AFTER;
 
     /// Whether every bit of `flag` is set.
     #[inline(always)]
@@ -286,12 +294,12 @@ impl ServiceEntry {
 pub struct RealEntry {
     /// Interface towards the real server; 0 while no next hop is known.
     pub ifindex: u32,
-    /// Largest IP packet that interface takes, in bytes; 0 for no limit.
-    pub mtu: u16,
-    /// Link address of the next hop.
+    /// Link address of the next hop. With the other one behind it, the words of a frame's beginning.
     pub destination_mac: [u8; 6],
     /// Link address of our interface.
     pub source_mac: [u8; 6],
+    /// Largest IP packet that interface takes, in bytes; 0 for no limit.
+    pub mtu: u16,
     /// Port on the real server.
     pub port: u16,
     /// Address of the real server.
@@ -302,7 +310,7 @@ pub struct RealEntry {
 }
 
 const _: () = assert!(size_of::<RealEntry>() == 40);
-// SAFETY: `repr(C)` of integers and byte arrays without padding (4 + 2 + 6 + 6 + 2 + 16 + 4 = 40).
+// SAFETY: `repr(C)` of integers and byte arrays without padding (4 + 6 + 6 + 2 + 2 + 16 + 4 = 40).
 unsafe impl Plain for RealEntry {}
 
 /// An interface that has the program on it.
@@ -323,6 +331,14 @@ impl Interface {
     /// The program runs in the driver: a frame is one packet on the wire. (In generic mode it may be a large
     /// one that the kernel segments again when it leaves.)
     pub const FLAG_NATIVE: u16 = 1;
+    /// There is such an interface: no element of an array is ever missing.
+    pub const FLAG_KNOWN: u16 = 2;
+
+    /// Whether this is an interface at all.
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        self.flags & Self::FLAG_KNOWN != 0
+    }
 
     /// Whether the program runs in the driver.
     #[inline(always)]

@@ -70,12 +70,12 @@ impl Forward {
 }
 
 macro_rules! reasons {
-    ($(#[$doc:meta])* $name:ident { $($(#[$reason_doc:meta])* $reason:ident = $text:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $words:literal])+ $reason:ident = $text:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         #[must_use]
-        pub enum $name { $($(#[$reason_doc])* $reason,)+ }
+        pub enum $name { $($(#[doc = $words])+ $reason,)+ }
 
         impl $name {
             /// Every reason, in counter order.
@@ -84,6 +84,11 @@ macro_rules! reasons {
             /// The name used in counters, metrics and logs.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$reason => $text,)+ }
+            }
+
+            /// The reason in words, for people. (Lines of text, each with a space in front.)
+            pub const fn words(self) -> &'static str {
+                match self { $(Self::$reason => concat!($($words),+),)+ }
             }
         }
 
@@ -103,6 +108,10 @@ reasons! {
         Echo = "echo",
         /// An ICMP error: larger than fits on the way to the real server.
         TooBig = "too-big-answered",
+        /// An ICMP error: the time to live or hop limit ends here, as at any router. It comes from this director's
+        /// tunnel source of the packet's family, so that a traced route shows which director it was; from the VIP
+        /// where none is configured.
+        TimeExceeded = "ttl-expired-answered",
     }
 }
 
@@ -168,7 +177,7 @@ reasons! {
         IcmpNoService = "icmp-no-service",
         /// An echo request to a VIP without any real server.
         EchoUnserved = "echo-unserved",
-        /// The time to live or hop limit ends here.
+        /// The time to live or hop limit ends here, and it cannot be answered about, or too many answers were given.
         TtlExpired = "ttl-expired",
         /// The service has no real server.
         NoRealServer = "no-real-server",
@@ -257,6 +266,18 @@ impl Outcome {
         }
     }
 
+    /// What it means, in words.
+    pub fn words(self) -> &'static str {
+        let words = match self {
+            Self::Transmitted => "It goes to the real server, out of the interface it came in by.",
+            Self::Redirected => "It goes to the real server, out of another interface than it came in by.",
+            Self::Answered(reason) => reason.words(),
+            Self::Passed(reason) => reason.words(),
+            Self::Dropped(reason) => reason.words(),
+        };
+        words.trim_ascii()
+    }
+
     /// Every outcome with the number of its counter.
     pub fn all() -> impl Iterator<Item = (u32, Self)> {
         let answered = AnswerReason::ALL
@@ -272,5 +293,17 @@ impl Outcome {
             .chain(answered)
             .chain(passed)
             .chain(dropped)
+    }
+}
+
+/// As users see it: what becomes of the packet and, where there are several, why.
+impl core::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Transmitted | Self::Redirected => f.write_str(self.name()),
+            Self::Answered(reason) => write!(f, "answered: {reason}"),
+            Self::Passed(reason) => write!(f, "passed: {reason}"),
+            Self::Dropped(reason) => write!(f, "dropped: {reason}"),
+        }
     }
 }

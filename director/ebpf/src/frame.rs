@@ -18,7 +18,7 @@ pub struct XdpFrame {
 
 /// `value`, of which the compiler then knows nothing. (`black_box` would take it through the stack.)
 #[inline(always)]
-fn opaque(mut value: usize) -> usize {
+pub fn opaque(mut value: usize) -> usize {
     // SAFETY: copies a register to itself.
     unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
     value

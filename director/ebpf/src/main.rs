@@ -4,6 +4,7 @@
 // Inline assembly for BPF is not stable yet; building `core` for it is not either.
 #![feature(asm_experimental_arch)]
 
+mod capture;
 mod frame;
 mod maps;
 
@@ -11,11 +12,13 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
 use director_common::decide::rewrite;
 use director_common::tables::{Config, FlowKey};
 use director_common::{Action, Decision, Forward, Tables as _, Verdict, decide};
 
+use capture::capture;
 use frame::XdpFrame;
 use maps::KernelTables;
 
@@ -26,17 +29,26 @@ pub fn director(context: XdpContext) -> u32 {
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     let mut frame = XdpFrame::new(&context);
     let Some(flow) = maps::scratch() else { return XDP_PASS };
-    let mut decision = decide(&frame, ifindex, &KernelTables, flow);
+    let decision = decide(&frame, ifindex, &KernelTables, flow);
+    let (mut action, mut outcome) = decision.verdict.disposition();
+    let mut forwarded = decision.verdict.is_forward();
+    let watched = maps::config().map_or(0, |config| config.flags & Config::CAPTURE_FLAGS);
+    if watched & Config::FLAG_CAPTURE != 0 {
+        watch(&context, &decision, outcome, forwarded);
+    }
     if decision.verdict.rewrites()
         && let Err(reason) = rewrite(&mut frame, &decision)
     {
-        decision.verdict = Verdict::Drop(reason);
+        (action, outcome) = Verdict::Drop(reason).disposition();
+        forwarded = false;
         if decision.forward.pin == Forward::PIN_STORED {
             KernelTables.remove_pin(flow);
         }
     }
-    account(&decision, flow);
-    let (action, outcome) = decision.verdict.disposition();
+    if watched & Config::FLAG_CAPTURE_AFTER != 0 {
+        watch(&context, &decision, outcome, forwarded);
+    }
+    account(&decision, forwarded, flow);
     maps::count_outcome(outcome);
     match action {
         Action::Pass => XDP_PASS,
@@ -49,14 +61,20 @@ pub fn director(context: XdpContext) -> u32 {
     }
 }
 
+/// Captures the packet as it is now, if somebody wants it.
+#[inline(always)]
+fn watch(context: &XdpContext, decision: &Decision<'_>, outcome: u32, forwarded: bool) {
+    let real = if forwarded { decision.forward.real } else { CaptureEvent::NO_REAL };
+    capture(context, outcome, decision.service, real);
+}
+
 /// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
 #[inline(always)]
-fn account(decision: &Decision<'_>, flow: &FlowKey) {
+fn account(decision: &Decision<'_>, forwarded: bool, flow: &FlowKey) {
     if decision.service == Decision::NO_SERVICE {
         return;
     }
     let (forward, bytes) = (&decision.forward, u64::from(decision.bytes));
-    let forwarded = decision.verdict.is_forward();
     let opens = u64::from(forwarded && forward.opens != 0);
     let unpinned = u64::from(forwarded && forward.pin == Forward::PIN_REFUSED);
     if let Some(counters) = maps::service_counters(decision.service) {

@@ -2,19 +2,22 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventByteArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
+use director_common::capture::{CaptureEvent, CaptureFilter};
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
     Address, Config, FlowKey, FragmentEntry, Interface, MAX_CLASSES, MAX_FRAGMENTS, MAX_INTERFACES,
-    MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, RangeKey, RealEntry,
-    SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceName, SlotTable, SmallTable, Tables, TokenBucket,
-    WindowEntry, is_small, shelf_of,
+    MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
+    RangeKey, RealEntry, SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceName, SlotTable, SmallTable,
+    Tables, TokenBucket, WindowEntry, is_small, shelf_of,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS, Slot};
+
+use crate::frame::opaque;
 
 /// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
 /// element out again at once, under the eyes of a program that still reads it.
@@ -38,6 +41,9 @@ static SMALL_TABLES: ArrayOfMaps<Array<SmallTable, SMALL_SHELF>, { MAX_TABLES / 
 static REALS: Array<RealEntry, MAX_REALS> = Array::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, Interface, MAX_INTERFACES, ON_DEMAND> = HashMap::new();
+/// Those of [`INTERFACES`] with a low index, by it.
+#[btf_map]
+static NEAR: Array<Interface, NEAR_INTERFACES> = Array::new();
 /// Only user space reads and writes these; they are here to be created and pinned with the rest.
 #[btf_map]
 static NAMES: Array<ServiceName, MAX_SERVICES> = Array::new();
@@ -68,6 +74,18 @@ static BUCKETS: PerCpuArray<TokenBucket, 1> = PerCpuArray::new();
 /// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
 #[btf_map]
 static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
+/// What is captured, by whoever is told so by the settings.
+#[btf_map]
+pub static CAPTURE: Array<CaptureFilter, 1> = Array::new();
+/// The way to user space: a buffer for each processor, while somebody reads.
+#[btf_map]
+pub static CAPTURE_EVENTS: PerfEventByteArray = PerfEventByteArray::new();
+/// Room for what is said of a captured packet, as [`SCRATCH`].
+#[btf_map]
+pub static CAPTURE_SCRATCH: PerCpuArray<CaptureEvent, 1> = PerCpuArray::new();
+/// Wanted packets for which the buffer had no room.
+#[btf_map]
+pub static CAPTURE_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// The maps as [`Tables`].
 pub struct KernelTables;
@@ -96,7 +114,9 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn slot(&self, table: u32, slot: u32) -> Option<Slot> {
-        let slot = slot as usize;
+        // Opaque: the compiler knows that the hash was scaled to less and would drop the comparisons, but the verifier
+        // of Linux 6.1 knows nothing of a product.
+        let slot = opaque(slot as usize);
         let (shelf, place) = shelf_of(table);
         let bits = if is_small(table) {
             let slots = SMALL_TABLES.get_value(shelf, &place)?;
@@ -179,6 +199,10 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        // The kernel's compiler puts an array's look-up in line and calls a function for a hash's.
+        if ifindex < NEAR_INTERFACES as u32 {
+            return NEAR.get(ifindex).filter(|interface| interface.is_known());
+        }
         // SAFETY: as in `service`.
         unsafe { INTERFACES.get(&ifindex) }
     }

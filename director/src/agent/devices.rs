@@ -5,13 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
 use super::AgentError;
 use super::options::Tunnel;
+
+/// The address of our devices (the dummy address of RFC 7600, section 4.8): from one without any address, reverse-path
+/// filtering takes nothing, not even where it is loose.
+pub(super) const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// A tunnel device, or a UDP port whose packets go to one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +91,7 @@ impl Device {
                 ip(&format!("link add {name} type {kind}"))?;
                 ip(&format!("link set {name} addrgenmode none"))?;
                 ip(&format!("link set {name} up"))?;
+                ip(&format!("address add {DUMMY}/32 dev {name} scope host"))?;
                 for family in ["ipv4", "ipv6"] {
                     close(family, name)?;
                 }

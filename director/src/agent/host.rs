@@ -10,6 +10,7 @@ use rtnetlink::{Handle, LinkUnspec, new_connection};
 
 use super::AgentError;
 use super::change::host_bits;
+use super::devices::DUMMY;
 
 /// The loopback interface's index, the same in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -134,7 +135,7 @@ impl Host {
         let mut addresses = self.addresses().await?;
         addresses.retain(|Located { address, .. }| {
             let own = match address {
-                IpAddr::V4(address) => address.is_link_local(),
+                IpAddr::V4(address) => address.is_link_local() || *address == DUMMY,
                 IpAddr::V6(address) => address.is_unicast_link_local(),
             };
             !own && !address.is_loopback() && !vips.contains(address)

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use director_proto::control::{
-    Bfd, Connections, Neighbors, Peers, RealServer, ReloadReply, Services, Status, Traffic, VirtualService,
+    Bfd, Connections, Neighbors, Peers, RealServer, ReloadReply, Services, SlotStates, Status, Traffic,
+    VirtualService,
 };
 
 use super::table::render;
@@ -85,15 +86,27 @@ fn traffic(traffic: Option<&Traffic>) -> [String; 3] {
     [traffic.connections.to_string(), traffic.packets_in.to_string(), bytes(traffic.bytes_in)]
 }
 
+/// Shares of the slots that are not settled.
+fn slots(slots: Option<&SlotStates>) -> String {
+    let Some(slots) = slots else { return "no slots".to_owned() };
+    let total = slots.settled + slots.moving + slots.pinned;
+    let share = |count: u32| f64::from(count) * 100.0 / f64::from(total.max(1));
+    match (slots.moving, slots.pinned) {
+        (0, 0) => "all slots settled".to_owned(),
+        (moving, pinned) => format!("slots {:.1} % moving, {:.1} % pinned", share(moving), share(pinned)),
+    }
+}
+
 fn service(service: &VirtualService) -> String {
     let mut text = format!(
-        "{}  {}  {} by {}, {}  table {}  {}\n",
+        "{}  {}  {} by {}, {}  table {}  {}  {}\n",
         service.name,
         service.addresses.join(", "),
         service.scheduler,
         service.hash,
         service.forwarding,
         dash(&service.table_digest),
+        slots(service.slots.as_ref()),
         if service.announced { "announced" } else { "not announced" },
     );
     let rows: Vec<[String; 9]> = service

@@ -9,6 +9,7 @@ use director_common::pin::Pin;
 use director_common::tables::FlowKey;
 
 /// Commands of `bpf(2)` (`enum bpf_cmd`).
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_DELETE_BATCH: libc::c_long = 27;
@@ -141,6 +142,26 @@ impl PinMap {
             }
         }
         Ok(())
+    }
+
+    /// The pin of a flow.
+    ///
+    /// # Errors
+    /// [`MapError::KeyNotFound`] if it has none.
+    pub(super) fn get(&self, key: &FlowKey) -> Result<Pin, MapError> {
+        let mut pin = Pin::default();
+        let mut attributes = ElementAttributes {
+            map_fd: self.fd(),
+            padding: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_mut(&mut pin) as u64,
+            flags: 0,
+        };
+        match bpf(MAP_LOOKUP_ELEM, &mut attributes) {
+            Ok(()) => Ok(pin),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Err(MapError::KeyNotFound),
+            Err(error) => Err(MapError::IoError(error)),
+        }
     }
 
     /// Adds a pin for a flow that has none: false if it has one, or there is no room.

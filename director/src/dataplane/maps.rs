@@ -16,7 +16,7 @@
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -28,20 +28,22 @@ use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, Plain, RangeKey, RealEntry, SHELF, SMALL_SHELF,
-    SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
+    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry,
+    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
 
 use super::batch::PinMap;
+use super::capture::CaptureMaps;
 use super::error::OpenError;
+use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
 use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 16] = [
+pub(super) const NAMES: [&str; 17] = [
     "SERVICES",
     "CLASSES",
     "RANGES",
@@ -49,6 +51,7 @@ pub(super) const NAMES: [&str; 16] = [
     "SMALL_TABLES",
     "REALS",
     "INTERFACES",
+    "NEAR",
     "NAMES",
     "OUTCOMES",
     "SERVICE_STATS",
@@ -73,6 +76,7 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "SMALL_TABLES" => of::<u32, u32>(MAX_TABLES / SMALL_SHELF),
         "REALS" => of::<u32, RealEntry>(MAX_REALS),
         "INTERFACES" => of::<u32, Interface>(MAX_INTERFACES),
+        "NEAR" => of::<u32, Interface>(NEAR_INTERFACES),
         "NAMES" => of::<u32, ServiceName>(MAX_SERVICES),
         "OUTCOMES" => of::<u32, u64>(OUTCOME_COUNTERS),
         "SERVICE_STATS" => of::<u32, TrafficCounters>(MAX_SERVICES),
@@ -103,6 +107,7 @@ pub(super) struct Maps {
     small_tables: Shelves<SMALL_SLOTS>,
     reals: Array<MapData, Shared<RealEntry>>,
     interfaces: HashMap<MapData, u32, Shared<Interface>>,
+    near: Array<MapData, Shared<Interface>>,
     names: Array<MapData, Shared<ServiceName>>,
     pub(super) outcomes: PerCpuArray<MapData, u64>,
     pub(super) service_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
@@ -111,10 +116,18 @@ pub(super) struct Maps {
     pub(super) pins: PinMap,
     pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
     windows: Array<MapData, Shared<WindowEntry>>,
-    processors: usize,
+    pub(super) fragments: Fragments,
+    pub(super) buckets: Buckets,
+    pub(super) capture: CaptureMaps,
+    pub(super) processors: usize,
+    /// Where in the real-server map an address stands: a next hop that changes must not read all of it.
+    places: BTreeMap<Address, BTreeSet<u32>>,
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, OpenError> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, OpenError> {
     let map = ebpf.take_map(name).ok_or(OpenError::Object(name))?;
     Ok(T::try_from(map)?)
 }
@@ -132,6 +145,7 @@ impl Maps {
             small_tables: Shelves::new(take(ebpf, "SMALL_TABLES")?, SMALL_SHELF),
             reals: take(ebpf, "REALS")?,
             interfaces: take(ebpf, "INTERFACES")?,
+            near: take(ebpf, "NEAR")?,
             names: take(ebpf, "NAMES")?,
             outcomes: take(ebpf, "OUTCOMES")?,
             service_stats: take(ebpf, "SERVICE_STATS")?,
@@ -140,7 +154,11 @@ impl Maps {
             pins: take(ebpf, "PINS")?,
             quic_ids: take(ebpf, "QUIC_IDS")?,
             windows: take(ebpf, "WINDOWS")?,
+            fragments: take(ebpf, "FRAGMENTS")?,
+            buckets: take(ebpf, "BUCKETS")?,
+            capture: CaptureMaps::take(ebpf)?,
             processors,
+            places: BTreeMap::new(),
         })
     }
 
@@ -149,6 +167,11 @@ impl Maps {
         let Shared(old) = self.config.get(&0, 0)?;
         let new = change(old);
         if new != old { self.config.set(0, Shared(new), 0) } else { Ok(()) }
+    }
+
+    /// The settings.
+    pub(super) fn config(&self) -> Result<Config, MapError> {
+        Ok(self.config.get(&0, 0)?.0)
     }
 
     /// The key of the slot hash.
@@ -165,13 +188,47 @@ impl Maps {
     pub(super) fn new_real(&mut self, index: u32, entry: RealEntry) -> Result<(), MapError> {
         let zero = PerCpuValues::try_from(vec![Shared(TrafficCounters::default()); self.processors])?;
         self.real_stats.set(index, zero, 0)?;
-        self.reals.set(index, Shared(entry), 0)
+        let old = self.real(index)?.address;
+        self.forget_real(index, old);
+        self.reals.set(index, Shared(entry), 0)?;
+        self.note_real(index, entry.address);
+        Ok(())
+    }
+
+    /// Notes the real servers that an earlier process wrote.
+    pub(super) fn adopt_reals(&mut self, indices: Vec<u32>) -> Result<(), MapError> {
+        for index in indices {
+            let address = self.real(index)?.address;
+            self.note_real(index, address);
+        }
+        Ok(())
+    }
+
+    fn note_real(&mut self, index: u32, address: Address) {
+        if address != Address::default() {
+            self.places.entry(address).or_default().insert(index);
+        }
+    }
+
+    fn forget_real(&mut self, index: u32, address: Address) {
+        if let Some(places) = self.places.get_mut(&address) {
+            places.remove(&index);
+            if places.is_empty() {
+                self.places.remove(&address);
+            }
+        }
+    }
+
+    /// The entries of the real server with this address.
+    pub(super) fn places_of(&self, address: Address) -> Vec<u32> {
+        self.places.get(&address).into_iter().flatten().copied().collect()
     }
 
     /// Empties a real server's entry that no table names any more: pins to it are void, and packets under way that
     /// saw an older table find no way.
     pub(super) fn clear_real(&mut self, index: u32) -> Result<(), MapError> {
         let old = self.real(index)?;
+        self.forget_real(index, old.address);
         self.reals.set(index, Shared(RealEntry { ifindex: 0, generation: 0, ..old }), 0)?;
         self.reals.set(index, Shared(RealEntry::default()), 0)
     }
@@ -278,6 +335,27 @@ impl Maps {
         if is_small(table) { self.small_tables.read(table & !SMALL_TABLE) } else { self.tables.read(table) }
     }
 
+    /// The same, without any shelf being kept open.
+    pub(super) fn peek_table(&self, table: u32) -> Result<Option<Box<[u32]>>, MapError> {
+        if is_small(table) { self.small_tables.peek(table & !SMALL_TABLE) } else { self.tables.peek(table) }
+    }
+
+    /// The service of a key.
+    pub(super) fn service(&self, key: ServiceKey) -> Result<ServiceEntry, MapError> {
+        self.services.get(&Shared(key), 0).map(|Shared(entry)| entry)
+    }
+
+    /// The class of the longest prefix that has an address.
+    pub(super) fn class_of(&self, address: Address) -> Result<u32, MapError> {
+        self.classes.get(&TrieKey::new(128, Shared(address)), 0)
+    }
+
+    /// The service that owns the narrowest range of a class with a port.
+    pub(super) fn range(&self, key: RangeKey) -> Result<ServiceEntry, MapError> {
+        let bits = 8 * u32::try_from(size_of::<RangeKey>()).expect("invariant: a key is small");
+        self.ranges.get(&TrieKey::new(bits, Shared(key)), 0).map(|Shared(entry)| entry)
+    }
+
     /// Writes a complete slot table, of the size its index says, where no service has one.
     pub(super) fn set_table(&mut self, table: u32, slots: &[u32]) -> Result<(), MapError> {
         let wrong = |_| MapError::InvalidValueSize { size: size_of_val(slots), expected: 4 * SLOTS };
@@ -309,8 +387,10 @@ impl Maps {
 
     /// Tells the program an interface's link address.
     pub(super) fn set_interface(&mut self, ifindex: u32, mac: [u8; 6], native: bool) -> Result<(), MapError> {
-        let flags = if native { Interface::FLAG_NATIVE } else { 0 };
-        self.interfaces.insert(ifindex, Shared(Interface { mac, flags }), 0)
+        let flags = Interface::FLAG_KNOWN | if native { Interface::FLAG_NATIVE } else { 0 };
+        let interface = Shared(Interface { mac, flags });
+        self.interfaces.insert(ifindex, interface, 0)?;
+        if is_near(ifindex) { self.near.set(ifindex, interface, 0) } else { Ok(()) }
     }
 
     /// What the program was told of an interface.
@@ -322,7 +402,16 @@ impl Maps {
     pub(super) fn remove_interface(&mut self, ifindex: u32) {
         // Not there is what is wanted.
         let _ = self.interfaces.remove(&ifindex);
+        if is_near(ifindex) {
+            // An element that exists takes any value.
+            let _ = self.near.set(ifindex, Shared(Interface::default()), 0);
+        }
     }
+}
+
+/// Whether the program looks for an interface in the array.
+fn is_near(ifindex: u32) -> bool {
+    usize::try_from(ifindex).is_ok_and(|ifindex| ifindex < NEAR_INTERFACES)
 }
 
 /// An address as the maps hold it.
@@ -334,7 +423,7 @@ pub(super) fn address(address: IpAddr) -> Address {
 }
 
 /// The address in a map's entry.
-pub(super) fn ip_address(address: Address) -> IpAddr {
+pub(crate) fn ip_address(address: Address) -> IpAddr {
     match address.ipv4() {
         Some(octets) => IpAddr::V4(Ipv4Addr::from(octets)),
         None => IpAddr::V6(Ipv6Addr::from(address.0)),

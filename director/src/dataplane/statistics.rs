@@ -8,6 +8,7 @@ use aya::maps::{MapData, MapError, PerCpuArray};
 use director_common::counters::TrafficCounters;
 use director_common::tables::Address;
 use director_common::verdict::Outcome;
+use director_common::{Slot, SlotState};
 
 use super::Dataplane;
 use super::error::ReadError;
@@ -44,6 +45,17 @@ pub struct RealCounters {
     pub reachable: bool,
     /// The counters.
     pub counters: TrafficCounters,
+}
+
+/// How many slots of a service are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotStates {
+    /// Nothing is tracked.
+    pub settled: usize,
+    /// New connections go to the current owner, others to the previous one.
+    pub moving: usize,
+    /// Some connections still live elsewhere.
+    pub pinned: usize,
 }
 
 /// A flow that passed this director.
@@ -106,6 +118,24 @@ impl Dataplane {
             counters.outcomes.push((outcome, packets));
         }
         Ok(counters)
+    }
+
+    /// The slots of every service in the kernel by their state.
+    pub fn slot_states(&self) -> BTreeMap<String, SlotStates> {
+        let states = |slots: &[Slot]| {
+            let mut states = SlotStates::default();
+            for slot in slots {
+                match slot.state() {
+                    Some(SlotState::Moving) => states.moving += 1,
+                    Some(SlotState::Pinned) => states.pinned += 1,
+                    // Bits that mean nothing track nothing.
+                    Some(SlotState::Settled) | None => states.settled += 1,
+                }
+            }
+            states
+        };
+        let services = self.plan.services.iter();
+        services.map(|(name, placement)| (name.clone(), states(placement.slots.slots()))).collect()
     }
 
     /// Reads the accounted flows, in order; none where flow accounting is off.

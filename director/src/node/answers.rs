@@ -1,11 +1,16 @@
 //! The control service: each request is put to the node's loop, which owns all state, and answered from there.
 
+use std::pin::Pin;
+
 use director_proto::control::control_server::Control;
 use director_proto::control::{
-    Connections, ConnectionsRequest, Neighbors, NeighborsRequest, Peers, PeersRequest, ReloadReply,
-    ReloadRequest, Services, ServicesRequest, Status, StatusRequest,
+    CaptureBatch, CaptureRequest, Connections, ConnectionsRequest, ExplainRequest, Explanation, Neighbors,
+    NeighborsRequest, Peers, PeersRequest, ReloadReply, ReloadRequest, Services, ServicesRequest, Status,
+    StatusRequest,
 };
+use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response};
 
 /// A question to the node's loop with the place for its answer.
@@ -16,6 +21,8 @@ pub(super) enum Question {
     Peers(oneshot::Sender<Peers>),
     Connections(u32, oneshot::Sender<Result<Connections, String>>),
     Reload(oneshot::Sender<Result<ReloadReply, String>>),
+    Explain(ExplainRequest, oneshot::Sender<Result<Explanation, String>>),
+    Capture(CaptureRequest, oneshot::Sender<Result<mpsc::Receiver<CaptureBatch>, String>>),
 }
 
 /// Sends questions to the node's loop.
@@ -79,5 +86,25 @@ impl Control for Asker {
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadReply>, tonic::Status> {
         let answer = self.ask(Question::Reload).await?;
         answer.map(Response::new).map_err(tonic::Status::failed_precondition)
+    }
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<Explanation>, tonic::Status> {
+        let request = request.into_inner();
+        let answer = self.ask(|sender| Question::Explain(request, sender)).await?;
+        answer.map(Response::new).map_err(tonic::Status::failed_precondition)
+    }
+
+    type CaptureStream = Pin<Box<dyn Stream<Item = Result<CaptureBatch, tonic::Status>> + Send>>;
+
+    async fn capture(
+        &self,
+        request: Request<CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, tonic::Status> {
+        let request = request.into_inner();
+        let answer = self.ask(|sender| Question::Capture(request, sender)).await?;
+        let batches = ReceiverStream::new(answer.map_err(tonic::Status::failed_precondition)?);
+        Ok(Response::new(Box::pin(batches.map(Ok))))
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use director_common::verdict::Outcome;
 use director_proto::control as wire;
 use director_proto::health::RealId;
 use director_proto::tables::{ServiceTable, TableReal};
@@ -12,7 +11,7 @@ use routing::speaker::{BfdStatus, NeighborStatus};
 
 use super::{Node, PATIENCE};
 use crate::config::{Service, VirtualAddress, family};
-use crate::dataplane::{Adoption, Counters, NextHop};
+use crate::dataplane::{Adoption, Counters, NextHop, SlotStates};
 use crate::slots::{self, Member};
 
 impl Node {
@@ -35,16 +34,7 @@ impl Node {
                 Adoption::Fresh => "fresh".to_owned(),
                 Adoption::Adopted { .. } => "adopted".to_owned(),
             },
-            interfaces: self
-                .dataplane
-                .interfaces()
-                .into_iter()
-                .map(|interface| wire::Interface {
-                    name: interface.name,
-                    ifindex: interface.ifindex,
-                    xdp_mode: interface.mode.name().to_owned(),
-                })
-                .collect(),
+            interfaces: self.interfaces(),
             announcements: self
                 .announced
                 .iter()
@@ -57,7 +47,7 @@ impl Node {
             verdicts: counters
                 .outcomes
                 .iter()
-                .map(|(outcome, packets)| wire::Count { name: outcome_name(*outcome), packets: *packets })
+                .map(|(outcome, packets)| wire::Count { name: outcome.to_string(), packets: *packets })
                 .collect(),
             ospf_refused: routing
                 .map(|status| {
@@ -68,6 +58,18 @@ impl Node {
                 })
                 .unwrap_or_default(),
         }
+    }
+
+    /// The interfaces with the program on them.
+    pub(super) fn interfaces(&self) -> Vec<wire::Interface> {
+        let interfaces = self.dataplane.interfaces().into_iter();
+        interfaces
+            .map(|interface| wire::Interface {
+                name: interface.name,
+                ifindex: interface.ifindex,
+                xdp_mode: interface.mode.name().to_owned(),
+            })
+            .collect()
     }
 
     /// One word for what the node is doing, and why if it is not serving.
@@ -111,14 +113,15 @@ impl Node {
     }
 
     pub(super) fn services(&self) -> wire::Services {
-        let counters = self.counters();
+        let (counters, states) = (self.counters(), self.dataplane.slot_states());
         let services = self
             .config
             .services
             .iter()
             .map(|(name, service)| {
                 let table = self.tables.as_ref().and_then(|tables| tables.services.get(name));
-                self.service(name, service, table, &counters)
+                let slots = states.get(name).map(slots_by_state);
+                wire::VirtualService { slots, ..self.service(name, service, table, &counters) }
             })
             .collect();
         wire::Services { services }
@@ -147,6 +150,7 @@ impl Node {
             reals: table.map(|table| self.reals(name, service, table, counted)).unwrap_or_default(),
             family: families(service),
             addresses: service.addresses.iter().map(ToString::to_string).collect(),
+            slots: None,
         }
     }
 
@@ -302,16 +306,6 @@ fn families(service: &Service) -> String {
     families.into_iter().collect::<Vec<_>>().join("+")
 }
 
-fn outcome_name(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Transmitted => "transmitted".to_owned(),
-        Outcome::Redirected => "redirected".to_owned(),
-        Outcome::Answered(reason) => format!("answered: {reason}"),
-        Outcome::Passed(reason) => format!("passed: {reason}"),
-        Outcome::Dropped(reason) => format!("dropped: {reason}"),
-    }
-}
-
 /// What the neighbour is on its link: designated router, backup, other, or nothing of the kind.
 fn role(status: &routing::Status, neighbor: &NeighborStatus) -> &'static str {
     let on = |interface: &&routing::speaker::InterfaceStatus| {
@@ -351,11 +345,20 @@ fn monotonic() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     match number {
         6 => "tcp".to_owned(),
         17 => "udp".to_owned(),
         other => other.to_string(),
+    }
+}
+
+fn slots_by_state(states: &SlotStates) -> wire::SlotStates {
+    let number = |slots: usize| u32::try_from(slots).unwrap_or(u32::MAX);
+    wire::SlotStates {
+        settled: number(states.settled),
+        moving: number(states.moving),
+        pinned: number(states.pinned),
     }
 }
 
@@ -366,13 +369,22 @@ fn traffic(counters: &director_common::counters::TrafficCounters) -> wire::Traff
         packets_out: counters.packets_out,
         bytes_out: counters.bytes_out,
         connections: counters.connections,
+        dropped: counters.dropped,
     }
 }
 
 /// A next hop for people: link address and interface.
 pub(super) fn way(hop: NextHop) -> String {
-    let [a, b, c, d, e, f] = hop.destination_mac;
-    let name = nix::net::if_::if_indextoname(hop.ifindex)
-        .map_or_else(|_| format!("#{}", hop.ifindex), |name| name.to_string_lossy().into_owned());
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} on {name}")
+    format!("{} on {}", mac(hop.destination_mac), interface(hop.ifindex))
+}
+
+/// A link address as people write it.
+pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+/// An interface's name; its number if it is gone.
+pub(super) fn interface(ifindex: u32) -> String {
+    nix::net::if_::if_indextoname(ifindex)
+        .map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
 }

@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use director_proto::tables::{NO_REAL, SLOTS, ServiceTable};
+use director_proto::tables::{NO_REAL, SLOTS, SMALL_SLOTS, ServiceTable};
 use proptest::prelude::*;
 
 use super::{Member, Scheduler, counts, deal, share_moved};
@@ -189,5 +189,26 @@ proptest! {
             prop_assert!(deviation(&next) < 2.0, "off by {}", deviation(&next));
             table = next;
         }
+    }
+}
+
+#[test]
+fn a_small_table_is_dealt_evenly_and_changed_minimally_like_a_large_one() {
+    for scheduler in [Scheduler::Maglev, Scheduler::Ring] {
+        let members: Vec<Member> = (1..=5).map(|number| member(number, 1)).collect();
+        let full = deal(scheduler, SMALL_SLOTS, None, &members);
+        assert_eq!(full.slots.len(), SMALL_SLOTS);
+        let without = deal(scheduler, SMALL_SLOTS, Some(&full), &members[1..]);
+        for slot in 0..SMALL_SLOTS {
+            let (before, after) = (owner(&full, slot), owner(&without, slot));
+            assert!(after.is_some());
+            assert!(before == after || before.is_some_and(|real| real.address == members[0].address));
+        }
+        if scheduler == Scheduler::Maglev {
+            let counts: Vec<usize> = counts(&without).into_iter().filter(|count| *count > 0).collect();
+            assert!(counts.iter().all(|count| count.abs_diff(SMALL_SLOTS / 4) <= 1), "{counts:?}");
+        }
+        // Another size starts anew.
+        assert_eq!(deal(scheduler, SLOTS, Some(&full), &members), deal(scheduler, SLOTS, None, &members));
     }
 }

@@ -1,10 +1,12 @@
 //! A client, a director and a real server around a router, in namespaces of the test's thread.
 //!
 //! ```text
-//! client (192.0.2.2) --- rc router rr --- r0 real server (10.0.2.11, and the VIPs)
-//!                           rd
-//!                           d0 director (192.0.3.2; the test's own namespace)
+//! client (192.0.2.2) c0 --- rc router rr --- r0 real server (10.0.2.11, and the VIPs)
+//!                              rd  re
+//!                               |   |
+//!                              d0  d1 director (192.0.3.2; the test's own namespace)
 //! ```
+//! The director has two links, since veth is slow to tell its peer of what a program sends back by the same one.
 //! The router sends VIPs to the director, as a switch does, and the real server answers by the router.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this, and none exports it")]
@@ -13,7 +15,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use director::agent::{Agent, Options as AgentOptions, Tunnel};
 use director::dataplane::{
@@ -31,10 +33,11 @@ use super::dataplane_fixture::{options, run};
 pub const VIPS: [&str; 2] = ["203.0.113.10", "2001:db8::10"];
 /// The real server's own addresses.
 pub const REALS: [&str; 2] = ["10.0.2.11", "2001:db8:2::11"];
+const REAL_PREFIXES: [&str; 2] = ["10.0.2.0/24", "2001:db8:2::/64"];
 /// Bytes that are asked for, and those that are sent for them.
-pub const CHUNK: usize = 256 * 1024;
-/// Whatever is expected comes well within this.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const CHUNK: usize = 64 * 1024;
+/// Whatever is expected comes well within this, also on a machine with other work.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `body` in a thread inside a named namespace.
 pub fn within<T: Send + 'static>(
@@ -67,6 +70,7 @@ pub fn build() {
         ("rc", "client", "c0", ["192.0.2", "2001:db8:c::"], ["2", "2"]),
         ("rr", "real", "r0", ["10.0.2", "2001:db8:2::"], ["11", "11"]),
         ("rd", "", "d0", ["192.0.3", "2001:db8:d::"], ["2", "2"]),
+        ("re", "", "d1", ["192.0.4", "2001:db8:e::"], ["2", "2"]),
     ] {
         run("ip", &format!("link add {far} type veth peer name {near} netns router"));
         let inside = if host.is_empty() { String::new() } else { format!("-n {host} ") };
@@ -79,13 +83,15 @@ pub fn build() {
         run("ip", &format!("{inside}addr add {v4}.{}/24 dev {far}", last[0]));
         run("ip", &format!("{inside}addr add {v6}{}/64 dev {far} nodad", last[1]));
         run("ip", &format!("{inside}link set {far} up"));
-        run("ip", &format!("{inside}route add default via {v4}.1"));
-        run("ip", &format!("{inside}-6 route add default via {v6}1"));
-        // Partial checksums do not survive XDP; what a program sends back by veth needs NAPI there, which GRO
-        // turns on.
+        let prefixes = if near == "re" { REAL_PREFIXES } else { ["default", "default"] };
+        if near != "rd" {
+            run("ip", &format!("{inside}route add {} via {v4}.1", prefixes[0]));
+            run("ip", &format!("{inside}-6 route add {} via {v6}1", prefixes[1]));
+        }
+        // Partial checksums do not survive XDP; a redirect's target needs NAPI, which GRO turns on.
         run("ip", &format!("netns exec router ethtool -K {near} tx off gro on"));
         let there = if host.is_empty() { String::new() } else { format!("ip netns exec {host} ") };
-        let command = format!("{there}ethtool -K {far} tx off gro on");
+        let command = format!("{there}ethtool -K {far} tx off gro off");
         let (program, arguments) = command.split_once(' ').expect("a program and arguments");
         run(program, arguments);
     }
@@ -93,6 +99,17 @@ pub fn build() {
     run("ip", &format!("-n router -6 route add {}/128 via 2001:db8:d::2", VIPS[1]));
     // Tunnels may come and answers go by different ways: the agent must see to that.
     run("ip", "netns exec real sysctl -q -w net.ipv4.conf.all.rp_filter=1");
+    for host in ["client", "real"] {
+        // Others take the delays of a busy machine for those of a narrow link, and creep.
+        run("ip", &format!("netns exec {host} sysctl -q -w net.ipv4.tcp_congestion_control=reno"));
+    }
+    for (host, link) in [("client", "c0"), ("real", "r0"), ("router", "rd"), ("router", "re")] {
+        let begin = Instant::now();
+        while run("ip", &format!("-n {host} -br link show {link}")).contains("NO-CARRIER") {
+            assert!(begin.elapsed() < PATIENCE, "{link} has no carrier");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
     serve();
 }
 

@@ -41,6 +41,9 @@ pub struct Family {
     pub router: &'static str,
     /// An address that is no VIP.
     pub elsewhere: &'static str,
+    /// Addresses that no packet comes from: one of a multicast group, and the unspecified one.
+    group: &'static str,
+    nowhere: &'static str,
     icmp: u8,
     /// Length of Ethernet and IP header.
     headers: usize,
@@ -55,6 +58,8 @@ pub const V4: Family = Family {
     client: "198.51.100.7",
     router: "192.0.2.254",
     elsewhere: "203.0.113.12",
+    group: "224.0.0.9",
+    nowhere: "0.0.0.0",
     icmp: 1,
     headers: 34,
 };
@@ -67,6 +72,8 @@ pub const V6: Family = Family {
     client: "2001:db8:51::7",
     router: "2001:db8:2::fe",
     elsewhere: "2001:db8:113::12",
+    group: "ff02::9",
+    nowhere: "::",
     icmp: 58,
     headers: 54,
 };
@@ -240,6 +247,7 @@ pub fn cases() -> Vec<Case> {
             tunnels::tagged(&family),
             tunnels::tunnels(&family),
             icmp::icmp(&family),
+            icmp::expired(&family),
             changing::changing(&family),
             changing::quic(&family),
         ]

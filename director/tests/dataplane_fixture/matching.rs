@@ -51,7 +51,7 @@ impl Matching {
             ServiceKey::KIND_FRAGMENT => {
                 let mut owners = self.owners(prefix, key.protocol);
                 let first = owners.next()?;
-                owners.all(|(entry, _)| entry == first.0).then_some(&first.0)
+                owners.all(|(entry, _)| entry == first.0).then_some(first.0)
             }
             _ => self.owner(prefix, key.protocol, u16::from_be_bytes(key.port)).map(|(entry, _)| entry),
         }

@@ -209,7 +209,8 @@ impl Sessions {
             Some(Err(_)) | None => Vec::new(),
         };
         for neighbor in &mut neighbors {
-            let is_it = |key: &SessionKey| key.interface == neighbor.interface && key.peer == neighbor.address;
+            let is_it =
+                |key: &SessionKey| key.interface == neighbor.interface && key.peer == neighbor.address;
             let session = sessions.iter().find(|session| is_it(&session.key));
             let refused =
                 self.refused.iter().find(|(watched, _)| self.key(watched).is_some_and(|key| is_it(&key)));
@@ -243,5 +244,12 @@ fn session_status(session: &SessionStatus) -> BfdStatus {
 
 fn absent(reason: &str) -> BfdStatus {
     let error = Some(reason.to_owned());
-    BfdStatus { state: State::Down, remote_state: State::Down, in_state_ms: 0, detection_ms: 0, downs: 0, error }
+    BfdStatus {
+        state: State::Down,
+        remote_state: State::Down,
+        in_state_ms: 0,
+        detection_ms: 0,
+        downs: 0,
+        error,
+    }
 }

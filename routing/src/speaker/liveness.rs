@@ -43,15 +43,12 @@ impl<V: Protocol> Machine<V> {
 }
 
 fn watched_on<V: Protocol>(id: InterfaceId, interface: &Interface<V>) -> Vec<Watched> {
-    let Some(local) = interface.address().filter(|_| interface.config.bfd.is_some()) else { return Vec::new() };
+    let Some(local) = interface.address().filter(|_| interface.config.bfd.is_some()) else {
+        return Vec::new();
+    };
     let known = interface.neighbors.values().filter(|neighbor| neighbor.state >= NeighborState::TwoWay);
     let device = interface.link.index;
     known
-        .map(|neighbor| Watched {
-            interface: id,
-            device,
-            local: local.into(),
-            peer: neighbor.address.into(),
-        })
+        .map(|neighbor| Watched { interface: id, device, local: local.into(), peer: neighbor.address.into() })
         .collect()
 }

@@ -377,7 +377,9 @@ mod admission {
     #[test]
     fn another_protocol_is_refused() {
         let text = refusal(|hello| hello.protocol = PROTOCOL + 1);
-        assert!(text.starts_with("10.255.0.2 speaks sync protocol 3, 10.255.0.1 speaks 2"), "{text}");
+        let (theirs, ours) = (PROTOCOL + 1, PROTOCOL);
+        let expected = format!("10.255.0.2 speaks sync protocol {theirs}, 10.255.0.1 speaks {ours}");
+        assert!(text.starts_with(&expected), "{text}");
     }
 
     #[test]

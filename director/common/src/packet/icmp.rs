@@ -4,7 +4,7 @@ use super::ipv4::LEN as LEN_V4;
 use super::ipv4::fold;
 use super::ipv6::LEN as LEN_V6;
 use super::{Ethernet, Frame, Ip, ip};
-use crate::tables::FlowKey;
+use crate::tables::{Address, FlowKey};
 
 /// Length of the header of errors and echo in bytes; in an error the packet it is about follows.
 const LEN: usize = 8;
@@ -68,12 +68,40 @@ pub fn emit_echo_reply(frame: &mut impl Frame, ip: &Ip) -> Option<()> {
     frame.write(at, (!(sum as u16)).to_be_bytes())
 }
 
-/// Turns the packet `ip` was parsed of into the message that it is too big for `mtu`, from where it was sent to, to
-/// where it came from: fragmentation needed (RFC 792, RFC 1191) or packet too big (RFC 4443, section 3.2). It shows
-/// the header, without extensions, and eight bytes more: enough to find the flow. `None` if the frame is not the one
-/// that `ip` was parsed of, or cannot be changed so.
+/// An error about a packet that is told to who sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Larger than fits: fragmentation needed (RFC 792, RFC 1191) or packet too big (RFC 4443, section 3.2).
+    TooBig,
+    /// Its time to live or hop limit ends here (RFC 792; RFC 4443, section 3.3).
+    TimeExceeded,
+}
+
+impl ErrorKind {
+    /// Type and code in the packet's version of IP.
+    #[inline(always)]
+    const fn numbers(self, is_v6: bool) -> [u8; 2] {
+        match (self, is_v6) {
+            (Self::TooBig, false) => [3, 4],
+            (Self::TooBig, true) => [2, 0],
+            (Self::TimeExceeded, false) => [11, 0],
+            (Self::TimeExceeded, true) => [3, 0],
+        }
+    }
+}
+
+/// Turns the packet `ip` was parsed of into an error of this kind about it, to where it came from; from `source`, an
+/// address of its version, or if that is `None` from where it was sent to. `mtu` is the largest packet that fits, in
+/// bytes, and 0 if that is not the matter. The message shows the header, without extensions, and eight bytes more: enough
+/// to find the flow. `None` if the frame is not the one that `ip` was parsed of, or cannot be changed so.
 #[inline(always)]
-pub fn emit_too_big(frame: &mut impl Frame, ip: &Ip, mtu: u32) -> Option<()> {
+pub fn emit_error(
+    frame: &mut impl Frame,
+    ip: &Ip,
+    kind: ErrorKind,
+    mtu: u32,
+    source: Option<&Address>,
+) -> Option<()> {
     Ethernet::emit_swapped(frame)?;
     let link: [u8; Ethernet::LEN] = frame.read(0)?;
     let (tag_rest, start): ([u8; 4], usize) = (frame.read(Ethernet::LEN)?, ip.start);
@@ -86,48 +114,69 @@ pub fn emit_too_big(frame: &mut impl Frame, ip: &Ip, mtu: u32) -> Option<()> {
     if start == Ethernet::TAGGED_LEN {
         frame.write(Ethernet::LEN, tag_rest)?;
     }
-    if ip.is_v6() { emit_too_big_v6(frame, start, mtu) } else { emit_too_big_v4(frame, start, mtu) }
+    let ([kind, code], [m0, m1, m2, m3]) = (kind.numbers(ip.is_v6()), mtu.to_be_bytes());
+    let message = [kind, code, 0, 0, m0, m1, m2, m3];
+    if ip.is_v6() {
+        emit_error_v6(frame, start, message, source)
+    } else {
+        emit_error_v4(frame, start, message, source)
+    }
 }
 
-/// The IPv4 header at `start`, the message, and what it shows behind it.
+/// The IPv4 header at `start`, the header of the message, whose checksum is 0, and what it shows behind it.
 #[inline(always)]
-fn emit_too_big_v4(frame: &mut impl Frame, start: usize, mtu: u32) -> Option<()> {
+fn emit_error_v4(
+    frame: &mut impl Frame,
+    start: usize,
+    [kind, code, _, _, m0, m1, m2, m3]: [u8; LEN],
+    source: Option<&Address>,
+) -> Option<()> {
     const SHOWN: usize = LEN_V4 + 8;
     const TOTAL: usize = LEN_V4 + LEN + SHOWN;
     let shown = start.wrapping_add(LEN_V4 + LEN);
     frame.truncate(shown.wrapping_add(SHOWN))?;
     let [s0, s1, s2, s3, d0, d1, d2, d3] = frame.read(shown.wrapping_add(12))?;
+    let [d0, d1, d2, d3] = source.map_or([d0, d1, d2, d3], Address::low);
     // Precedence of internetwork control (RFC 1812, section 4.3.2.5); an atomic packet (RFC 6864).
     let addresses = sum_of(0, [[d0, d1], [d2, d3], [s0, s1], [s2, s3]]);
     let header = sum_of(addresses, [[0x45, 0xc0], [0, TOTAL as u8], [0x40, 0], [HOP_LIMIT, 1]]);
     let [c0, c1] = (!(fold(fold(header)) as u16)).to_be_bytes();
     frame.write(start, [0x45, 0xc0, 0, TOTAL as u8, 0, 0, 0x40, 0])?;
     frame.write(start.wrapping_add(8), [HOP_LIMIT, 1, c0, c1, d0, d1, d2, d3, s0, s1, s2, s3])?;
-    let [m0, m1] = (mtu as u16).to_be_bytes();
-    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, sum_of(0, [[3, 4], [m0, m1]]))?;
+    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, sum_of(0, [[kind, code], [m0, m1], [m2, m3]]))?;
     let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
-    frame.write(start.wrapping_add(LEN_V4), [3, 4, c0, c1, 0, 0, m0, m1])
+    frame.write(start.wrapping_add(LEN_V4), [kind, code, c0, c1, m0, m1, m2, m3])
 }
 
-/// The IPv6 header at `start`, the message, and what it shows behind it.
+/// The IPv6 header at `start`, the header of the message, whose checksum is 0, and what it shows behind it.
 #[inline(always)]
-fn emit_too_big_v6(frame: &mut impl Frame, start: usize, mtu: u32) -> Option<()> {
+fn emit_error_v6(
+    frame: &mut impl Frame,
+    start: usize,
+    [kind, code, _, _, m0, m1, m2, m3]: [u8; LEN],
+    source: Option<&Address>,
+) -> Option<()> {
     const SHOWN: usize = LEN_V6 + 8;
     const LENGTH: usize = LEN + SHOWN;
     let shown = start.wrapping_add(LEN_V6 + LEN);
     frame.truncate(shown.wrapping_add(SHOWN))?;
     frame.write(start, [0x60, 0, 0, 0, 0, LENGTH as u8, 58, HOP_LIMIT])?;
-    let source: [u8; 16] = frame.read(shown.wrapping_add(8))?;
-    frame.write(start.wrapping_add(24), source)?;
-    let destination: [u8; 16] = frame.read(shown.wrapping_add(24))?;
-    frame.write(start.wrapping_add(8), destination)?;
-    let [m0, m1, m2, m3] = mtu.to_be_bytes();
+    let client: [u8; 16] = frame.read(shown.wrapping_add(8))?;
+    frame.write(start.wrapping_add(24), client)?;
+    // Each written where it is at hand: chosen first, the address would lie on the stack.
+    match source {
+        Some(source) => frame.write(start.wrapping_add(8), source.0)?,
+        None => {
+            let vip: [u8; 16] = frame.read(shown.wrapping_add(24))?;
+            frame.write(start.wrapping_add(8), vip)?;
+        }
+    }
     // The pseudo-header (RFC 8200, section 8.1): both addresses, length and next header.
     let pseudo = sum_at::<8>(frame, start.wrapping_add(8), sum_of(0, [[0, LENGTH as u8], [0, 58]]))?;
-    let header = sum_of(pseudo, [[2, 0], [m0, m1], [m2, m3]]);
+    let header = sum_of(pseudo, [[kind, code], [m0, m1], [m2, m3]]);
     let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, header)?;
     let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
-    frame.write(start.wrapping_add(LEN_V6), [2, 0, c0, c1, m0, m1, m2, m3])
+    frame.write(start.wrapping_add(LEN_V6), [kind, code, c0, c1, m0, m1, m2, m3])
 }
 
 /// `sum` and these words.

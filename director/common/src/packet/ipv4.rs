@@ -47,17 +47,23 @@ pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Res
 /// options included, is -0.
 #[inline(always)]
 pub(super) fn checksum_holds(frame: &impl Frame, start: usize, header_len: usize) -> bool {
-    let mut sum = 0_u32;
-    for word in 0..15_usize {
+    // Words of 32 bits in the machine's order: the sum does not depend on either (RFC 1071, section 2), and the part
+    // that every header has is within the frame or not as a whole.
+    let Some(fixed) = frame.read::<LEN>(start) else { return false };
+    let mut sum = 0_u64;
+    for word in fixed.as_chunks::<4>().0 {
+        sum = sum.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+    }
+    for word in LEN / 4..15_usize {
         let offset = word.wrapping_mul(4);
         if offset >= header_len {
             break;
         }
-        let Some([a, b, c, d]) = frame.read(start.wrapping_add(offset)) else { return false };
-        sum = sum.wrapping_add(u32::from(u16::from_be_bytes([a, b])));
-        sum = sum.wrapping_add(u32::from(u16::from_be_bytes([c, d])));
+        let Some(bytes) = frame.read(start.wrapping_add(offset)) else { return false };
+        sum = sum.wrapping_add(u64::from(u32::from_ne_bytes(bytes)));
     }
-    // At most 30 words of 16 bits: two folds suffice.
+    // At most 15 words of 32 bits: 36 bits, then 17 or fewer, then 16.
+    let sum = (sum & 0xffff).wrapping_add((sum >> 16) & 0xffff).wrapping_add(sum >> 32) as u32;
     fold(fold(sum)) == 0xffff
 }
 

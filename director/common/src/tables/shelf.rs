@@ -22,6 +22,7 @@ pub const SHELF: usize = 4;
 
 /// Places of a shelf of [`SmallTable`]s: a power of two.
 pub const SMALL_SHELF: usize = 64;
+const _: () = assert!(SHELF.is_power_of_two() && SMALL_SHELF.is_power_of_two());
 
 /// Bit of a table's index that says that it is a small one. The rest counts the places of all shelves of its size.
 pub const SMALL_TABLE: u32 = 1 << 31;
@@ -37,7 +38,7 @@ pub const fn is_small(table: u32) -> bool {
 pub const fn shelf_of(table: u32) -> (u32, u32) {
     let (index, places) =
         if is_small(table) { (table & !SMALL_TABLE, SMALL_SHELF as u32) } else { (table, SHELF as u32) };
-    (index.wrapping_div(places), index.wrapping_rem(places))
+    (index.wrapping_shr(places.trailing_zeros()), index & places.wrapping_sub(1))
 }
 
 /// How many slots a table has, by its index.

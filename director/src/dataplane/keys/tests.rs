@@ -92,6 +92,13 @@ fn naive(services: &[ServiceSpec<'_>], ip: IpAddr, protocol: Protocol, port: u16
         .map(|(place, _)| place)
 }
 
+/// A port of every stretch that has one owner: it changes only where a range begins or ends.
+fn edges(services: &[ServiceSpec<'_>]) -> impl Iterator<Item = u16> {
+    let ports = services.iter().flat_map(|service| &service.addresses).map(|address| address.ports);
+    let edges: BTreeSet<u16> = ports.flat_map(|ports| [ports.first, ports.last.wrapping_add(1)]).collect();
+    edges.into_iter().map(|port| port.max(1))
+}
+
 fn addresses() -> impl Strategy<Value = ServiceAddress> {
     let v4 = (0_u8..16, 26_u8..=32).prop_map(|(host, length)| format!("203.0.113.{host}/{length}"));
     let v6 = (0_u8..16, 122_u8..=128).prop_map(|(host, length)| format!("2001:db8::{host:x}/{length}"));
@@ -132,7 +139,7 @@ fn consistent(wanted: Vec<ServiceAddress>) -> Vec<Vec<ServiceAddress>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn the_most_specific_service_wins(wanted in prop::collection::vec(addresses(), 0..40)) {
@@ -154,7 +161,7 @@ proptest! {
                         prop_assert_eq!(compiled.owner(mapped, protocol, port), expected, "{} {}", ip, port);
                     }
                     let owners: BTreeSet<usize> =
-                        (1..=u16::MAX).filter_map(|port| naive(&services, ip, protocol, port)).collect();
+                        edges(&services).filter_map(|port| naive(&services, ip, protocol, port)).collect();
                     let only = if owners.len() == 1 { owners.first().copied() } else { None };
                     prop_assert_eq!(compiled.fragment_owner(mapped, protocol), only, "{}", ip);
                 }

@@ -24,6 +24,16 @@ pub(super) fn only_v4() -> Vec<Row> {
             large().with(|p| p.source = ip("224.0.0.9")).bytes(),
             Dropped(DropReason::TooBig),
         ),
+        (
+            "last hop, with options",
+            tcp.clone().with(|p| (p.ttl, p.options) = (1, vec![1; 4])).bytes(),
+            Dropped(DropReason::TtlExpired),
+        ),
+        (
+            "last hop, first fragment",
+            tcp.clone().with(|p| (p.ttl, p.fragment) = (1, 0x2000)).bytes(),
+            Answered(AnswerReason::TimeExceeded),
+        ),
         ("header with options", tcp.clone().with(|p| p.options = vec![1; 40]).bytes(), Transmitted),
         ("header of 16 bytes", patched(&tcp, 14, &[0x44], false), Passed(PassReason::BadHeaderLength)),
         ("wrong header checksum", patched(&tcp, 24, &[0xab, 0xcd], false), Dropped(DropReason::BadChecksum)),
@@ -56,6 +66,11 @@ pub(super) fn only_v6() -> Vec<Row> {
     vec![
         ("hop-by-hop options", extended(&[(0, 0)]).bytes(), Transmitted),
         ("every extension header", extended(&[(0, 0), (60, 1), (43, 2), (60, 3)]).bytes(), Transmitted),
+        (
+            "last hop, hop-by-hop options",
+            extended(&[(0, 0)]).with(|p| p.ttl = 1).bytes(),
+            Dropped(DropReason::TtlExpired),
+        ),
         ("an authentication header", authentication.bytes(), Transmitted),
         ("as many extension headers as are walked", extended(&[(60, 0); 6]).bytes(), Transmitted),
         ("one extension header more", extended(&[(60, 0); 7]).bytes(), broken),

@@ -3,7 +3,7 @@
 use director_common::verdict::{AnswerReason, DropReason, Outcome, PassReason};
 
 use super::ordinary::mistaken;
-use super::{Family, MORE_FRAGMENTS, Row, ip};
+use super::{Family, MORE_FRAGMENTS, Row, TUNNEL_V4, TUNNEL_V6, ip};
 use crate::dataplane_fixture::packets::{ACK, Packet};
 
 impl Family {
@@ -39,6 +39,28 @@ impl Family {
     pub fn error(&self, (kind, code): (u8, u8), inner: &[u8]) -> Packet {
         let message = [&[kind, code, 0, 0, 0, 0, 5, 0], inner].concat();
         self.message(self.router, self.vip, &message)
+    }
+
+    /// The error that is to come of `packet`, from `source`: this type and code and this second word.
+    pub fn told(&self, [kind, code]: [u8; 2], word: u32, packet: &Packet, source: &str) -> Packet {
+        let shown = self.shown(&packet.clone().with(|p| p.vlan = None), 8);
+        let message = [&[kind, code, 0, 0], &word.to_be_bytes()[..], &shown].concat();
+        self.message(source, self.client, &message).with(|p| {
+            p.vlan = packet.vlan;
+            if p.version == 4 {
+                (p.fragment, p.traffic_class, p.identification) = (0x4000, 0xc0, 0);
+            }
+        })
+    }
+
+    /// Type and code of time exceeded in transit.
+    pub fn time_exceeded(&self) -> [u8; 2] {
+        if self.icmp == 1 { [11, 0] } else { [3, 0] }
+    }
+
+    /// The director's own address, from which it answers as a router.
+    pub fn own(&self) -> String {
+        if self.icmp == 1 { TUNNEL_V4 } else { TUNNEL_V6 }.to_string()
     }
 
     /// A packet from the VIP's `port` to the client, as an error shows it.
@@ -128,4 +150,56 @@ pub(super) fn icmp(f: &Family) -> Vec<Row> {
         rows.push(("every error", f.error(*error, &f.shown(&f.answer(80), 8)).bytes(), Transmitted));
     }
     rows
+}
+
+/// Packets whose time to live or hop limit ends at the director.
+pub(super) fn expired(f: &Family) -> Vec<Row> {
+    use Outcome::{Answered, Dropped, Passed};
+    let (told, dropped) = (Answered(AnswerReason::TimeExceeded), Dropped(DropReason::TtlExpired));
+    let last = |packet: Packet| packet.with(|p| p.ttl = 1);
+    let tcp = |port| last(f.tcp(port));
+    let large = vec![7; 1500];
+    vec![
+        ("last hop of its life", tcp(80).bytes(), told),
+        ("no life at all", tcp(80).with(|p| p.ttl = 0).bytes(), told),
+        ("last hop: a datagram without data", last(f.udp(f.vip, b"")).bytes(), told),
+        ("last hop: padded", last(f.dns()).with(|p| p.padding = 18).bytes(), told),
+        ("last hop: marked traffic", tcp(80).with(|p| p.traffic_class = 0xbb).bytes(), told),
+        ("last hop: tagged", tcp(80).with(|p| p.vlan = Some(7)).bytes(), told),
+        ("last hop: tagged, real server on another link", tcp(81).with(|p| p.vlan = Some(7)).bytes(), told),
+        ("last hop: into a tunnel", tcp(90).bytes(), told),
+        ("last hop: into a tunnel over IPv6", tcp(95).bytes(), told),
+        (
+            "last hop: a slot that moves",
+            last(Packet::udp((f.client, 9), (f.changing, 98), b"x")).bytes(),
+            told,
+        ),
+        ("last hop: service without real servers", tcp(84).bytes(), told),
+        (
+            "last hop: VIP without real servers",
+            last(f.tcp(80)).with(|p| p.destination = ip(f.dead)).bytes(),
+            told,
+        ),
+        ("last hop: no way to the real server", tcp(85).bytes(), told),
+        ("last hop: too large besides", last(f.udp(f.vip, &large)).bytes(), told),
+        ("last hop: another port of the VIP", tcp(443).bytes(), Passed(PassReason::NoService)),
+        (
+            "last hop: for another station",
+            tcp(80).with(|p| p.destination_mac = [2, 0, 0, 0, 0, 0x55]).bytes(),
+            Passed(PassReason::OtherStation),
+        ),
+        ("last hop: longer than its frame", mistaken(&tcp(80), 9), Dropped(DropReason::BadLength)),
+        (
+            "last hop: an error about a flow",
+            last(f.error(f.errors()[0], &f.shown(&f.answer(80), 8))).bytes(),
+            dropped,
+        ),
+        (
+            "last hop: a later fragment",
+            last(Packet::udp((f.client, 9), (f.whole, 9), &[7; 64])).with(|p| p.fragment = 9).bytes(),
+            dropped,
+        ),
+        ("last hop: from a group", tcp(80).with(|p| p.source = ip(f.group)).bytes(), dropped),
+        ("last hop: from nowhere", tcp(80).with(|p| p.source = ip(f.nowhere)).bytes(), dropped),
+    ]
 }

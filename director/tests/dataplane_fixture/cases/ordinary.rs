@@ -21,8 +21,6 @@ pub(super) fn ordinary(f: &Family) -> Vec<Row> {
         ("marked traffic", tcp(80).with(|p| p.traffic_class = 0xbb).bytes(), Transmitted),
         ("largest packet", f.udp(f.vip, &largest).bytes(), Transmitted),
         ("one byte too large", f.udp(f.vip, &larger).bytes(), f.too_big()),
-        ("last hop of its life", tcp(80).with(|p| p.ttl = 1).bytes(), Dropped(DropReason::TtlExpired)),
-        ("no life at all", tcp(80).with(|p| p.ttl = 0).bytes(), Dropped(DropReason::TtlExpired)),
         ("second to last hop", tcp(80).with(|p| p.ttl = 2).bytes(), Transmitted),
         ("service without real servers", tcp(84).bytes(), Dropped(DropReason::NoRealServer)),
         ("no way to the real server", tcp(85).bytes(), Dropped(DropReason::NoNextHop)),

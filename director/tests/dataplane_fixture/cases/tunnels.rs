@@ -22,7 +22,7 @@ pub(super) fn tagged(f: &Family) -> Vec<Row> {
 }
 
 pub(super) fn tunnels(f: &Family) -> Vec<Row> {
-    use Outcome::{Dropped, Transmitted};
+    use Outcome::Transmitted;
     let tcp = |port| f.tcp(port);
     let sized =
         |port, total: usize| tcp(port).with(|p| p.payload.resize(total - (f.headers - 14), 7)).bytes();
@@ -44,11 +44,6 @@ pub(super) fn tunnels(f: &Family) -> Vec<Row> {
         ("tunnel: tagged", tcp(90).with(|p| p.vlan = Some(7)).bytes(), Transmitted),
         ("tunnel: tagged, over IPv6", tcp(95).with(|p| p.vlan = Some(7)).bytes(), Transmitted),
         ("tunnel: first fragment", tcp(90).with(|p| p.fragment = MORE_FRAGMENTS).bytes(), Transmitted),
-        (
-            "tunnel: last hop of its life",
-            tcp(90).with(|p| p.ttl = 1).bytes(),
-            Dropped(DropReason::TtlExpired),
-        ),
         ("IP in IPv4, largest", sized(90, 1500 - 20), Transmitted),
         ("IP in IPv4, too large", sized(90, 1500 - 19), too_big),
         ("IP in IPv6, largest", sized(91, 1500 - 40), Transmitted),
