@@ -18,6 +18,11 @@ use crate::{
 /// A session that could not be opened (an address not there yet, for instance) is tried again this often.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A session whose path failed outlives its neighbour by this much: the peer shall hear Down several times at the slow
+/// rate of 1 s, not AdminDown after a single packet. By RFC 5882 it would keep the adjacency through an AdminDown,
+/// although nothing of what it sends arrives.
+const LINGER: Duration = Duration::from_secs(3);
+
 /// A path that was up and failed.
 #[derive(Debug)]
 pub(super) struct PathDown {
@@ -55,6 +60,7 @@ impl Liveness {
             wanted: BTreeMap::new(),
             open: BTreeMap::new(),
             refused: BTreeMap::new(),
+            look_again: None,
         };
         tokio::spawn(sessions.run(requests, events));
         Ok(Self(requests_in))
@@ -96,10 +102,26 @@ struct Sessions {
     /// By whether the family is IPv6, as `wanted`.
     speakers: BTreeMap<bool, mpsc::UnboundedSender<PathDown>>,
     wanted: BTreeMap<bool, BTreeSet<Watched>>,
-    /// The sessions there are, and since when.
-    open: BTreeMap<Watched, Instant>,
+    /// The sessions there are.
+    open: BTreeMap<Watched, Open>,
     /// Why others are not.
     refused: BTreeMap<Watched, String>,
+    /// When time alone changes something: a session is tried again, or has lingered long enough.
+    look_again: Option<Instant>,
+}
+
+/// What is remembered of a session.
+struct Open {
+    since: Instant,
+    /// When its path last failed.
+    failed: Option<Instant>,
+}
+
+impl Open {
+    /// Until when it stays although nobody is watched by it any more.
+    fn lingers_until(&self) -> Option<Instant> {
+        self.failed.map(|failed| failed + LINGER)
+    }
 }
 
 impl Sessions {
@@ -109,6 +131,7 @@ impl Sessions {
         mut events: mpsc::Receiver<bfd::Event>,
     ) {
         loop {
+            let look_again = self.look_again.map(tokio::time::Instant::from_std);
             tokio::select! {
                 biased;
                 Some(event) = events.recv() => self.handle_event(&event),
@@ -129,7 +152,7 @@ impl Sessions {
                     // The speakers are gone without a word: the peers are told Down as the thread's handle goes.
                     None => return,
                 },
-                () = tokio::time::sleep(RETRY), if !self.refused.is_empty() => self.reconcile().await,
+                () = super::run::sleep_until(look_again) => self.reconcile().await,
             }
         }
     }
@@ -145,31 +168,42 @@ impl Sessions {
 
     /// `path` alone counts: the states also say Down while a session comes up, or at the operator's will
     /// (RFC 5882 section 3.2).
-    fn handle_event(&self, event: &bfd::Event) {
+    fn handle_event(&mut self, event: &bfd::Event) {
         if event.path != Path::Down {
             return;
         }
-        let named = |watched: &&Watched| self.key(watched).as_ref() == Some(&event.key);
-        let Some((watched, since)) = self.open.iter().find(|(watched, _)| named(watched)) else { return };
-        if event.at < *since {
+        let interfaces = &self.interfaces;
+        let named = |watched: &Watched| key(interfaces, watched).as_ref() == Some(&event.key);
+        let Some((watched, open)) = self.open.iter_mut().find(|(watched, _)| named(watched)) else { return };
+        if event.at < open.since {
             return; // of an earlier session of the same name
         }
+        open.failed = Some(event.at);
         if let Some(paths) = self.speakers.get(&watched.peer.is_ipv6()) {
             let _ = paths.send(PathDown { interface: watched.interface, peer: watched.peer }); // it may have stopped
         }
     }
 
     fn key(&self, watched: &Watched) -> Option<SessionKey> {
-        let interface = self.interfaces.get(watched.interface.0)?.name.clone();
-        Some(SessionKey { interface, local: watched.local, peer: watched.peer })
+        key(&self.interfaces, watched)
     }
 
     /// Makes the sessions those that are wanted.
     async fn reconcile(&mut self) {
         let wanted: BTreeSet<Watched> = self.wanted.values().flatten().cloned().collect();
         self.refused.retain(|watched, _| wanted.contains(watched));
-        // First: a device that was made anew gets a session of the same name.
-        let surplus: Vec<_> = self.open.keys().filter(|watched| !wanted.contains(watched)).cloned().collect();
+        let keys: BTreeSet<SessionKey> = wanted.iter().filter_map(|watched| self.key(watched)).collect();
+        let now = Instant::now();
+        let mut look_again = None;
+        let mut surplus = Vec::new();
+        for (watched, open) in self.open.iter().filter(|(watched, _)| !wanted.contains(watched)) {
+            // A device that was made anew gets a session of the same name: the old one ends first, lingering or not.
+            let succeeded = self.key(watched).is_none_or(|key| keys.contains(&key));
+            match open.lingers_until().filter(|until| *until > now && !succeeded) {
+                Some(until) => look_again = look_again.into_iter().chain([until]).min(),
+                None => surplus.push(watched.clone()),
+            }
+        }
         for watched in surplus {
             self.open.remove(&watched);
             let Some(key) = self.key(&watched) else { continue };
@@ -182,6 +216,8 @@ impl Sessions {
                 self.open(watched).await;
             }
         }
+        let retry = (!self.refused.is_empty()).then(|| Instant::now() + RETRY);
+        self.look_again = look_again.into_iter().chain(retry).min();
     }
 
     async fn open(&mut self, watched: Watched) {
@@ -191,7 +227,7 @@ impl Sessions {
         match self.call(move |handle| handle.add(key, bfd.parameters())).await {
             Some(Ok(())) => {
                 self.refused.remove(&watched);
-                self.open.insert(watched, since);
+                self.open.insert(watched, Open { since, failed: None });
             }
             Some(Err(error)) => {
                 let reason = describe_error(&error);
@@ -218,6 +254,12 @@ impl Sessions {
         }
         neighbors
     }
+}
+
+/// The name of a session; none if there is no such interface.
+fn key(interfaces: &[InterfaceConfig], watched: &Watched) -> Option<SessionKey> {
+    let interface = interfaces.get(watched.interface.0)?.name.clone();
+    Some(SessionKey { interface, local: watched.local, peer: watched.peer })
 }
 
 /// The error with its causes, which name the address and what the kernel said.
