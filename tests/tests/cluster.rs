@@ -72,6 +72,11 @@ fn directors_agree_and_serve(ecmp: &Ecmp) -> Result<String> {
             .as_array()
             .map_or(0, |all| all.iter().filter(|n| n["state"] == "Full").count());
         ensure!(full == 2, "{director}: {neighbors}");
+        wait("BFD watches all of them", Duration::from_secs(10), || {
+            let neighbors = ecmp.ask(director, "neighbors")?;
+            let all = neighbors["neighbors"].as_array().map(Vec::as_slice).unwrap_or_default();
+            Ok(!all.is_empty() && all.iter().all(|neighbor| neighbor["bfd"]["state"] == "Up"))
+        })?;
         let peers = ecmp.ask(director, "peers")?;
         let good = peers["peers"].as_array().map_or(0, |all| {
             all.iter()

@@ -208,7 +208,7 @@ impl Sessions {
             self.open.remove(&watched);
             let Some(key) = self.key(&watched) else { continue };
             if let Some(Err(error)) = self.call(move |bfd| bfd.remove(&key)).await {
-                tracing::warn!(?watched, %error, "cannot end a BFD session");
+                tracing::warn!(%error, "cannot end a BFD session"); // it names the session
             }
         }
         for watched in wanted {
@@ -224,6 +224,7 @@ impl Sessions {
         let bfd = self.interfaces.get(watched.interface.0).and_then(|interface| interface.bfd);
         let Some((key, bfd)) = self.key(&watched).zip(bfd) else { return };
         let since = Instant::now();
+        let (interface, peer) = (key.interface.clone(), key.peer);
         match self.call(move |handle| handle.add(key, bfd.parameters())).await {
             Some(Ok(())) => {
                 self.refused.remove(&watched);
@@ -232,7 +233,7 @@ impl Sessions {
             Some(Err(error)) => {
                 let reason = describe_error(&error);
                 if self.refused.insert(watched.clone(), reason.clone()).is_none() {
-                    tracing::warn!(?watched, reason, "no BFD session with a neighbour; trying again");
+                    tracing::warn!(interface, %peer, reason, "no BFD session with a neighbour; trying again");
                 }
             }
             None => {}
