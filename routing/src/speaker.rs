@@ -5,8 +5,8 @@
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` (12.4), `spf` and
-//! `route` (16); `liveness` joins BFD to the neighbours (RFC 5882). All of it is one machine for both versions; [`Protocol`] is the seam, `v2` and `v3` what is
-//! on either side of it.
+//! `route` (16); `liveness` joins BFD to the neighbours (RFC 5882). All of it is one machine for both
+//! versions; [`Protocol`] is the seam, `v2` and `v3` what is on either side of it.
 
 mod ageing;
 mod election;

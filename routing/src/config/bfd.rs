@@ -28,7 +28,7 @@ impl Default for BfdConfig {
 }
 
 impl BfdConfig {
-    /// The longest interval that still finds a failure before anybody else does.
+    /// The longest interval: slower than OSPF's own Hellos, BFD finds nothing that they do not.
     pub const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
     /// What a session is asked for.
