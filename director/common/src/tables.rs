@@ -82,6 +82,12 @@ impl Address {
             && u32::from_be_bytes([i, j, k, l]) == 0xffff
     }
 
+    /// Whether this is no address: all zeroes. Compared by words, as in [`Self::is_v4`].
+    #[inline(always)]
+    pub const fn is_zero(&self) -> bool {
+        u128::from_ne_bytes(self.0) == 0
+    }
+
     /// The last four bytes: all of an IPv4 address.
     #[inline(always)]
     pub const fn low(&self) -> [u8; 4] {
@@ -152,6 +158,13 @@ impl Config {
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag == flag
+    }
+
+    /// Our address in tunnels over IPv4 or else IPv6, if there is one.
+    #[inline(always)]
+    pub const fn tunnel_source(&self, over_v4: bool) -> Option<&Address> {
+        let source = if over_v4 { &self.tunnel_v4 } else { &self.tunnel_v6 };
+        if source.is_zero() { None } else { Some(source) }
     }
 }
 
