@@ -68,15 +68,12 @@ fn directors_agree_and_serve(ecmp: &Ecmp) -> Result<String> {
     let digest = agreement(ecmp, "")?;
     for director in DIRECTORS {
         wait("serving", Duration::from_secs(10), || Ok(ecmp.ask(director, "status")?["state"] == "serving"))?;
-        let neighbors = ecmp.ask(director, "neighbors")?;
-        let full = neighbors["neighbors"]
-            .as_array()
-            .map_or(0, |all| all.iter().filter(|n| n["state"] == "Full").count());
-        ensure!(full == 2, "{director}: {neighbors}");
-        wait("BFD watches all of them", Duration::from_secs(10), || {
+        wait("two neighbours in each version, Full and watched by BFD", Duration::from_secs(20), || {
             let neighbors = ecmp.ask(director, "neighbors")?;
             let all = neighbors["neighbors"].as_array().map(Vec::as_slice).unwrap_or_default();
-            Ok(!all.is_empty() && all.iter().all(|neighbor| neighbor["bfd"]["state"] == "Up"))
+            let good = |n: &&serde_json::Value| n["state"] == "Full" && n["bfd"]["state"] == "Up";
+            ensure!(all.iter().filter(good).count() == 4, "{director}: {neighbors}");
+            Ok(true)
         })?;
         let peers = ecmp.ask(director, "peers")?;
         let good = peers["peers"].as_array().map_or(0, |all| {
