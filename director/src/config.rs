@@ -15,6 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -144,6 +145,17 @@ pub struct OspfInterface {
     pub priority: u8,
     /// Announced, but without neighbours.
     pub passive: bool,
+    /// Watch the neighbours by BFD.
+    pub bfd: Option<Bfd>,
+}
+
+/// `bfd` of an `[[ospf.interface]]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// Milliseconds between packets, in both directions, unless the switch wants more; 10 to 60,000.
+    pub interval_ms: u32,
+    /// Packets that may be missing before the path counts as broken.
+    pub multiplier: NonZeroU8,
 }
 
 /// `[cluster]`
@@ -373,8 +385,10 @@ fn ospf(
             return Err(source
                 .at(&interface.name, format!("interface {:?} is listed twice", interface.name.get_ref())));
         }
-        if let Some(bfd) = &interface.bfd {
-            return Err(source.unsupported(bfd, "bfd", "leave it out"));
+        let bfd = interface.bfd.as_ref().map(|wanted| bfd(source, wanted)).transpose()?;
+        if bfd.is_some() && interface.passive {
+            let message = "bfd on a passive interface watches nobody; leave one of the two out";
+            return Err(source.at(&interface.name, message));
         }
         if let Some(authentication) = &interface.authentication {
             return Err(source.unsupported(authentication, "authentication", "leave it out"));
@@ -388,6 +402,7 @@ fn ospf(
             cost: *interface.cost.get_ref(),
             priority: interface.priority,
             passive: interface.passive,
+            bfd,
         });
     }
     Ok(Ospf {
@@ -399,6 +414,17 @@ fn ospf(
         import: ospf.import,
         interfaces,
     })
+}
+
+fn bfd(source: &Source<'_>, wanted: &file::Bfd) -> Result<Bfd, ConfigError> {
+    let interval_ms = *wanted.interval_ms.get_ref();
+    if !(10..=60_000).contains(&interval_ms) {
+        return Err(source.at(&wanted.interval_ms, "interval_ms must be from 10 to 60000 milliseconds"));
+    }
+    let multiplier = u8::try_from(*wanted.multiplier.get_ref()).ok().and_then(NonZeroU8::new);
+    let multiplier =
+        multiplier.ok_or_else(|| source.at(&wanted.multiplier, "multiplier must be from 1 to 255"))?;
+    Ok(Bfd { interval_ms, multiplier })
 }
 
 fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluster, ConfigError> {

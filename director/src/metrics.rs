@@ -172,6 +172,12 @@ fn routing(text: &mut Exposition, status: &Status, neighbors: &Neighbors) {
             u8::from(neighbor.state.eq_ignore_ascii_case("full")),
         );
     }
+    text.metric("director_bfd_up", "gauge", "1 while the BFD session with a neighbour is Up.");
+    for neighbor in &neighbors.neighbors {
+        let Some(bfd) = &neighbor.bfd else { continue };
+        let labels = [("address", &*neighbor.address), ("interface", &*neighbor.interface)];
+        text.sample("director_bfd_up", &labels, u8::from(bfd.state == "Up"));
+    }
     text.metric("director_ospf_refused_total", "counter", "OSPF packets refused, by reason.");
     for count in &status.ospf_refused {
         text.sample("director_ospf_refused_total", &[("reason", &count.name)], count.packets);

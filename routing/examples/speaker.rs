@@ -1,15 +1,20 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`. It
-//! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]
+//! [:bfd=MS*MULTIPLIER]`. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
 //! `keep`. The end of the input stops it, too.
 
-use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
 
 use ipnet::IpNet;
-use routing::{AreaKind, Config, InterfaceConfig, Metric, Network, Stop};
+use routing::{AreaKind, BfdConfig, Config, InterfaceConfig, Metric, Network, Stop};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -31,12 +36,20 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("priority", value) => config.priority = value.parse()?,
             ("area", value) => config.area = value.parse()?,
             ("instance", value) => config.instance = value.parse()?,
+            ("bfd", value) => config.bfd = Some(bfd(value)?),
             ("stub", "") => config.area_kind = AreaKind::Stub,
             ("passive", "") => config.passive = true,
             _ => return Err(format!("{spec}: unknown part {part:?}").into()),
         }
     }
     Ok(config)
+}
+
+/// `50*3`: 50 ms, three times.
+fn bfd(value: &str) -> Result<BfdConfig> {
+    let (interval, multiplier) =
+        value.split_once('*').ok_or_else(|| format!("bfd={value}: expected MS*MULTIPLIER"))?;
+    Ok(BfdConfig { interval: Duration::from_millis(interval.parse()?), multiplier: multiplier.parse()? })
 }
 
 fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {

@@ -1,10 +1,14 @@
 //! What a speaker needs to know before it starts. The node turns its own configuration file into this;
 //! [`Config::validate`] is the only judge of whether it can work.
 
+mod bfd;
+
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+pub use bfd::BfdConfig;
 
 /// Metric of an announced prefix, 0 to 65534; 65535 is refused, as switches take it for unreachable.
 pub type Metric = u16;
@@ -59,6 +63,8 @@ pub struct InterfaceConfig {
     /// Instance id of OSPFv3 on the link, 0 to 31 for IPv6 unicast (RFC 5838 section 2.1); equal on both
     /// sides. Version 2 has none.
     pub instance: u8,
+    /// Watch the neighbours by BFD; not on a passive interface, which has none.
+    pub bfd: Option<BfdConfig>,
 }
 
 impl InterfaceConfig {
@@ -78,6 +84,7 @@ impl InterfaceConfig {
             passive: false,
             mtu_ignore: false,
             instance: 0,
+            bfd: None,
         }
     }
 
@@ -164,6 +171,12 @@ pub enum ConfigError {
         /// The area.
         area: Ipv4Addr,
     },
+    /// BFD where nobody can be watched.
+    #[error("interface {name}: bfd on a passive interface watches nobody; leave one of the two out")]
+    PassiveBfd {
+        /// The interface.
+        name: String,
+    },
     /// The backbone cannot be a stub.
     #[error("interface {name}: area 0.0.0.0 cannot be a stub area")]
     StubBackbone {
@@ -243,7 +256,11 @@ impl InterfaceConfig {
         let above = dead > u32::from(hello);
         range(&place, "dead_interval", u64::from(dead), above, "more seconds than hello_interval")?;
         let again = self.retransmit_interval;
-        range(&place, "retransmit_interval", u64::from(again), again >= 1, "1 to 65535 seconds")
+        range(&place, "retransmit_interval", u64::from(again), again >= 1, "1 to 65535 seconds")?;
+        if self.passive && self.bfd.is_some() {
+            return Err(ConfigError::PassiveBfd { name: self.name.clone() });
+        }
+        self.bfd.map_or(Ok(()), |bfd| bfd.validate(&place))
     }
 
     /// What version 3 has less room for.
@@ -291,6 +308,17 @@ mod tests {
         assert!(refusal(|c| c.max_paths = 0).contains("max_paths"));
         assert!(refusal(|c| c.protocol = 2).contains("protocol"));
         assert!(refusal(|c| c.ipv4 = false).contains("neither"));
+        let bfd = |milliseconds| {
+            let interval = Duration::from_millis(milliseconds);
+            Some(BfdConfig { interval, ..BfdConfig::default() })
+        };
+        assert!(refusal(|c| c.interfaces[0].bfd = bfd(9)).contains("eth1: bfd interval = 9, expected 10 to"));
+        assert!(refusal(|c| c.interfaces[0].bfd = bfd(60_001)).contains("bfd interval = 60001"));
+        let watches_nobody = refusal(|c| {
+            c.interfaces[0].passive = true;
+            c.interfaces[0].bfd = bfd(50);
+        });
+        assert!(watches_nobody.contains("eth1: bfd on a passive interface"));
         let version_3 = |change: fn(&mut InterfaceConfig)| {
             refusal(|c| {
                 c.ipv6 = true;

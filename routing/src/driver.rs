@@ -1,9 +1,11 @@
 //! The thin driver around the speakers: raw sockets, rtnetlink and tokio's clock. It decides nothing.
 //!
-//! Each version runs on its own, in a task of its own; [`Handle`] is one set of controls for both.
+//! Each version runs on its own, in a task of its own; [`Handle`] is one set of controls for both. So is one BFD
+//! speaker (`liveness`), which watches the neighbours of both.
 
 mod kernel_routes;
 mod links;
+mod liveness;
 mod port;
 mod run;
 mod transport;
@@ -19,7 +21,9 @@ use tokio::{
     task::JoinHandle,
 };
 
+use self::liveness::Liveness;
 use crate::{
+    bfd,
     config::{Config, ConfigError, Metric},
     packet::{V2, v3::V3},
     speaker::{Event, MAX_ANNOUNCED, Status, Stop},
@@ -42,6 +46,9 @@ pub enum StartError {
     /// The kernel's routing socket is refused.
     #[error("cannot open a netlink socket: {0}")]
     Netlink(#[source] io::Error),
+    /// The BFD thread cannot run.
+    #[error("cannot start BFD: {0}")]
+    Bfd(#[from] bfd::StartError),
 }
 
 /// Why a set of prefixes is not announced.
@@ -89,6 +96,7 @@ type Commands = mpsc::UnboundedSender<Command>;
 pub struct Handle {
     v2: Option<Commands>,
     v3: Option<Commands>,
+    liveness: Option<Liveness>,
     events: broadcast::Sender<Event>,
 }
 
@@ -157,6 +165,9 @@ impl Handle {
                 });
             }
         }
+        if let (Some(liveness), Some(status)) = (&self.liveness, &mut merged) {
+            status.neighbors = liveness.describe(std::mem::take(&mut status.neighbors)).await;
+        }
         merged
     }
 
@@ -166,7 +177,7 @@ impl Handle {
         self.events.subscribe()
     }
 
-    /// Stops; returns when it is done, after two seconds at most.
+    /// Stops, then takes leave of the BFD peers; returns when it is done, after two and a half seconds at most.
     pub async fn shutdown(&self, stop: Stop) {
         let ask = |commands| {
             let (answer, done) = oneshot::channel();
@@ -175,6 +186,9 @@ impl Handle {
         let stopping: Vec<_> = self.versions().filter_map(ask).collect(); // both at once
         for done in stopping {
             let _ = done.await; // an error means that it has stopped already
+        }
+        if let Some(liveness) = &self.liveness {
+            liveness.end().await;
         }
     }
 
@@ -195,16 +209,18 @@ impl Handle {
 /// See [`StartError`].
 pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), StartError> {
     let (events, _) = broadcast::channel(EVENT_QUEUE);
-    let mut handle = Handle { v2: None, v3: None, events: events.clone() };
     config.validate()?;
+    let bfd = config.interfaces.iter().any(|interface| interface.bfd.is_some());
+    let liveness = if bfd { Some(Liveness::start(&config.interfaces)?) } else { None };
+    let mut handle = Handle { v2: None, v3: None, liveness: liveness.clone(), events: events.clone() };
     let mut tasks = Vec::new();
     if config.ipv4 {
-        let (commands, task) = run::start::<V2>(&config, seed, events.clone())?;
+        let (commands, task) = run::start::<V2>(&config, seed, events.clone(), liveness.clone())?;
         handle.v2 = Some(commands);
         tasks.push(task);
     }
     if config.ipv6 {
-        let (commands, task) = run::start::<V3>(&config, seed, events)?;
+        let (commands, task) = run::start::<V3>(&config, seed, events, liveness.clone())?;
         handle.v3 = Some(commands);
         tasks.push(task);
     }
@@ -213,6 +229,9 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
             if let Err(error) = task.await {
                 tracing::error!(%error, "an OSPF speaker failed");
             }
+        }
+        if let Some(liveness) = liveness {
+            liveness.end().await;
         }
     });
     Ok((handle, all))

@@ -5,8 +5,8 @@
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` (12.4), `spf` and
-//! `route` (16). All of it is one machine for both versions; [`Protocol`] is the seam, `v2` and `v3` what is
-//! on either side of it.
+//! `route` (16); `liveness` joins BFD to the neighbours (RFC 5882). All of it is one machine for both
+//! versions; [`Protocol`] is the seam, `v2` and `v3` what is on either side of it.
 
 mod ageing;
 mod election;
@@ -15,6 +15,7 @@ mod flooding;
 mod hello;
 mod interface;
 mod io;
+mod liveness;
 mod lsdb;
 mod neighbor;
 mod origination;
@@ -50,10 +51,11 @@ use self::{
 };
 pub use self::{
     interface::InterfaceState,
+    liveness::Watched,
     neighbor::{NeighborEvent, NeighborState},
     refusal::Refusal,
     route::{NextHop, PathKind, Route},
-    status::{InterfaceStatus, LsaStatus, NeighborStatus, Status},
+    status::{BfdStatus, InterfaceStatus, LsaStatus, NeighborStatus, Status},
     stop::Stop,
     v3::Attached6,
     version::Protocol,
@@ -144,6 +146,13 @@ pub enum Input<V: Protocol> {
         /// OSPF packet.
         payload: Vec<u8>,
     },
+    /// BFD says that the path to a neighbour of [`Output::Watch`] was up and failed.
+    PathDown {
+        /// Where.
+        interface: InterfaceId,
+        /// Its address.
+        peer: IpAddr,
+    },
     /// Announce exactly these prefixes from now on; those of the other family are none of ours.
     Announce(BTreeMap<IpNet, Metric>),
     /// Never install routes to these prefixes, whoever announces them; replaces the previous list.
@@ -173,6 +182,8 @@ pub enum Output<V: Protocol> {
     },
     /// The routes that should be in the kernel; replaces the previous list.
     Routes(Vec<Route>),
+    /// The neighbours to watch by BFD; replaces the previous list.
+    Watch(BTreeSet<Watched>),
     /// Something to tell the operator.
     Event(Event),
     /// The stop is complete; nothing will be sent any more.
@@ -256,6 +267,8 @@ pub struct Machine<V: Protocol> {
     refusals: Refusals,
     spf: SpfTimer,
     routes: Vec<Route>,
+    /// The last [`Output::Watch`].
+    watched: BTreeSet<Watched>,
     stopping: Option<Stopping>,
     outputs: VecDeque<Output<V>>,
 }
@@ -284,6 +297,7 @@ impl<V: Protocol> Machine<V> {
             refusals: Refusals::default(),
             spf: SpfTimer::default(),
             routes: Vec::new(),
+            watched: BTreeSet::new(),
             stopping: None,
             outputs: VecDeque::new(),
         })
@@ -303,6 +317,7 @@ impl<V: Protocol> Machine<V> {
                 self.handle_packet(interface, source, destination, payload.into());
             }
             Input::Packet { .. } => {} // not listening yet
+            Input::PathDown { interface, peer } => self.handle_path_down(interface, peer),
             Input::Announce(prefixes) => {
                 self.announced = prefixes.into_iter().map(|(net, metric)| (net.trunc(), metric)).collect();
                 V::note_announced(self);
@@ -338,6 +353,7 @@ impl<V: Protocol> Machine<V> {
     fn settle(&mut self) {
         self.run_interface_timers();
         self.run_neighbor_timers();
+        self.tell_watched();
         self.expire_lsas();
         self.originate();
         self.send_floods();

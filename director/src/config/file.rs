@@ -119,8 +119,26 @@ pub(super) struct OspfInterface {
     pub(super) priority: u8,
     #[serde(default)]
     pub(super) passive: bool,
-    pub(super) bfd: Option<Spanned<toml::Value>>,
+    pub(super) bfd: Option<Bfd>,
     pub(super) authentication: Option<Spanned<toml::Value>>,
+}
+
+/// `bfd = {}` takes the defaults, which are FRR's.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bfd {
+    #[serde(default = "default_bfd_interval")]
+    pub(super) interval_ms: Spanned<u32>,
+    #[serde(default = "default_bfd_multiplier")]
+    pub(super) multiplier: Spanned<u16>,
+}
+
+fn default_bfd_interval() -> Spanned<u32> {
+    unplaced(300)
+}
+
+fn default_bfd_multiplier() -> Spanned<u16> {
+    unplaced(3)
 }
 
 fn default_cost() -> Spanned<u16> {

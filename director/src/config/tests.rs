@@ -53,6 +53,17 @@ fn a_full_file_is_understood() {
     assert_eq!(config.ospf.expect("ospf").dead_interval, 4);
 }
 
+#[test]
+fn bfd_is_off_unless_asked_for_and_has_frrs_defaults() {
+    let bfd = |line: &str| {
+        let config = parse(&GOOD.replacen("cost = 10", line, 1)).expect("valid");
+        config.ospf.expect("ospf").interfaces[0].bfd.map(|bfd| (bfd.interval_ms, bfd.multiplier.get()))
+    };
+    assert_eq!(bfd("cost = 10"), None);
+    assert_eq!(bfd("bfd = {}"), Some((300, 3)));
+    assert_eq!(bfd("bfd = { interval_ms = 50, multiplier = 5 }"), Some((50, 5)));
+}
+
 /// Each row: what to replace in the good file, by what, and the start and a part of the message.
 #[test]
 fn every_mistake_is_named_with_its_place() {
@@ -74,7 +85,12 @@ fn every_mistake_is_named_with_its_place() {
         ("dead_interval = 4", "dead_interval = 1", "d.toml:8:17: ", "must be longer"),
         ("dead_interval = 4", "dead_intervall = 4", "d.toml:8:1: ", "unknown field `dead_intervall`"),
         ("cost = 10", "cost = 0", "d.toml:13:8: ", "1 to 65535"),
-        ("cost = 10", "bfd = { interval_ms = 50 }", "d.toml:13:7: ", "not supported by this version"),
+        ("cost = 10", "bfd = { interval_ms = 9 }", "d.toml:13:23: ", "10 to 60000"),
+        ("cost = 10", "bfd = { interval_ms = 60001 }", "d.toml:13:23: ", "10 to 60000"),
+        ("cost = 10", "bfd = { multiplier = 0 }", "d.toml:13:22: ", "1 to 255"),
+        ("cost = 10", "bfd = { multiplier = 256 }", "d.toml:13:22: ", "1 to 255"),
+        ("cost = 10", "bfd = { interval = 50 }", "d.toml:13:9: ", "unknown field `interval`"),
+        ("cost = 10", "bfd = {}\npassive = true", "d.toml:11:8: ", "watches nobody"),
         ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:18: ", "not supported by this version"),
         ("network = \"point-to-point\"", "network = \"ptp\"", "d.toml:12:11: ", "expected"),
         ("listen = \"127.0.0.1:7000\"", "listen = \"10.0.0.1:7000\"", "d.toml:17:10: ", "add tls"),

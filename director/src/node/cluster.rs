@@ -135,6 +135,10 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
         dead_interval: ospf.dead_interval,
         priority: interface.priority,
         passive: interface.passive,
+        bfd: interface.bfd.map(|bfd| routing::BfdConfig {
+            interval: std::time::Duration::from_millis(bfd.interval_ms.into()),
+            multiplier: bfd.multiplier,
+        }),
         ..routing::InterfaceConfig::new(
             &interface.name,
             if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },

@@ -7,7 +7,7 @@ use std::time::Duration;
 use director_proto::control as wire;
 use director_proto::health::RealId;
 use director_proto::tables::{ServiceTable, TableReal};
-use routing::speaker::NeighborStatus;
+use routing::speaker::{BfdStatus, NeighborStatus};
 
 use super::{Node, PATIENCE};
 use crate::config::{Service, VirtualAddress, family};
@@ -230,6 +230,7 @@ impl Node {
                 dead_in_ms: neighbor.dead_in_ms,
                 in_state_ms: neighbor.in_state_ms,
                 reason: neighbor.reason.clone().unwrap_or_default(),
+                bfd: neighbor.bfd.as_ref().map(bfd),
             })
             .collect();
         wire::Neighbors { neighbors }
@@ -316,6 +317,17 @@ fn role(status: &routing::Status, neighbor: &NeighborStatus) -> &'static str {
         Some(interface) if interface.dr == neighbor.identity => "DR",
         Some(interface) if interface.bdr == neighbor.identity => "BDR",
         _ => "other",
+    }
+}
+
+fn bfd(status: &BfdStatus) -> wire::Bfd {
+    wire::Bfd {
+        state: status.state.to_string(),
+        remote_state: status.remote_state.to_string(),
+        in_state_ms: status.in_state_ms,
+        detection_ms: status.detection_ms,
+        downs: status.downs,
+        error: status.error.clone().unwrap_or_default(),
     }
 }
 

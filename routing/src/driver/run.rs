@@ -15,6 +15,7 @@ use super::{
     Command, INPUT_QUEUE, StartError,
     kernel_routes::{self, Place, Wanted},
     links,
+    liveness::{Liveness, PathDown},
     port::Port,
     transport::{Transport, raw_socket},
 };
@@ -35,6 +36,7 @@ pub(super) fn start<V: Transport>(
     config: &Config,
     seed: u32,
     events: broadcast::Sender<Event>,
+    liveness: Option<Liveness>,
 ) -> Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>), StartError> {
     let speaker = Machine::<V>::new(config.clone(), seed)?;
     raw_socket::<V>().map_err(StartError::RawSocket)?;
@@ -50,6 +52,10 @@ pub(super) fn start<V: Transport>(
     let (table, protocol, metric) = (config.table, config.protocol, config.kernel_metric);
     let place = Place { family: V::FAMILY, table, protocol, metric };
     let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, end));
+    let (paths_in, paths) = mpsc::unbounded_channel();
+    if let Some(liveness) = &liveness {
+        liveness.join(V::IS_V6, paths_in);
+    }
     let driver = Driver {
         speaker,
         started: Instant::now(),
@@ -57,13 +63,14 @@ pub(super) fn start<V: Transport>(
         ports: BTreeMap::new(),
         inputs_in,
         events,
+        liveness,
         wanted,
         learned: Vec::new(),
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
         stopped: false,
     };
-    Ok((commands_in, tokio::spawn(driver.run(commands, inputs, end_routes, routes))))
+    Ok((commands_in, tokio::spawn(driver.run(commands, paths, inputs, end_routes, routes))))
 }
 
 struct Driver<V: Transport> {
@@ -73,6 +80,7 @@ struct Driver<V: Transport> {
     ports: BTreeMap<InterfaceId, Port<V>>,
     inputs_in: mpsc::Sender<Input<V>>,
     events: broadcast::Sender<Event>,
+    liveness: Option<Liveness>,
     wanted: watch::Sender<Wanted>,
     learned: Vec<Route>,
     /// When routes of an earlier run go that were not learned again.
@@ -86,6 +94,7 @@ impl<V: Transport> Driver<V> {
     async fn run(
         mut self,
         mut commands: mpsc::UnboundedReceiver<Command>,
+        mut paths: mpsc::UnboundedReceiver<PathDown>,
         mut inputs: mpsc::Receiver<Input<V>>,
         end_routes: oneshot::Sender<bool>,
         routes: JoinHandle<()>,
@@ -114,6 +123,10 @@ impl<V: Transport> Driver<V> {
                         self.handle(Input::Stop(Stop::Flush));
                     }
                 },
+                // Before the packets that wait: those of a neighbour whose path is gone are no news.
+                Some(PathDown { interface, peer }) = paths.recv() => {
+                    self.handle(Input::PathDown { interface, peer });
+                }
                 () = sleep_until(self.deadline()) => self.handle(Input::Timer),
                 () = sleep_until(self.purge_at) => self.purge(),
                 Some(input) = inputs.recv() => self.handle(input),
@@ -188,6 +201,11 @@ impl<V: Transport> Driver<V> {
                 self.learned = routes;
                 self.publish_routes();
             }
+            Output::Watch(neighbors) => {
+                if let Some(liveness) = &self.liveness {
+                    liveness.watch(V::IS_V6, neighbors);
+                }
+            }
             Output::Event(event) => {
                 log(V::NUMBER, &event);
                 let _ = self.events.send(event); // nobody may listen
@@ -218,7 +236,7 @@ impl<V: Transport> Driver<V> {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
+pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

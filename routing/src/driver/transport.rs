@@ -45,6 +45,8 @@ pub(super) struct Received<A> {
 pub(super) trait Transport: Protocol {
     /// The IP family of its sockets.
     const DOMAIN: Domain;
+    /// Whether its neighbours have IPv6 addresses.
+    const IS_V6: bool;
     /// The family of its addresses in rtnetlink.
     const FAMILY: AddressFamily;
     /// News about its addresses in rtnetlink.
@@ -76,6 +78,7 @@ pub(super) fn raw_socket<V: Transport>() -> io::Result<Socket> {
 
 impl Transport for V2 {
     const DOMAIN: Domain = Domain::IPV4;
+    const IS_V6: bool = false;
     const FAMILY: AddressFamily = AddressFamily::Inet;
     const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv4Ifaddr;
 
@@ -130,6 +133,7 @@ fn behind_ip_header(bytes: &[u8]) -> Option<Received<Ipv4Addr>> {
 
 impl Transport for V3 {
     const DOMAIN: Domain = Domain::IPV6;
+    const IS_V6: bool = true;
     const FAMILY: AddressFamily = AddressFamily::Inet6;
     const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv6Ifaddr;
 

@@ -9,7 +9,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Interface, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope};
-use crate::config::{Metric, Network};
+use crate::{
+    bfd,
+    config::{Metric, Network},
+};
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +74,26 @@ pub struct NeighborStatus {
     pub requested: usize,
     /// Why it is not getting further, if that is known.
     pub reason: Option<String>,
+    /// BFD's view; none where it is not asked for, or below 2-Way. The pure machine knows of no session, it is the
+    /// driver's [`crate::Handle::status`] that fills this in.
+    pub bfd: Option<BfdStatus>,
+}
+
+/// What BFD says of the path to a neighbour.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BfdStatus {
+    /// State of this end.
+    pub state: bfd::State,
+    /// What the neighbour last said of its own.
+    pub remote_state: bfd::State,
+    /// Milliseconds in this state.
+    pub in_state_ms: u64,
+    /// Milliseconds of silence after which the path counts as broken, as negotiated; 0 before that.
+    pub detection_ms: u64,
+    /// Times the session left Up since the neighbour was last found.
+    pub downs: u64,
+    /// Why there is no session, with what the kernel said; it is tried again.
+    pub error: Option<String>,
 }
 
 /// One LSA.
@@ -170,6 +193,7 @@ impl<V: Protocol> Machine<V> {
             unacknowledged: neighbor.unacknowledged.len(),
             requested: neighbor.requests.len(),
             reason: reason(interface, neighbor),
+            bfd: None,
         }
     }
 

@@ -64,7 +64,7 @@ fn speaker_program() -> PathBuf {
     let build = || {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status =
-            Command::new(cargo).args(["build", "-q", "-p", "routing", "--example", "speaker"]).status();
+            Command::new(cargo).args(["build", "-q", "--workspace", "--example", "speaker"]).status();
         assert!(status.expect("cargo runs").success(), "the example builds");
         let own = std::env::current_exe().expect("a test has a path");
         own.parent().and_then(|deps| deps.parent()).expect("in target").join("examples/speaker")
@@ -143,6 +143,8 @@ pub(crate) enum Net {
 pub(crate) struct Lab {
     pub(crate) family: Family,
     pub(crate) net: Net,
+    /// Whether switch and directors watch each other by BFD, 50 ms x 3.
+    bfd: bool,
     daemons: Vec<Process>,
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
@@ -155,6 +157,15 @@ impl Lab {
     }
 
     pub(crate) fn of(family: Family, brand: Brand, net: Net) -> Result<Self> {
+        Self::build(family, brand, net, false)
+    }
+
+    /// The same with BFD.
+    pub(crate) fn with_bfd(family: Family, brand: Brand, net: Net) -> Result<Self> {
+        Self::build(family, brand, net, true)
+    }
+
+    fn build(family: Family, brand: Brand, net: Net, bfd: bool) -> Result<Self> {
         let switch = Namespace::new("rt-s")?;
         let directors = vec![Namespace::new("rt-d")?, Namespace::new("rt-d")?];
         if net == Net::Broadcast {
@@ -175,7 +186,7 @@ impl Lab {
         switch.ip(&format!("addr add {} dev lo", family.behind()))?;
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
-        let mut lab = Self { family, net, switch, directors, daemons: Vec::new(), folder };
+        let mut lab = Self { family, net, bfd, switch, directors, daemons: Vec::new(), folder };
         match brand {
             Brand::Frr => lab.start_frr()?,
             Brand::Bird => lab.start_bird()?,
@@ -202,19 +213,29 @@ impl Lab {
                 "interface {device}\n {word} network {kind}\n {word} hello-interval 1\n \
                  {word} dead-interval 4\n {word} area 0\n"
             );
+            if self.bfd {
+                ospf += &format!(" {word} bfd\n {word} bfd profile fast\n");
+            }
         }
         ospf += &format!("interface lo\n {word} area 0\n{router} 10.255.1.1\n");
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
         std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
+        let profile =
+            "bfd\n profile fast\n  receive-interval 50\n  transmit-interval 50\n  detect-multiplier 3\n";
+        std::fs::write(self.folder.join("bfdd.conf"), profile)?;
         let folder = self.folder.to_str().context("utf-8")?.to_owned();
         let chown = Command::new("chown").args(["-R", "frr:frr", &folder]).status()?;
         ensure!(chown.success(), "chown frr:frr: is FRR installed?");
-        for daemon in ["zebra", daemon] {
+        // In this order: `kill_bfd` counts on it.
+        for daemon in ["zebra", "bfdd", daemon].into_iter().filter(|daemon| self.bfd || *daemon != "bfdd") {
             let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
             command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
             command.args(["--vty_socket", &folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
             command.args(["-z", &format!("{folder}/zserv.api")]);
+            if daemon == "bfdd" {
+                command.args(["--bfdctl", &format!("{folder}/bfdd.sock")]);
+            }
             self.daemons.push(Process::quiet(command)?);
             let socket = self.folder.join(format!("{daemon}.vty"));
             until("FRR listens", Duration::from_secs(10), || Ok(socket.exists()))?;
@@ -224,8 +245,16 @@ impl Lab {
 
     fn start_bird(&mut self) -> Result<()> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "ptp" };
+        let (bfd, protocol) = match self.bfd {
+            true => (
+                "bfd yes;",
+                "protocol bfd { interface \"*\" { min rx interval 50 ms; min tx interval 50 ms; \
+                 idle tx interval 1 s; multiplier 3; }; }\n",
+            ),
+            false => ("", ""),
+        };
         let interface = |device: &String| {
-            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; }};\n")
+            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; {bfd} }};\n")
         };
         let interfaces: String = self.devices().iter().map(interface).collect();
         let (version, channel, behind) = match self.family {
@@ -234,7 +263,7 @@ impl Lab {
             Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
         };
         let config = format!(
-            "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n\
+            "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n{protocol}\
              protocol kernel {{ merge paths yes; {channel} {{ export all; import none; }}; }}\n\
              protocol ospf {version} {{ tick 1; {channel} {{ import all; export none; }};\n\
              area 0 {{ {interfaces} {behind} }}; }}\n"
@@ -246,6 +275,12 @@ impl Lab {
         command.arg("-P").arg(self.folder.join("pid"));
         self.daemons.push(Process::quiet(command)?);
         Ok(())
+    }
+
+    /// Kills what speaks BFD on the switch: FRR's bfdd alone, or BIRD, which is one process.
+    pub(crate) fn kill_bfd(&mut self) {
+        let at = self.daemons.len().saturating_sub(2).min(1);
+        self.daemons[at].kill();
     }
 
     /// Next hops of the VIP in the switch's kernel.
@@ -280,7 +315,8 @@ impl Lab {
 
     pub(crate) fn speaker(&self, director: usize) -> Result<Speaker> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "p2p" };
-        let interface = format!("eth1:{kind}:hello=1:dead=4");
+        let bfd = if self.bfd { ":bfd=50*3" } else { "" };
+        let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}");
         let router = format!("10.255.0.{}", director + 1);
         let announced = format!("{}=10", self.family.vip_prefix());
         Speaker::start(&self.directors[director], &[&router, self.option(), &interface, &announced])

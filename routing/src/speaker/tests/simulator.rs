@@ -17,7 +17,7 @@ use crate::{
     },
     speaker::{
         Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
-        Status, Stop,
+        Status, Stop, Watched,
     },
 };
 
@@ -88,6 +88,7 @@ struct Node<V: Protocol> {
     speaker: Option<Machine<V>>,
     born: Duration,
     routes: Vec<Route>,
+    watched: BTreeSet<Watched>,
     events: Vec<Event>,
     stopped: bool,
     runs: u32,
@@ -149,6 +150,7 @@ impl<V: Family> Network<V> {
                     speaker: None,
                     born: Duration::ZERO,
                     routes: Vec::new(),
+                    watched: BTreeSet::new(),
                     events: Vec::new(),
                     stopped: false,
                     runs: 0,
@@ -255,6 +257,7 @@ impl<V: Family> Network<V> {
                 Output::Routes(routes) => self.nodes[at].routes = routes,
                 Output::Event(event) => self.nodes[at].events.push(event),
                 Output::Stopped => self.nodes[at].stopped = true,
+                Output::Watch(watched) => self.nodes[at].watched = watched,
                 Output::DesignatedGroup { .. } => {}
             }
         }
@@ -352,6 +355,10 @@ impl<V: Family> Network<V> {
 
     pub(super) fn events(&self, node: usize) -> &[Event] {
         &self.nodes[node].events
+    }
+
+    pub(super) fn watched(&self, node: usize) -> &BTreeSet<Watched> {
+        &self.nodes[node].watched
     }
 
     pub(super) fn has_stopped(&self, node: usize) -> bool {
