@@ -4,6 +4,7 @@ mod dataplane_fixture;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
@@ -15,6 +16,8 @@ use director::dataplane::{
     ServiceSpec, Timeouts, monotonic_seconds,
 };
 use director_common::SLOTS;
+use director_common::pin::PinState;
+use director_common::tables::{Address, FlowKey};
 use director_proto::pins::{Begin, Position, Server};
 use director_proto::sync::BootId;
 use syncd::pins::{Delivery, LocalPin, Receipt, RemotePin};
@@ -382,4 +385,52 @@ fn a_full_map_is_swept_whole() {
         assert_eq!(dataplane.tick(now + LONG).expect("tick").removed, 4_000);
         assert!(dataplane.pins(now).expect("pins").is_empty());
     });
+}
+
+/// A measurement, to be run alone: `cargo test --release … -- --ignored --nocapture a_million`.
+#[test]
+#[ignore = "a measurement: it takes a minute of an idle machine to mean anything"]
+fn a_million_replicas_are_taken() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let mut two = ready(&Options { pins: 1 << 21, ..options() });
+        deal(&mut two, &[11]);
+        deal(&mut two, &[12]);
+        let server = Arc::new(Server { service: "web".to_owned(), address: address(11), port: 80 });
+        let flow = a_flow();
+        let pin = |number: u32| RemotePin {
+            flow: FlowKey { source: Address::from_ipv4(number.to_be_bytes()), ..flow },
+            server: 0,
+            state: PinState::Open,
+            remaining: 900,
+        };
+        let batches: Vec<Delivery> = (0..1_000_000_u32)
+            .collect::<Vec<_>>()
+            .chunks(4_096)
+            .map(|numbers| Delivery {
+                pins: numbers.iter().map(|number| pin(*number)).collect(),
+                servers: vec![Arc::clone(&server)],
+                ..delivery(&[], None)
+            })
+            .collect();
+        for what in ["new", "refreshed"] {
+            let begin = Instant::now();
+            for batch in &batches {
+                two.apply_pins(batch, now).expect("apply");
+            }
+            let taken = begin.elapsed();
+            println!("a million replicas, {what}: {taken:?}, {:.2} M/s", 1.0 / taken.as_secs_f64());
+        }
+        assert_eq!(two.replicas(), 1_000_000);
+    });
+}
+
+fn a_flow() -> FlowKey {
+    FlowKey {
+        destination: Address::from_ipv4([203, 0, 113, 10]),
+        source_port: 1_000,
+        destination_port: 80,
+        protocol: 6,
+        ..FlowKey::default()
+    }
 }

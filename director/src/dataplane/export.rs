@@ -19,16 +19,19 @@ pub(super) struct Export {
     cursor: Cursor,
     /// Pins met in this walk.
     met: usize,
-    /// Nothing was met in the last walk, and there has been one.
-    was_empty: bool,
+    /// Walks one after the other that have met nothing.
+    empty: u8,
     /// The servers of pins by generation, so that all pins of one share it.
     servers: HashMap<u32, Arc<Server>>,
 }
 
+/// Empty walks after which there is nothing more to tell: a pin is over when two have not met it.
+const ENOUGH: u8 = 2;
+
 impl Dataplane {
     /// Whether there may be pins to tell the others of.
     pub fn may_have_pins(&self) -> bool {
-        !self.export.was_empty || self.plan.services.values().any(|service| service.slots.is_open())
+        self.export.empty < ENOUGH || self.plan.services.values().any(|service| service.slots.is_open())
     }
 
     /// Goes on with the walk for about `budget` pins at second `now`, and appends those that are alive to `pins`; of
@@ -57,9 +60,10 @@ impl Dataplane {
                 pins.extend(self.local(name, *position, flow, pin, now));
             }
             if self.export.cursor == Cursor::End {
-                self.export.was_empty = self.export.met + pins.len() == 0;
+                let is_empty = self.export.met + pins.len() == 0;
+                self.export.empty = if is_empty { self.export.empty.saturating_add(1) } else { 0 };
                 (self.export.cursor, self.export.met) = (Cursor::Start, 0);
-                if self.export.was_empty {
+                if is_empty {
                     self.export.servers.clear();
                 }
                 return Ok(true);

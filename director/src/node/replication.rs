@@ -1,6 +1,6 @@
 //! Pins between this node's data plane and the other directors.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use syncd::PinPort;
 use syncd::pins::{Applied, Delivery, PinInput};
@@ -14,16 +14,16 @@ use crate::dataplane::{PinReport, monotonic_seconds};
 const PERIOD: Duration = Duration::from_millis(20);
 /// Pins looked at each time: some 5 ms. A walk through more takes more than one period.
 const BUDGET: usize = 16_384;
-/// Times in which nothing changes after which a walk is begun without a reason.
-const IDLE: u32 = 50;
+/// A walk is followed by a pause of so many times its own duration: looking costs a tenth of a processor at most, also
+/// where the map is large and nearly empty.
+const REST: u32 = 9;
 
 /// The exchange of pins.
 pub(super) struct Exchange {
     port: PinPort,
     ticks: Interval,
-    /// Ticks since the last walk without a reason.
-    idle: u32,
-    walked: bool,
+    /// When the walk may go on.
+    next: Instant,
     /// Pins of something unknown here have been passed over.
     passed_over: bool,
     /// The pins of all others are known.
@@ -37,7 +37,7 @@ impl Exchange {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let totals = PinReport::default();
-        Self { port, ticks, idle: 0, walked: false, passed_over: false, whole: false, totals }
+        Self { port, ticks, next: Instant::now(), passed_over: false, whole: false, totals }
     }
 
     /// Whether the pins of all live directors are known.
@@ -85,13 +85,11 @@ impl Node {
             );
             self.announce();
         }
-        self.exchange.idle += 1;
-        let wanted = self.dataplane.may_have_pins() || !self.exchange.walked || self.exchange.idle >= IDLE;
         // Where the other end is busy, what is said now can be said later as well.
-        if !wanted || !self.exchange.port.has_room() {
+        let begun = Instant::now();
+        if begun < self.exchange.next || !self.dataplane.may_have_pins() || !self.exchange.port.has_room() {
             return Ok(());
         }
-        self.exchange.idle = 0;
         let (now, orphans) = (monotonic_seconds(), self.exchange.whole);
         let mut pins = Vec::new();
         let ended = match self.dataplane.walk_pins(now, BUDGET, orphans, &mut pins) {
@@ -101,11 +99,11 @@ impl Node {
                 return Ok(());
             }
         };
+        self.exchange.next = Instant::now() + begun.elapsed() * REST;
         if !pins.is_empty() {
             self.exchange.port.send(PinInput::Met(pins)).await?;
         }
         if ended {
-            self.exchange.walked = true;
             self.exchange.port.send(PinInput::WalkEnded).await?;
         }
         Ok(())

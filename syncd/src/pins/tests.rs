@@ -222,8 +222,11 @@ fn history(seed: u64) {
             0..=5 => {
                 for _ in 0..random.below(300) {
                     let until = world.now + Duration::from_secs((LIFE - random.below(LIFE / 2)).into());
-                    let pin = (server(random.below(5) as u8), until);
-                    world.directors[at].own.insert(flow(random.below(2_000)), pin);
+                    let flow = flow(random.below(2_000));
+                    let own = &mut world.directors[at].own;
+                    // Another packet makes a life longer, never shorter.
+                    let until = own.get(&flow).map_or(until, |pin| pin.1.max(until));
+                    own.insert(flow, (server(random.below(5) as u8), until));
                 }
             }
             6 | 7 => {
@@ -262,7 +265,7 @@ fn history(seed: u64) {
 #[test]
 fn whatever_breaks_every_director_ends_with_everybodys_pins() {
     let seeds = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).map(|seed| seed..seed + 1);
-    for seed in seeds.unwrap_or(1..150) {
+    for seed in seeds.unwrap_or(1..60) {
         history(seed);
     }
 }
@@ -296,7 +299,7 @@ fn a_queue_that_overflows_is_a_snapshot_and_nothing_grows_without_bound() {
     world.pass(Duration::from_secs(1));
     world.carry(usize::MAX);
     let until = world.now + Duration::from_secs(LIFE.into());
-    for number in 0..600_000 {
+    for number in 0..300_000 {
         world.directors[0].own.insert(flow(number), (server(1), until));
     }
     let pins = world.directors[0].own.len() as u64;
