@@ -193,12 +193,11 @@ impl Pins {
         let own = self.boot_id;
         let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.boot_id == boot_id) else { return };
         let handled = match message {
-            PinMessage::Subscribe(subscription) => {
+            PinMessage::Subscribe(subscription) => peer.inbox.handle_subscription(now).map(|()| {
                 let same = subscription.boot_id == own;
                 let position = if same { subscription.position } else { Position::default() };
                 peer.outbox.subscribe(position, &self.journal);
-                Ok(())
-            }
+            }),
             PinMessage::Acknowledge(position) => match peer.outbox.acknowledge(now, position) {
                 true => Ok(()),
                 false => Err(Offence::Acknowledgement),

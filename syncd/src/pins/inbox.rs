@@ -67,6 +67,9 @@ pub(super) enum Offence {
     /// It has pins of services that nobody has.
     #[error("it has connections of services that do not exist")]
     Strangers,
+    /// It asks for everything again and again, which costs a list of all connections each time.
+    #[error("it asks again and again for what it is sent")]
+    Subscriptions,
     /// It acknowledges what it was never sent.
     #[error("it acknowledges what it was never sent")]
     Acknowledgement,
@@ -80,6 +83,8 @@ const MEMORY: Duration = Duration::from_secs(60);
 const JUMPS: u32 = 32;
 /// Pins of unknown services that are forgiven in it, while the tables are equal: they may have just changed.
 const STRANGERS: u32 = 16_384;
+/// Subscriptions that are forgiven in it: twice as many as a director sends that waits for a first walk.
+const SUBSCRIPTIONS: u32 = 120;
 /// Time between two requests for the same.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -100,6 +105,7 @@ pub(super) struct Inbox {
     asked: Option<Instant>,
     jumps: u32,
     strangers: u32,
+    subscriptions: u32,
     watched_since: Option<Instant>,
     silenced_until: Option<Instant>,
     /// Records taken.
@@ -123,6 +129,7 @@ impl Inbox {
             asked: None,
             jumps: 0,
             strangers: 0,
+            subscriptions: 0,
             watched_since: None,
             silenced_until: None,
             records: 0,
@@ -286,7 +293,19 @@ impl Inbox {
 
     fn watch(&mut self, now: Instant) {
         if self.watched_since.is_none_or(|since| now >= since + MEMORY) {
-            (self.watched_since, self.jumps, self.strangers) = (Some(now), 0, 0);
+            self.watched_since = Some(now);
+            (self.jumps, self.strangers, self.subscriptions) = (0, 0, 0);
+        }
+    }
+
+    /// The other asks for our pins.
+    pub(super) fn handle_subscription(&mut self, now: Instant) -> Result<(), Offence> {
+        self.watch(now);
+        self.subscriptions += 1;
+        match self.subscriptions {
+            0..=SUBSCRIPTIONS => Ok(()),
+            // Said once; what follows is passed over.
+            _ => Err(Offence::Subscriptions),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The node walks through its pins again and again and reports what it meets; a pin that two walks have not met is
 //! gone (one may miss it, while the kernel changes the map under the walk). From this follows what the others must be
-//! told: new pins, changed ones, those whose life has grown by a tenth, and those that went before their time.
+//! told: new pins, changed ones, those whose end has moved by a tenth of their life, and those that went before their time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct Entry {
     walk: u32,
 }
 
-/// A life is told anew when it has grown by this part of it.
+/// A life is told anew when its end has moved by this part of it.
 const REFRESH: u32 = 10;
 /// Or by this many seconds, if that is more: two clocks of whole seconds differ by as much.
 const SMALLEST_REFRESH: u32 = 4;
@@ -75,9 +75,9 @@ impl Journal {
             self.entries.insert(flow, Entry { server, state, until, told: until, walk });
             return true;
         };
-        let grown = until.saturating_sub(entry.told) >= (remaining / REFRESH).max(SMALLEST_REFRESH);
+        let moved_on = until.abs_diff(entry.told) >= (remaining / REFRESH).max(SMALLEST_REFRESH);
         let moved = !Arc::ptr_eq(&entry.server, &server) && entry.server != server;
-        let tells = grown || moved || entry.state != state;
+        let tells = moved_on || moved || entry.state != state;
         if tells {
             entry.told = until;
         }

@@ -434,3 +434,15 @@ fn who_acknowledges_what_it_was_not_sent_is_not_heard() {
     machine.handle_message(now, id(1), BootId(2), PinMessage::Acknowledge(position));
     assert_eq!(machine.status(now, id(1)).expect("a peer").silenced, 1);
 }
+
+#[test]
+fn who_asks_for_everything_again_and_again_is_not_answered() {
+    let (mut machine, now) = hear([], true, 0);
+    let all = Subscription { boot_id: BootId(0), position: Position::default() };
+    for _ in 0..130 {
+        machine.handle_message(now, id(1), BootId(2), PinMessage::Subscribe(all));
+    }
+    let status = machine.status(now, id(1)).expect("a peer");
+    assert_eq!(status.snapshots_out, 120);
+    assert!(status.silenced > 0);
+}
