@@ -33,7 +33,8 @@ fn a_cluster_agrees_follows_changes_and_loses_no_one_by_accident() -> Result<()>
 fn history(ecmp: &Ecmp) -> Result<()> {
     let first = directors_agree_and_serve(ecmp)?;
     let second = a_change_reaches_all(ecmp, &first)?;
-    a_bad_file_changes_nothing(ecmp, &second)?;
+    let third = a_dead_real_server_is_passed_over(ecmp, &second)?;
+    a_bad_file_changes_nothing(ecmp, &third)?;
     a_second_director_is_refused(ecmp)?;
     a_clean_stop_leaves_nothing(ecmp)?;
     a_killed_daemon_forwards_and_is_taken_over(ecmp)?;
@@ -71,7 +72,8 @@ fn directors_agree_and_serve(ecmp: &Ecmp) -> Result<String> {
         let full = neighbors["neighbors"]
             .as_array()
             .map_or(0, |all| all.iter().filter(|n| n["state"] == "Full").count());
-        ensure!(full == 2, "{director}: {neighbors}");
+        // One adjacency with each switch in each version of OSPF.
+        ensure!(full == 4, "{director}: {neighbors}");
         let peers = ecmp.ask(director, "peers")?;
         let good = peers["peers"].as_array().map_or(0, |all| {
             all.iter()
@@ -111,6 +113,40 @@ fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
     ensure!(reals.iter().filter(|real| real["state"] == "draining").count() == 1, "{services}");
     requests_succeed(ecmp)?;
     Ok(digest)
+}
+
+/// State and slots of a real server of the service `web`, as a director shows them.
+fn real_server(ecmp: &Ecmp, director: &str, address: &str) -> Result<(String, u64)> {
+    let services = ecmp.ask(director, "services")?;
+    let all = services["services"].as_array().cloned().unwrap_or_default();
+    let web = all.iter().find(|service| service["name"] == "web");
+    let reals = web.and_then(|web| web["reals"].as_array()).cloned().unwrap_or_default();
+    let found = reals.iter().find(|real| real["address"] == address);
+    let state = found.map(|real| real["state"].as_str().unwrap_or_default().to_owned());
+    Ok((state.unwrap_or_default(), found.and_then(|real| real["slots"].as_u64()).unwrap_or_default()))
+}
+
+/// Real server 2's web server ends: all directors find out, agree, and hand its slots to the other one; and back.
+fn a_dead_real_server_is_passed_over(ecmp: &Ecmp, before: &str) -> Result<String> {
+    const ADDRESS: &str = "10.0.2.12";
+    let wait_for = |state: &str, some: bool| {
+        wait(&format!("{ADDRESS} is {state} everywhere"), Duration::from_secs(30), || {
+            let shown = DIRECTORS
+                .iter()
+                .map(|director| real_server(ecmp, director, ADDRESS))
+                .collect::<Result<Vec<_>>>()?;
+            Ok(shown.iter().all(|(now, slots)| now == state && (*slots > 0) == some))
+        })
+    };
+    wait_for("active", true)?;
+    ecmp.lab.sh("real2", "kill -TERM $(cat /run/nginx.pid)")?;
+    wait_for("dead", false)?;
+    agreement(ecmp, before)?;
+    requests_succeed(ecmp)?;
+    ecmp.lab.sh("real2", "nginx")?;
+    wait_for("active", true)?;
+    requests_succeed(ecmp)?;
+    agreement(ecmp, "")
 }
 
 fn a_bad_file_changes_nothing(ecmp: &Ecmp, digest: &str) -> Result<()> {

@@ -226,6 +226,22 @@ impl Verdict {
         }
     }
 
+    /// The verdict that has this counter, if it is one under which the frame is rewritten.
+    #[inline(always)]
+    pub const fn that_rewrites(counter: u32) -> Option<Self> {
+        const ECHO: u32 = ANSWERED + AnswerReason::Echo as u32;
+        const TOO_BIG: u32 = ANSWERED + AnswerReason::TooBig as u32;
+        const TIME_EXCEEDED: u32 = ANSWERED + AnswerReason::TimeExceeded as u32;
+        match counter {
+            TRANSMITTED => Some(Self::Transmit),
+            REDIRECTED => Some(Self::Redirect),
+            ECHO => Some(Self::Answer(AnswerReason::Echo)),
+            TOO_BIG => Some(Self::Answer(AnswerReason::TooBig)),
+            TIME_EXCEEDED => Some(Self::Answer(AnswerReason::TimeExceeded)),
+            _ => None,
+        }
+    }
+
     /// The packet goes to a real server.
     #[inline(always)]
     pub const fn is_forward(self) -> bool {
