@@ -265,7 +265,7 @@ fn in_a_moving_slot_both_sorts_of_connections_go_where_the_other_director_sent_t
         // Without its pin the second would be torn: it began at the new owner.
         assert_eq!([1, 2, 3].map(|port| sent(&two, port, ACK)), [11, 12, 11]);
         // The window closes: the connection of the old owner is kept, and its slot pinned.
-        let report = two.tick(now + 903).expect("tick");
+        let report = two.tick(monotonic_seconds() + 903).expect("tick");
         assert_eq!(report.closed, SLOTS);
     });
 }
