@@ -179,6 +179,8 @@ impl Pins {
         let peer = self.peers.entry(router_id).or_insert_with(new);
         if peer.boot_id != boot_id {
             *peer = new();
+            // What is still to be said was meant for the run before.
+            self.messages.retain(|(to, _)| *to != router_id);
         }
         peer
     }

@@ -36,12 +36,12 @@ fn history(ecmp: &Ecmp) -> Result<()> {
     wait("three next hops on both switches", PATIENCE, || {
         Ok(ecmp.next_hops("switch1")? == 3 && ecmp.next_hops("switch2")? == 3)
     })?;
-    // Slow enough to last beyond everything below.
+    // Slow enough to last beyond everything below, and quick enough for the server not to give up.
     ecmp.lab.sh(
         "client",
         &format!(
             "mkdir -p /tmp/out; for n in $(seq {DOWNLOADS}); do \
-             (curl -s -o /tmp/out/$n.data --limit-rate 20K -m 600 http://{VIP}/content; echo $? > /tmp/out/$n.code) \
+             (curl -s -o /tmp/out/$n.data --limit-rate 200K -m 600 http://{VIP}/content; echo $? > /tmp/out/$n.code) \
              >/dev/null 2>&1 & done"
         ),
     )?;

@@ -197,17 +197,19 @@ impl Inbox {
             self.refused += 1;
             return Ok(None);
         }
-        if !is_next {
+        let is_full = self.pending >= MAX_UNACKNOWLEDGED;
+        if !is_next || is_full {
             self.refused += 1;
             self.watch(now);
             self.jumps += 1;
             if self.asked.is_none_or(|asked| now >= asked + ASK_AGAIN) {
                 self.ask();
             }
-            return if self.jumps > JUMPS { Err(Offence::Jumps) } else { Ok(None) };
-        }
-        if self.pending >= MAX_UNACKNOWLEDGED {
-            return Err(Offence::Flood);
+            return match (self.jumps > JUMPS, is_full) {
+                (false, _) => Ok(None),
+                (true, false) => Err(Offence::Jumps),
+                (true, true) => Err(Offence::Flood),
+            };
         }
         if batch.begins.is_some() {
             (self.targets, self.servers) = (Vec::new(), Vec::new());
@@ -315,7 +317,7 @@ impl Inbox {
         self.silenced_until = Some(now + SILENCE);
         self.silenced += 1;
         self.ask_for_all();
-        self.watched_since = None;
+        (self.jumps, self.strangers) = (0, 0);
         // Whoever lies shall not keep this director from serving.
         self.whole = true;
     }

@@ -26,6 +26,8 @@ const DEFINITIONS: usize = 96 * 1024;
 struct Sent {
     sequence: u64,
     flows: Vec<FlowKey>,
+    /// It says that the snapshot is whole.
+    ends_snapshot: bool,
     /// Since when the oldest of it had to be told.
     due: Instant,
     at: Instant,
@@ -111,14 +113,19 @@ impl Outbox {
             return self.begin_snapshot(journal);
         }
         let is_there = |sent: &Sent| base.session == lost.number && sent.sequence <= base.sequence;
+        let mut snapshot = lost.snapshot;
         for sent in lost.sent.into_iter().filter(|sent| !is_there(sent)) {
+            if sent.ends_snapshot {
+                // To be said again, after what is queued again with it.
+                snapshot.get_or_insert_default();
+            }
             for flow in sent.flows {
                 if self.queued.insert(flow) {
                     self.queue.push_back((flow, sent.due));
                 }
             }
         }
-        self.begin(base, Begin::Changes, lost.snapshot);
+        self.begin(base, Begin::Changes, snapshot);
     }
 
     fn begin_snapshot(&mut self, journal: &Journal) {
@@ -173,6 +180,10 @@ impl Outbox {
             let lost = self.session.take()?;
             self.resume(lost, base, journal);
         } else if self.lacks_snapshot {
+            // Not ahead of what is on its way: the other must not be sent more than it has room for.
+            if !session.sent.is_empty() {
+                return None;
+            }
             self.begin_snapshot(journal);
         }
         let (flows, due) = self.choose(now, journal, wants)?;
@@ -198,13 +209,20 @@ impl Outbox {
             self.queue.push_front((flow, due));
         }
         // A journal that is not whole yet may still get what belongs into the snapshot.
-        if session.snapshot.as_ref().is_some_and(Vec::is_empty) && journal.is_whole() {
+        let is_last = session.snapshot.as_ref().is_some_and(Vec::is_empty) && self.queue.is_empty();
+        if is_last && journal.is_whole() {
             session.snapshot = None;
             batch.ends_snapshot = true;
         }
         session.next += 1;
         self.records += sent.len() as u64;
-        session.sent.push_back(Sent { sequence: position.sequence, flows: sent, due, at: now });
+        session.sent.push_back(Sent {
+            sequence: position.sequence,
+            flows: sent,
+            ends_snapshot: batch.ends_snapshot,
+            due,
+            at: now,
+        });
         Some(batch)
     }
 
