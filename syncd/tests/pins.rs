@@ -85,19 +85,20 @@ async fn answer_snapshot(port: &mut PinPort) {
     }
 }
 
-async fn pair() -> (Node, Node) {
+async fn pair() -> (Node, Node, Authority) {
     let authority = Authority::new();
     let addresses = free_addresses(2);
     let tls = [1, 2].map(|index| authority.issue(&[&id(index).to_string()]));
     let [first, second] = tls;
     let one = Node::start(id(1), 0, &addresses, |config| config.tls = Some(first)).await;
     let two = Node::start(id(2), 1, &addresses, |config| config.tls = Some(second)).await;
-    (one, two)
+    (one, two, authority)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pins_changes_and_ends_reach_the_other_director_and_a_joiner_gets_a_million() {
-    let (one, two) = pair().await;
+    // Its files are read again at the restart.
+    let (one, two, _authority) = pair().await;
     let (mut out, mut port) = (one.handle.pin_port().expect("ours"), two.handle.pin_port().expect("ours"));
     assert!(one.handle.pin_port().is_none(), "one node only");
     let mut all = pins(2_000);

@@ -17,7 +17,7 @@ fn id(index: usize) -> Ipv4Addr {
 
 fn flow(number: u32) -> FlowKey {
     let mut source = Address::from_ipv4((number | 0x0a00_0000).to_be_bytes());
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         source = Address([number as u8; 16]);
         source.0[1..5].copy_from_slice(&number.to_be_bytes());
     }
