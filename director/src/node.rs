@@ -241,7 +241,9 @@ impl Node {
                 self.standing = standing;
                 self.announce();
             }
-            syncd::Event::PeerDown { router_id } => self.dataplane.orphan_pins(router_id),
+            syncd::Event::PeerDown { router_id } => {
+                self.dataplane.orphan_pins(router_id, monotonic_seconds());
+            }
             // Shown by `director peers`.
             syncd::Event::PeerUp { .. }
             | syncd::Event::Configuration { .. }

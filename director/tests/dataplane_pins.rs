@@ -328,8 +328,11 @@ fn when_its_owner_dies_a_replica_is_an_orphan_that_a_joiner_is_told_of() {
         let pins = pins_of_another(now);
         let mut two = ready(&options());
         deal(&mut two, &[12, 11]);
-        two.apply_pins(&delivery(&pins, Some(Begin::Snapshot)), now).expect("apply");
-        two.orphan_pins(OTHER);
+        // Its owner gave it little more time, which packets on their way to it may take up.
+        let short = [LocalPin { remaining: 3, ..pins[0].clone() }];
+        two.apply_pins(&delivery(&short, Some(Begin::Snapshot)), now).expect("apply");
+        two.orphan_pins(OTHER, now);
+        assert_eq!(two.tick(now + 30).expect("tick").removed, 0);
         assert_eq!(walk(&mut two, now).len(), 1);
         // Its machine comes back and knows nothing: that ends no connection.
         let mut empty = delivery(&[], Some(Begin::Snapshot));

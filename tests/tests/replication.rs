@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use cluster_tests::ecmp::{Ecmp, VIP, wait};
 use cluster_tests::requirement::{Requirement, met};
 use serde_json::Value;
@@ -36,11 +36,12 @@ fn history(ecmp: &Ecmp) -> Result<()> {
     wait("three next hops on both switches", PATIENCE, || {
         Ok(ecmp.next_hops("switch1")? == 3 && ecmp.next_hops("switch2")? == 3)
     })?;
-    // Slow enough to last beyond everything below, and quick enough for the server not to give up.
+    // Slow enough to last beyond everything below, and quick enough for the server not to give up. With a small receive
+    // buffer: out of a large one curl reads for longer than the lab's services let a connection be idle.
     ecmp.lab.sh(
         "client",
         &format!(
-            "mkdir -p /tmp/out; for n in $(seq {DOWNLOADS}); do \
+            "sysctl -qw net.ipv4.tcp_rmem='4096 16384 65536'; mkdir -p /tmp/out; for n in $(seq {DOWNLOADS}); do \
              (curl -s -o /tmp/out/$n.data --limit-rate 200K -m 600 http://{VIP}/content; echo $? > /tmp/out/$n.code) \
              >/dev/null 2>&1 & done"
         ),
@@ -60,7 +61,11 @@ fn history(ecmp: &Ecmp) -> Result<()> {
         Ok(bytes(ecmp)?.iter().zip(&mark).all(|(now, then)| now > then))
     })?;
     let codes = ecmp.lab.sh("client", "cat /tmp/out/*.code 2>/dev/null || true")?;
-    ensure!(codes.trim().is_empty(), "downloads have ended: {codes}");
+    if !codes.trim().is_empty() {
+        let pins = ["director2", "director3"]
+            .map(|director| ecmp.ask(director, "peers").map(|peers| peers["pins"].to_string()));
+        bail!("downloads have ended: {codes}; {told} were told of; {pins:?}");
+    }
     println!("the lost director had told of {told} connections: all {DOWNLOADS} go on");
     Ok(())
 }

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | held | as its owner says | by its owner |
 //! | ours | one that packets have come for here: a pin of our own too | by us, as well |
-//! | an orphan | one whose owner is gone: kept until its time is up | by everybody, for who joins later |
+//! | an orphan | one whose owner is gone: kept for one more idle time | by everybody, for who joins later |
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -78,6 +78,8 @@ struct Replica {
     is_closing: bool,
     /// Second until which its owner gives it.
     until: u32,
+    /// Seconds that its connection may be idle here.
+    life: u32,
     /// What the kernel was given as the second of the last packet: a later one is of a packet that came here.
     seen: u64,
     /// Snapshot that named it last.
@@ -129,18 +131,23 @@ impl Replicas {
         self.known.remove(flow);
     }
 
-    fn begin_snapshot(&mut self, owner: Ipv4Addr, boot_id: BootId) {
+    fn begin_snapshot(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
         self.snapshots = self.snapshots.wrapping_add(1);
         let before = self.owners.insert(owner, (boot_id, self.snapshots));
         if before.is_none_or(|(before, _)| before != boot_id) {
             // What a machine knew before it was started anew it may have lost, but the connections are as they were.
-            self.orphan(owner);
+            self.orphan(owner, now);
         }
     }
 
-    fn orphan(&mut self, owner: Ipv4Addr) {
+    /// Its owner may have seen packets that it did not tell of any more, and others are lost while the switches look
+    /// for another way: from now on, the connection may be idle for its whole time again.
+    fn orphan(&mut self, owner: Ipv4Addr, now: u32) {
         let held = |replica: &&mut Replica| replica.owner == owner && replica.kind == Kind::Held;
-        self.known.values_mut().filter(held).for_each(|replica| replica.kind = Kind::Orphan);
+        for replica in self.known.values_mut().filter(held) {
+            replica.kind = Kind::Orphan;
+            replica.until = replica.until.max(now.saturating_add(replica.life));
+        }
     }
 
     /// What the owner has not named in the snapshot that has ended.
@@ -173,7 +180,7 @@ impl Dataplane {
         let key = self.maps.hash_key()?;
         let (from, boot_id) = (delivery.receipt.from, delivery.receipt.boot_id);
         if delivery.begins == Some(Begin::Snapshot) {
-            self.replicas.begin_snapshot(from, boot_id);
+            self.replicas.begin_snapshot(from, boot_id, now);
         }
         let mut report = PinReport::default();
         let mut changes = Changes::default();
@@ -218,9 +225,9 @@ impl Dataplane {
         Ok(report)
     }
 
-    /// The owner of replicas is dead: they are nobody's now.
-    pub fn orphan_pins(&mut self, owner: Ipv4Addr) {
-        self.replicas.orphan(owner);
+    /// The owner of replicas is dead at second `now`: they are nobody's then.
+    pub fn orphan_pins(&mut self, owner: Ipv4Addr, now: u32) {
+        self.replicas.orphan(owner, now);
     }
 
     /// Connections of other directors that are known here.
@@ -353,7 +360,7 @@ fn take(
     }
     let seen = u64::from(now.saturating_sub(life - remaining));
     let (owner, is_closing) = (from, pin.state.is_closing());
-    let replica = Replica { server, owner, kind: Kind::Held, is_closing, until, seen, snapshot };
+    let replica = Replica { server, owner, kind: Kind::Held, is_closing, until, life, seen, snapshot };
     replicas.known.insert(*flow, replica);
     changes.flows.push(*flow);
     changes.pins.push(Pin::new(server, pin.state, seen as u32));
