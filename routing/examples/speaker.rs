@@ -1,15 +1,19 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`. It
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`
+//! `[:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL]]`
+//! with times in seconds since 1970. It
 //! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
-//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
-//! `keep`. The end of the input stops it, too.
+//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
+//! set of an interface), `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
 
 use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::SystemTime};
 
 use ipnet::IpNet;
-use routing::{AreaKind, Config, InterfaceConfig, Metric, Network, Stop};
+use routing::{
+    AreaKind, Authentication, Config, InterfaceConfig, Key, Metric, Network, Secret, Stop, Window,
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -23,6 +27,7 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
         other => return Err(format!("{spec}: {other:?} is neither p2p nor broadcast").into()),
     };
     let mut config = InterfaceConfig::new(name, network);
+    let mut keys = Vec::new();
     for part in parts {
         match part.split_once('=').unwrap_or((part, "")) {
             ("hello", value) => config.hello_interval = value.parse()?,
@@ -33,10 +38,26 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("instance", value) => config.instance = value.parse()?,
             ("stub", "") => config.area_kind = AreaKind::Stub,
             ("passive", "") => config.passive = true,
+            ("ttl-security", "") => config.ttl_security = true,
+            ("password", text) => config.authentication = Authentication::Simple(Secret::new(text)),
+            ("key", spec) => keys.push(key(spec)?),
             _ => return Err(format!("{spec}: unknown part {part:?}").into()),
         }
     }
+    if !keys.is_empty() {
+        config.authentication = Authentication::Keys(keys);
+    }
     Ok(config)
+}
+
+fn key(spec: &str) -> Result<Key> {
+    let mut parts = spec.split(',');
+    let mut part = |what| parts.next().ok_or_else(|| format!("{spec}: the {what} is missing"));
+    let (id, algorithm) = (part("id")?.parse()?, part("algorithm")?.parse()?);
+    let secret = Secret::new(part("secret")?);
+    let mut time = || parts.next().filter(|text| !text.is_empty()).map(str::parse).transpose();
+    let send = Window { from: time()?, until: time()? };
+    Ok(Key { send, ..Key::new(id, algorithm, secret) })
 }
 
 fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {
@@ -74,6 +95,11 @@ async fn main() -> Result<()> {
         let mut words = line.split_whitespace();
         match words.next() {
             Some("announce") => handle.announce(prefixes(words)?)?,
+            Some("keys") => {
+                let name = words.next().unwrap_or_default();
+                let keys = words.map(key).collect::<Result<_>>()?;
+                handle.authenticate(name, Authentication::Keys(keys))?;
+            }
             Some("status") => println!("{}", serde_json::to_string(&handle.status().await)?),
             Some("stop") => break,
             Some("keep") => {

@@ -6,6 +6,8 @@ use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{Authentication, KeyError};
+
 /// Metric of an announced prefix, 0 to 65534; 65535 is refused, as switches take it for unreachable.
 pub type Metric = u16;
 
@@ -59,6 +61,13 @@ pub struct InterfaceConfig {
     /// Instance id of OSPFv3 on the link, 0 to 31 for IPv6 unicast (RFC 5838 section 2.1); equal on both
     /// sides. Version 2 has none.
     pub instance: u8,
+    /// How packets are authenticated; equal on both sides. It is left out of what is serialised, as it holds
+    /// secrets.
+    #[serde(skip)]
+    pub authentication: Authentication,
+    /// Send with an IP TTL of 255 and take nothing that has less, which can only come from the link itself
+    /// (RFC 5082); the neighbours must send with 255 as well.
+    pub ttl_security: bool,
 }
 
 impl InterfaceConfig {
@@ -78,6 +87,8 @@ impl InterfaceConfig {
             passive: false,
             mtu_ignore: false,
             instance: 0,
+            authentication: Authentication::None,
+            ttl_security: false,
         }
     }
 
@@ -164,6 +175,14 @@ pub enum ConfigError {
         /// The area.
         area: Ipv4Addr,
     },
+    /// An authentication that cannot work.
+    #[error("interface {name}: {error}")]
+    Authentication {
+        /// The interface.
+        name: String,
+        /// Why.
+        error: KeyError,
+    },
     /// The backbone cannot be a stub.
     #[error("interface {name}: area 0.0.0.0 cannot be a stub area")]
     StubBackbone {
@@ -211,6 +230,9 @@ impl Config {
                 return Err(ConfigError::Twice { name: interface.name.clone() });
             }
             interface.validate()?;
+            let authentic = interface.authentication.validate(self.ipv6);
+            let name = || interface.name.clone();
+            authentic.map_err(|error| ConfigError::Authentication { name: name(), error })?;
             if self.ipv6 {
                 interface.validate_version_3()?;
             }
