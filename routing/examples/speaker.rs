@@ -2,8 +2,8 @@
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
 //! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`
-//! `[:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL]]`
-//! with times in seconds since 1970. It
+//! `[:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL[,swapped]]]`
+//! with times in seconds since 1970, which may be empty. It
 //! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
 //! set of an interface), `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
@@ -57,7 +57,8 @@ fn key(spec: &str) -> Result<Key> {
     let secret = Secret::new(part("secret")?);
     let mut time = || parts.next().filter(|text| !text.is_empty()).map(str::parse).transpose();
     let send = Window { from: time()?, until: time()? };
-    Ok(Key { send, ..Key::new(id, algorithm, secret) })
+    let swapped_protocol_id = parts.next() == Some("swapped");
+    Ok(Key { send, swapped_protocol_id, ..Key::new(id, algorithm, secret) })
 }
 
 fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {

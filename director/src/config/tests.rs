@@ -75,7 +75,7 @@ fn every_mistake_is_named_with_its_place() {
         ("dead_interval = 4", "dead_intervall = 4", "d.toml:8:1: ", "unknown field `dead_intervall`"),
         ("cost = 10", "cost = 0", "d.toml:13:8: ", "1 to 65535"),
         ("cost = 10", "bfd = { interval_ms = 50 }", "d.toml:13:7: ", "not supported by this version"),
-        ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:18: ", "not supported by this version"),
+        ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:20: ", "unknown field `key_id`"),
         ("network = \"point-to-point\"", "network = \"ptp\"", "d.toml:12:11: ", "expected"),
         ("listen = \"127.0.0.1:7000\"", "listen = \"10.0.0.1:7000\"", "d.toml:17:10: ", "add tls"),
         ("listen = \"127.0.0.1:7000\"", "", "d.toml:18:10: ", "needs `listen`"),

@@ -135,6 +135,8 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
         dead_interval: ospf.dead_interval,
         priority: interface.priority,
         passive: interface.passive,
+        authentication: interface.authentication.clone(),
+        ttl_security: interface.ttl_security,
         ..routing::InterfaceConfig::new(
             &interface.name,
             if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },

@@ -209,6 +209,10 @@ fn verify<V: Authenticated>(
 
 /// The digest of `covered`, by the key as the version uses it.
 fn digest_of<V: Authenticated>(key: &Key, covered: &[u8], source: V::Address) -> Vec<u8> {
-    let secret = Zeroizing::new([key.secret.bytes(), V::SECRET_SUFFIX].concat());
+    let mut secret = Zeroizing::new(Vec::with_capacity(key.secret.bytes().len() + 2));
+    secret.extend_from_slice(key.secret.bytes());
+    if let Some([high, low]) = V::PROTOCOL_ID {
+        secret.extend(if key.swapped_protocol_id { [low, high] } else { [high, low] });
+    }
     digest::compute(key.algorithm, &secret, covered, &V::pad(key.algorithm, source))
 }

@@ -133,13 +133,23 @@ pub struct Key {
     pub send: Window,
     /// When packets with it are accepted.
     pub accept: Window,
+    /// In version 3, append the protocol's id to the secret with its two bytes swapped. FRR 8.4 does so on
+    /// little-endian machines, and no one else understands it then.
+    pub swapped_protocol_id: bool,
 }
 
 impl Key {
     /// A key that is always valid.
     #[must_use]
     pub fn new(id: u8, algorithm: Algorithm, secret: Secret) -> Self {
-        Self { id, algorithm, secret, send: Window::default(), accept: Window::default() }
+        Self {
+            id,
+            algorithm,
+            secret,
+            send: Window::default(),
+            accept: Window::default(),
+            swapped_protocol_id: false,
+        }
     }
 }
 

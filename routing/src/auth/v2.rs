@@ -19,7 +19,7 @@ const SIMPLE: u16 = 1;
 const CRYPTOGRAPHIC: u16 = 2;
 
 impl Authenticated for V2 {
-    const SECRET_SUFFIX: &'static [u8] = &[];
+    const PROTOCOL_ID: Option<[u8; 2]> = None;
     const STRICT: bool = false;
 
     fn overhead(algorithm: Algorithm) -> usize {

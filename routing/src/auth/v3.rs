@@ -44,7 +44,7 @@ fn options(payload: &[u8], kind: u8) -> Option<u32> {
 }
 
 impl Authenticated for V3 {
-    const SECRET_SUFFIX: &'static [u8] = &[0, 1];
+    const PROTOCOL_ID: Option<[u8; 2]> = Some([0, 1]);
     const STRICT: bool = true;
 
     fn overhead(algorithm: Algorithm) -> usize {

@@ -50,8 +50,9 @@ impl Claim {
 
 /// How one version authenticates.
 pub trait Authenticated: Version {
-    /// What is appended to a secret before use: the protocol's id in version 3 (RFC 7166 section 4.5).
-    const SECRET_SUFFIX: &'static [u8];
+    /// What is appended to a secret before use: the protocol's id in version 3 (RFC 7166 section 4.5), in
+    /// network byte order.
+    const PROTOCOL_ID: Option<[u8; 2]>;
     /// A sequence number that was heard before is refused.
     const STRICT: bool;
 
