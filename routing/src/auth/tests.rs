@@ -192,6 +192,79 @@ fn the_source_address_is_part_of_a_version_3_digest() {
     assert_eq!(refused.reason, Refusal::AuthenticationDigest);
 }
 
+/// Hellos that BIRD 2.0.12 sent, and ospf6d of FRR 8.4.4; the secret is `swordfish`.
+mod captured {
+    use super::*;
+
+    fn bytes(hex: &str) -> Bytes {
+        let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+        (0..hex.len()).step_by(2).map(digit).collect()
+    }
+
+    fn opens<V: Family>(key: Key, source: V::Address, hex: &str) -> Envelope {
+        let guard = Guard::new(Authentication::Keys(vec![key]));
+        let (envelope, body, _) = guard.open::<V>(NOW, &bytes(hex), source, V::THERE).expect("authentic");
+        assert!(matches!(body, Body::Hello(_)));
+        envelope
+    }
+
+    #[test]
+    fn version_2_packets_are_authentic() {
+        let rows = [
+            (Algorithm::Md5, "106b01d069", "e5a36000def9302d68b6e6326e8ba5b3"),
+            (Algorithm::HmacSha1, "146b01d06f", "96c3385746ac922d5c7de58bb164927ce8e96d94"),
+            (
+                Algorithm::HmacSha256,
+                "206b01d06c",
+                "3ed2ff7edb48aaf6a995beb3f02c90f9fca6791d926cdc1ea5cb6ea3767faa43",
+            ),
+        ];
+        let header = "0201002c0aff01010000000000000002000007";
+        let hello = "fffffffc00010201000000040000000000000000";
+        for (algorithm, length_and_number, digest) in rows {
+            let hex = format!("{header}{length_and_number}{hello}{digest}");
+            let envelope = opens::<V2>(key(7, algorithm, "swordfish"), V2::HERE, &hex);
+            assert_eq!(envelope.router, Ipv4Addr::new(10, 255, 1, 1), "{algorithm}");
+        }
+    }
+
+    #[test]
+    fn version_3_packets_are_authentic() {
+        let source = "fe80::f0cd:92ff:fe95:127b".parse().expect("address");
+        let hello = "030100240aff010100000000000000000000000201000513000100040000000000000000";
+        let rows = [
+            (
+                Algorithm::HmacSha256,
+                "000100300000000700000000000000035cd26ee481e41d1bd0cd31277ba6b0afaf18bcf6269dbc3db6020f9513da59b8",
+            ),
+            (
+                Algorithm::HmacSha384,
+                "00010040000000070000000000000003b59808e4ae517cfec5224e07abe95f921a36e7f6a190fc57554fab5ec745d176\
+                 5d3a75dc68a1e132731f478dddbb5a46",
+            ),
+        ];
+        for (algorithm, trailer) in rows {
+            opens::<V3>(key(7, algorithm, "swordfish"), source, &format!("{hello}{trailer}"));
+        }
+    }
+
+    #[test]
+    fn frr_8_is_understood_with_its_swapped_protocol_id() {
+        let source = "fe80::ac8c:43ff:fe9f:23e7".parse().expect("address");
+        let hex = "030100240aff0101000000000000000000000002010004130001000400000000000000000001003000000009\
+                   000000060000001e3031e0af89b8e24395209aec1e39924fded5e0aa0ef169b92b8b0fca7ab6d60c";
+        let plain = key(9, Algorithm::HmacSha256, "swordfish");
+        let refused = refusal_from::<V3>(plain.clone(), source, &bytes(hex));
+        assert_eq!(refused.reason, Refusal::AuthenticationDigest);
+        opens::<V3>(Key { swapped_protocol_id: true, ..plain }, source, hex);
+    }
+
+    fn refusal_from<V: Family>(key: Key, source: V::Address, payload: &Bytes) -> Refused {
+        let guard = Guard::new(Authentication::Keys(vec![key]));
+        guard.open::<V>(NOW, payload, source, V::THERE).err().expect("refused")
+    }
+}
+
 /// An LLS block of two words behind a Hello that announces it (RFC 7166 section 2.3).
 #[test]
 fn an_lls_block_comes_before_the_trailer_and_is_covered() {
