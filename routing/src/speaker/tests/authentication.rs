@@ -139,8 +139,8 @@ fn neighbor_with_a_clock_set_back_is_heard_again_after_the_dead_interval() {
     let mut sim = pair::<V2>(vec![key(1, "same")], vec![key(1, "same")]);
     sim.until(seconds(1), |sim| sim.all_full(2));
     sim.run(seconds(5));
+    sim.time_of_day = START - seconds(86_400);
     sim.restart(1);
-    sim.input(1, Input::TimeOfDay(START - seconds(86_400)));
     sim.run(seconds(3));
     assert!(refused(&sim, 0, Refusal::AuthenticationSequence) > 0);
     sim.until(seconds(10), |sim| sim.all_full(2));

@@ -114,6 +114,8 @@ pub(super) struct Network<V: Family> {
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// What time of day nodes that start believe it was when the simulation began.
+    pub(super) time_of_day: Duration,
     /// Bytes of the largest packet that was sent.
     pub(super) largest: usize,
     pub(super) faults: Faults,
@@ -130,6 +132,7 @@ impl<V: Family> Network<V> {
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            time_of_day: START,
             largest: 0,
             faults: Faults::default(),
         }
@@ -192,7 +195,7 @@ impl<V: Family> Network<V> {
         node.born = now;
         node.stopped = false;
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
-        self.input(at, Input::TimeOfDay(START + now));
+        self.input(at, Input::TimeOfDay(self.time_of_day + now));
         self.input(at, Input::Enable);
         for (interface, link) in links.into_iter().enumerate() {
             self.input(at, Input::Link { interface: InterfaceId(interface), link });
