@@ -80,7 +80,7 @@ fn sealed<V: Family>(authentication: Authentication, packet: Bytes) -> Bytes {
 fn refusal<V: Family>(authentication: Authentication, payload: &[u8]) -> Refused {
     let payload = Bytes::copy_from_slice(payload);
     let opened = Guard::new(authentication).open::<V>(NOW, &payload, V::HERE, V::THERE);
-    opened.err().expect("refused")
+    opened.expect_err("refused")
 }
 
 fn passes<V: Family>(algorithm: Algorithm) {
@@ -121,7 +121,7 @@ fn a_password_is_compared_in_full() {
     let open = |password| Guard::new(simple(password)).open::<V2>(NOW, &payload, V2::HERE, V2::THERE);
     assert!(open("sesame").is_ok());
     for wrong in ["sesam", "sesame1", "simsim"] {
-        assert_eq!(open(wrong).err().expect("refused").reason, Refusal::AuthenticationDigest, "{wrong}");
+        assert_eq!(open(wrong).expect_err("refused").reason, Refusal::AuthenticationDigest, "{wrong}");
     }
     assert!(Guard::new(simple("sesame")).seal::<V3>(NOW, hello::<V3>(), V3::HERE).is_none());
 }
@@ -188,7 +188,7 @@ fn the_source_address_is_part_of_a_version_3_digest() {
     let ours = keyed(Algorithm::HmacSha256, "swordfish");
     let payload = sealed::<V3>(ours.clone(), hello::<V3>());
     let other = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
-    let refused = Guard::new(ours).open::<V3>(NOW, &payload, other, V3::THERE).err().expect("refused");
+    let refused = Guard::new(ours).open::<V3>(NOW, &payload, other, V3::THERE).expect_err("refused");
     assert_eq!(refused.reason, Refusal::AuthenticationDigest);
 }
 
@@ -261,7 +261,7 @@ mod captured {
 
     fn refusal_from<V: Family>(key: Key, source: V::Address, payload: &Bytes) -> Refused {
         let guard = Guard::new(Authentication::Keys(vec![key]));
-        guard.open::<V>(NOW, payload, source, V::THERE).err().expect("refused")
+        guard.open::<V>(NOW, payload, source, V::THERE).expect_err("refused")
     }
 }
 
