@@ -360,6 +360,22 @@ address = "10.0.2.12"
     }
 
     #[test]
+    fn a_reload_follows_keys_but_nothing_else_of_ospf() {
+        let keyed = |secret: &str| {
+            let keys = format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]");
+            TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{keys}"))
+        };
+        let old = config(&keyed("yesterday"));
+        let changed = "[ospf] interface \"eth1\": authentication changed".to_owned();
+        assert_eq!(differences(&old, &config(&keyed("yesterday"))), Ok(vec![]));
+        assert_eq!(differences(&old, &config(&keyed("tomorrow"))), Ok(vec![changed.clone()]));
+        assert_eq!(differences(&old, &config(TEXT)), Ok(vec![changed]));
+        let secure =
+            keyed("yesterday").replace("[[ospf.interface]]", "[[ospf.interface]]\nttl_security = true");
+        assert!(differences(&old, &config(&secure)).expect_err("a restart").starts_with("[ospf]"));
+    }
+
+    #[test]
     fn ipv6_vips_and_all_of_a_groups_prefixes_are_wanted() {
         let text =
             TEXT.replacen("203.0.113.10", "2001:db8::10", 1).replacen("10.0.2.11", "2001:db8:2::11", 1);
