@@ -4,6 +4,7 @@
 //! the file, the line and the column, and says what to write instead.
 
 mod address;
+mod authentication;
 mod file;
 mod health;
 mod overlap;
@@ -147,6 +148,10 @@ pub struct OspfInterface {
     pub passive: bool,
     /// Watch the neighbours by BFD.
     pub bfd: Option<Bfd>,
+    /// How packets are authenticated.
+    pub authentication: routing::Authentication,
+    /// Send with a TTL of 255, and take nothing that has less (RFC 5082).
+    pub ttl_security: bool,
 }
 
 /// `bfd` of an `[[ospf.interface]]`
@@ -377,6 +382,7 @@ fn ospf(
         let message = "name at least one [[ospf.interface]] towards a switch, or leave [ospf] out".to_owned();
         return Err(source.error(Some(span), message));
     }
+    let ipv6 = ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services));
     let mut seen = BTreeSet::new();
     let mut interfaces = Vec::new();
     for interface in ospf.interface {
@@ -390,13 +396,13 @@ fn ospf(
             let message = "bfd on a passive interface watches nobody; leave one of the two out";
             return Err(source.at(&interface.name, message));
         }
-        if let Some(authentication) = &interface.authentication {
-            return Err(source.unsupported(authentication, "authentication", "leave it out"));
-        }
         if *interface.cost.get_ref() == 0 {
             return Err(source.at(&interface.cost, "cost must be from 1 to 65535"));
         }
+        let (simple, keys) = (interface.authentication, interface.keys);
         interfaces.push(OspfInterface {
+            authentication: authentication::authentication(source, simple, keys, ipv6)?,
+            ttl_security: interface.ttl_security,
             name: interface.name.into_inner(),
             broadcast: matches!(interface.network, file::Network::Broadcast),
             cost: *interface.cost.get_ref(),
@@ -409,7 +415,7 @@ fn ospf(
         area: ospf.area.into_inner(),
         hello_interval,
         dead_interval,
-        ipv6: ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services)),
+        ipv6,
         announce: ospf.announce.iter().map(IpNet::trunc).collect(),
         import: ospf.import,
         interfaces,

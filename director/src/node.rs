@@ -395,6 +395,10 @@ impl Node {
         self.publish_health().await;
         if let Some(routing) = &self.routing {
             routing.protect(plan::vips(&self.config));
+            for interface in self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces) {
+                let rekeyed = routing.authenticate(&interface.name, interface.authentication.clone());
+                rekeyed.map_err(|error| error.to_string())?;
+            }
         }
         self.sync
             .set_config_digest(self.config.services_digest())

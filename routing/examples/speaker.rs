@@ -1,10 +1,12 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]
-//! [:bfd=MS*MULTIPLIER]`. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
-//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
-//! `keep`. The end of the input stops it, too.
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`
+//! `[:bfd=MS*MULTIPLIER][:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is
+//! `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL[,swapped]]]` with times in seconds since 1970, which may be empty. It
+//! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
+//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
+//! set of an interface), `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +16,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use routing::{AreaKind, BfdConfig, Config, InterfaceConfig, Metric, Network, Stop};
+use routing::{
+    AreaKind, Authentication, BfdConfig, Config, InterfaceConfig, Key, Metric, Network, Secret, Stop, Window,
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -28,6 +32,7 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
         other => return Err(format!("{spec}: {other:?} is neither p2p nor broadcast").into()),
     };
     let mut config = InterfaceConfig::new(name, network);
+    let mut keys = Vec::new();
     for part in parts {
         match part.split_once('=').unwrap_or((part, "")) {
             ("hello", value) => config.hello_interval = value.parse()?,
@@ -39,8 +44,14 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("bfd", value) => config.bfd = Some(bfd(value)?),
             ("stub", "") => config.area_kind = AreaKind::Stub,
             ("passive", "") => config.passive = true,
+            ("ttl-security", "") => config.ttl_security = true,
+            ("password", text) => config.authentication = Authentication::Simple(Secret::new(text)),
+            ("key", spec) => keys.push(key(spec)?),
             _ => return Err(format!("{spec}: unknown part {part:?}").into()),
         }
+    }
+    if !keys.is_empty() {
+        config.authentication = Authentication::Keys(keys);
     }
     Ok(config)
 }
@@ -50,6 +61,17 @@ fn bfd(value: &str) -> Result<BfdConfig> {
     let (interval, multiplier) =
         value.split_once('*').ok_or_else(|| format!("bfd={value}: expected MS*MULTIPLIER"))?;
     Ok(BfdConfig { interval: Duration::from_millis(interval.parse()?), multiplier: multiplier.parse()? })
+}
+
+fn key(spec: &str) -> Result<Key> {
+    let mut parts = spec.split(',');
+    let mut part = |what| parts.next().ok_or_else(|| format!("{spec}: the {what} is missing"));
+    let (id, algorithm) = (part("id")?.parse()?, part("algorithm")?.parse()?);
+    let secret = Secret::new(part("secret")?);
+    let mut time = || parts.next().filter(|text| !text.is_empty()).map(str::parse).transpose();
+    let send = Window { from: time()?, until: time()? };
+    let swapped_protocol_id = parts.next() == Some("swapped");
+    Ok(Key { send, swapped_protocol_id, ..Key::new(id, algorithm, secret) })
 }
 
 fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {
@@ -87,6 +109,11 @@ async fn main() -> Result<()> {
         let mut words = line.split_whitespace();
         match words.next() {
             Some("announce") => handle.announce(prefixes(words)?)?,
+            Some("keys") => {
+                let name = words.next().unwrap_or_default();
+                let keys = words.map(key).collect::<Result<_>>()?;
+                handle.authenticate(name, Authentication::Keys(keys))?;
+            }
             Some("status") => println!("{}", serde_json::to_string(&handle.status().await)?),
             Some("stop") => break,
             Some("keep") => {

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 pub use bfd::BfdConfig;
 
+use crate::auth::{Authentication, KeyError};
+
 /// Metric of an announced prefix, 0 to 65534; 65535 is refused, as switches take it for unreachable.
 pub type Metric = u16;
 
@@ -65,6 +67,13 @@ pub struct InterfaceConfig {
     pub instance: u8,
     /// Watch the neighbours by BFD; not on a passive interface, which has none.
     pub bfd: Option<BfdConfig>,
+    /// How packets are authenticated; equal on both sides. It is left out of what is serialised, as it holds
+    /// secrets.
+    #[serde(skip)]
+    pub authentication: Authentication,
+    /// Send with an IP TTL of 255 and take nothing that has less, which can only come from the link itself
+    /// (RFC 5082); the neighbours must send with 255 as well.
+    pub ttl_security: bool,
 }
 
 impl InterfaceConfig {
@@ -85,6 +94,8 @@ impl InterfaceConfig {
             mtu_ignore: false,
             instance: 0,
             bfd: None,
+            authentication: Authentication::None,
+            ttl_security: false,
         }
     }
 
@@ -177,6 +188,14 @@ pub enum ConfigError {
         /// The interface.
         name: String,
     },
+    /// An authentication that cannot work.
+    #[error("interface {name}: {error}")]
+    Authentication {
+        /// The interface.
+        name: String,
+        /// Why.
+        error: KeyError,
+    },
     /// The backbone cannot be a stub.
     #[error("interface {name}: area 0.0.0.0 cannot be a stub area")]
     StubBackbone {
@@ -224,6 +243,9 @@ impl Config {
                 return Err(ConfigError::Twice { name: interface.name.clone() });
             }
             interface.validate()?;
+            let authentic = interface.authentication.validate(self.ipv6);
+            let name = || interface.name.clone();
+            authentic.map_err(|error| ConfigError::Authentication { name: name(), error })?;
             if self.ipv6 {
                 interface.validate_version_3()?;
             }

@@ -13,6 +13,7 @@ mod transport;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -23,6 +24,7 @@ use tokio::{
 
 use self::liveness::Liveness;
 use crate::{
+    auth::{Authentication, KeyError},
     bfd,
     config::{Config, ConfigError, Metric},
     packet::{V2, v3::V3},
@@ -79,10 +81,30 @@ pub enum AnnounceError {
     Stopped,
 }
 
+/// Why an interface does not authenticate differently.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RekeyError {
+    /// OSPF has no interface of this name.
+    #[error("no OSPF interface is called {name:?}")]
+    Interface {
+        /// The name.
+        name: String,
+    },
+    /// The authentication cannot work.
+    #[error("interface {name}: {error}")]
+    Key {
+        /// The interface.
+        name: String,
+        /// Why.
+        error: KeyError,
+    },
+}
+
 enum Command {
     Enable,
     Announce(BTreeMap<IpNet, Metric>),
     Protect(BTreeSet<IpNet>),
+    Authenticate(String, Authentication),
     Status(oneshot::Sender<Status>),
     Shutdown(Stop, oneshot::Sender<()>),
 }
@@ -96,6 +118,8 @@ type Commands = mpsc::UnboundedSender<Command>;
 pub struct Handle {
     v2: Option<Commands>,
     v3: Option<Commands>,
+    /// Names of the interfaces.
+    interfaces: Arc<[String]>,
     liveness: Option<Liveness>,
     events: broadcast::Sender<Event>,
 }
@@ -150,6 +174,25 @@ impl Handle {
         for commands in self.versions() {
             Self::send(commands, Command::Protect(prefixes.clone()));
         }
+    }
+
+    /// Authenticates differently on an interface from now on. Adjacencies stay, if the neighbours follow
+    /// within the dead interval, or knew the new key before.
+    ///
+    /// # Errors
+    /// The authentication cannot work; nothing changes then. [`RekeyError::Interface`] if there is none of
+    /// this name.
+    pub fn authenticate(&self, interface: &str, authentication: Authentication) -> Result<(), RekeyError> {
+        if !self.interfaces.iter().any(|known| known == interface) {
+            return Err(RekeyError::Interface { name: interface.to_owned() });
+        }
+        authentication
+            .validate(self.v3.is_some())
+            .map_err(|error| RekeyError::Key { name: interface.to_owned(), error })?;
+        for commands in self.versions() {
+            Self::send(commands, Command::Authenticate(interface.to_owned(), authentication.clone()));
+        }
+        Ok(())
     }
 
     /// What the speaker knows, of both versions in one view; none once it has stopped.
@@ -212,7 +255,9 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     config.validate()?;
     let bfd = config.interfaces.iter().any(|interface| interface.bfd.is_some());
     let liveness = if bfd { Some(Liveness::start(&config.interfaces)?) } else { None };
-    let mut handle = Handle { v2: None, v3: None, liveness: liveness.clone(), events: events.clone() };
+    let interfaces = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
+    let mut handle =
+        Handle { v2: None, v3: None, interfaces, liveness: liveness.clone(), events: events.clone() };
     let mut tasks = Vec::new();
     if config.ipv4 {
         let (commands, task) = run::start::<V2>(&config, seed, events.clone(), liveness.clone())?;

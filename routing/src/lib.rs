@@ -8,6 +8,7 @@
 //! for a real-time schedule.
 #![deny(unsafe_code)]
 
+pub mod auth;
 #[expect(unsafe_code, reason = "scheduling and memory locking have no safe interface")]
 pub mod bfd;
 pub mod config;
@@ -17,8 +18,9 @@ pub mod speaker;
 mod time;
 
 pub use self::{
+    auth::{Algorithm, Authentication, Key, KeyError, Secret, Window},
     config::{AreaKind, BfdConfig, Config, ConfigError, InterfaceConfig, Metric, Network},
-    driver::{AnnounceError, Handle, StartError, spawn},
+    driver::{AnnounceError, Handle, RekeyError, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,
 };

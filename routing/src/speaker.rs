@@ -61,6 +61,7 @@ pub use self::{
     version::Protocol,
 };
 use crate::{
+    auth::Authentication,
     config::{AreaKind, Config, ConfigError, Metric},
     packet::{
         MAX_AGE, V2,
@@ -126,6 +127,9 @@ impl<V: Protocol> Link<V> {
 pub enum Input<V: Protocol> {
     /// Time has gone by.
     Timer,
+    /// The time of day as a span since 1970 (UTC). Keys go by it, and cryptographic sequence numbers; until
+    /// the first of these inputs it is 1970.
+    TimeOfDay(Duration),
     /// Start to speak. Before this nothing is sent.
     Enable,
     /// A link came, went, or changed.
@@ -152,6 +156,25 @@ pub enum Input<V: Protocol> {
         interface: InterfaceId,
         /// Its address.
         peer: IpAddr,
+    },
+    /// Something came in that was refused before it could be handled.
+    Refused {
+        /// Where.
+        interface: InterfaceId,
+        /// IP source.
+        source: V::Address,
+        /// Why.
+        reason: Refusal,
+        /// What each side says.
+        detail: String,
+    },
+    /// Authenticate differently from now on. Not part of a recording, as it holds secrets.
+    #[serde(skip)]
+    Authenticate {
+        /// Where.
+        interface: InterfaceId,
+        /// How.
+        authentication: Authentication,
     },
     /// Announce exactly these prefixes from now on; those of the other family are none of ours.
     Announce(BTreeMap<IpNet, Metric>),
@@ -228,6 +251,18 @@ pub enum Event {
         /// What each side says.
         detail: String,
     },
+    /// An interface sends with another key than before, or with one that has expired because there is no
+    /// other (RFC 2328 section D.3).
+    SendingKey {
+        /// Name of the interface.
+        interface: String,
+        /// The id of the key.
+        key: u8,
+        /// The name of its algorithm.
+        algorithm: String,
+        /// Its time is over, or has not come.
+        expired: bool,
+    },
     /// An own LSA was sent out in a new instance, or flushed.
     Originated {
         /// Which.
@@ -254,6 +289,8 @@ pub type Speaker6 = Machine<V3>;
 pub struct Machine<V: Protocol> {
     config: Config,
     now: Time,
+    /// A time of day and when it was that.
+    time_of_day: (Time, Duration),
     enabled: bool,
     /// Seed of the next database exchange.
     seed: u32,
@@ -286,6 +323,7 @@ impl<V: Protocol> Machine<V> {
         Ok(Self {
             config,
             now: Time::ZERO,
+            time_of_day: (Time::ZERO, Duration::ZERO),
             enabled: false,
             seed,
             interfaces,
@@ -311,6 +349,7 @@ impl<V: Protocol> Machine<V> {
         }
         match input {
             Input::Timer => {}
+            Input::TimeOfDay(time_of_day) => self.time_of_day = (self.now, time_of_day),
             Input::Enable => self.enable(),
             Input::Link { interface, link } => self.handle_link(interface, link),
             Input::Packet { interface, source, destination, payload } if self.enabled => {
@@ -318,6 +357,14 @@ impl<V: Protocol> Machine<V> {
             }
             Input::Packet { .. } => {} // not listening yet
             Input::PathDown { interface, peer } => self.handle_path_down(interface, peer),
+            Input::Refused { interface, source, reason, detail } => {
+                self.refuse(interface, source, reason, || detail);
+            }
+            Input::Authenticate { interface, authentication } => {
+                if let Some(interface) = self.interfaces.get_mut(&interface) {
+                    interface.guard.replace(authentication);
+                }
+            }
             Input::Announce(prefixes) => {
                 self.announced = prefixes.into_iter().map(|(net, metric)| (net.trunc(), metric)).collect();
                 V::note_announced(self);
@@ -371,6 +418,12 @@ impl<V: Protocol> Machine<V> {
                 self.interface_up(id);
             }
         }
+    }
+
+    /// The time of day as a span since 1970 (UTC).
+    fn time_of_day(&self) -> Duration {
+        let (at, time_of_day) = self.time_of_day;
+        time_of_day + self.now.since(at)
     }
 
     fn interface_ids(&self) -> Vec<InterfaceId> {

@@ -120,7 +120,34 @@ pub(super) struct OspfInterface {
     #[serde(default)]
     pub(super) passive: bool,
     pub(super) bfd: Option<Bfd>,
-    pub(super) authentication: Option<Spanned<toml::Value>>,
+    pub(super) authentication: Option<Spanned<OspfAuthentication>>,
+    pub(super) keys: Option<Spanned<Vec<OspfKey>>>,
+    #[serde(default)]
+    pub(super) ttl_security: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OspfAuthentication {
+    #[serde(rename = "type")]
+    pub(super) kind: Spanned<String>,
+    pub(super) secret: Option<String>,
+    pub(super) secret_file: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OspfKey {
+    pub(super) id: u8,
+    pub(super) algorithm: Spanned<String>,
+    pub(super) secret: Option<String>,
+    pub(super) secret_file: Option<Spanned<PathBuf>>,
+    pub(super) send_from: Option<Spanned<toml::value::Datetime>>,
+    pub(super) send_until: Option<Spanned<toml::value::Datetime>>,
+    pub(super) accept_from: Option<Spanned<toml::value::Datetime>>,
+    pub(super) accept_until: Option<Spanned<toml::value::Datetime>>,
+    #[serde(default)]
+    pub(super) swapped_protocol_id: bool,
 }
 
 /// `bfd = {}` takes the defaults, which are FRR's.

@@ -91,7 +91,7 @@ fn every_mistake_is_named_with_its_place() {
         ("cost = 10", "bfd = { multiplier = 256 }", "d.toml:13:22: ", "1 to 255"),
         ("cost = 10", "bfd = { interval = 50 }", "d.toml:13:9: ", "unknown field `interval`"),
         ("cost = 10", "bfd = {}\npassive = true", "d.toml:11:8: ", "watches nobody"),
-        ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:18: ", "not supported by this version"),
+        ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:20: ", "unknown field `key_id`"),
         ("network = \"point-to-point\"", "network = \"ptp\"", "d.toml:12:11: ", "expected"),
         ("listen = \"127.0.0.1:7000\"", "listen = \"10.0.0.1:7000\"", "d.toml:17:10: ", "add tls"),
         ("listen = \"127.0.0.1:7000\"", "", "d.toml:18:10: ", "needs `listen`"),

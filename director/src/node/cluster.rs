@@ -139,6 +139,8 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
             interval: std::time::Duration::from_millis(bfd.interval_ms.into()),
             multiplier: bfd.multiplier,
         }),
+        authentication: interface.authentication.clone(),
+        ttl_security: interface.ttl_security,
         ..routing::InterfaceConfig::new(
             &interface.name,
             if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },

@@ -8,7 +8,7 @@ use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::IpNet;
 use syncd::HealthView;
 
-use crate::config::{Config, Real, Service};
+use crate::config::{Config, Ospf, Real, Service};
 use crate::slots::{self, Member};
 
 /// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
@@ -150,7 +150,7 @@ pub(super) fn share_moved(before: &TableSet, after: &TableSet) -> f64 {
 pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
     for (section, same) in [
         ("[node]", old.node == new.node),
-        ("[ospf]", old.ospf == new.ospf),
+        ("[ospf]", without_keys(old) == without_keys(new)),
         ("[cluster]", old.cluster == new.cluster),
         ("[metrics]", old.metrics == new.metrics),
     ] {
@@ -160,7 +160,7 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
             ));
         }
     }
-    let mut changes = Vec::new();
+    let mut changes = rekeyed(old, new);
     for (name, service) in &new.services {
         match old.services.get(name) {
             None => changes.push(format!("service {name:?} added")),
@@ -172,6 +172,24 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
         changes.push(format!("service {name:?} removed"));
     }
     Ok(changes)
+}
+
+/// `[ospf]` but for the keys, which change in a running process.
+fn without_keys(config: &Config) -> Option<Ospf> {
+    let mut ospf = config.ospf.clone()?;
+    for interface in &mut ospf.interfaces {
+        interface.authentication = routing::Authentication::None;
+    }
+    Some(ospf)
+}
+
+/// Interfaces that authenticate differently; the lists are alike in all else.
+fn rekeyed(old: &Config, new: &Config) -> Vec<String> {
+    let interfaces =
+        |config: &Config| config.ospf.iter().flat_map(|ospf| &ospf.interfaces).cloned().collect::<Vec<_>>();
+    let pairs = interfaces(old).into_iter().zip(interfaces(new));
+    let changed = pairs.filter(|(old, new)| old.authentication != new.authentication);
+    changed.map(|(_, new)| format!("[ospf] interface {:?}: authentication changed", new.name)).collect()
 }
 
 fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> {
@@ -339,6 +357,22 @@ address = "10.0.2.12"
         assert!(
             lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]")
         );
+    }
+
+    #[test]
+    fn a_reload_follows_keys_but_nothing_else_of_ospf() {
+        let keyed = |secret: &str| {
+            let keys = format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]");
+            TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{keys}"))
+        };
+        let old = config(&keyed("yesterday"));
+        let changed = "[ospf] interface \"eth1\": authentication changed".to_owned();
+        assert_eq!(differences(&old, &config(&keyed("yesterday"))), Ok(vec![]));
+        assert_eq!(differences(&old, &config(&keyed("tomorrow"))), Ok(vec![changed.clone()]));
+        assert_eq!(differences(&old, &config(TEXT)), Ok(vec![changed]));
+        let secure =
+            keyed("yesterday").replace("[[ospf.interface]]", "[[ospf.interface]]\nttl_security = true");
+        assert!(differences(&old, &config(&secure)).expect_err("a restart").starts_with("[ospf]"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::{
     is_due,
 };
 use crate::{
+    auth::Guard,
     config::{InterfaceConfig, Network},
     packet::wire::{LsaHeader, LsaKey},
 };
@@ -45,6 +46,7 @@ const QUICK_HELLO_INTERVAL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct Interface<V: Protocol> {
     pub(super) config: InterfaceConfig,
+    pub(super) guard: Guard,
     pub(super) link: Link<V>,
     pub(super) state: InterfaceState,
     /// Designated router and backup as [`Protocol::identity`] names them, zero for none.
@@ -65,6 +67,7 @@ pub struct Interface<V: Protocol> {
 impl<V: Protocol> Interface<V> {
     pub(super) fn new(config: InterfaceConfig) -> Self {
         Self {
+            guard: Guard::new(config.authentication.clone()),
             config,
             link: Link::default(),
             state: InterfaceState::Down,
@@ -155,7 +158,8 @@ impl<V: Protocol> Machine<V> {
         self.databases.remove(&Scope::Link(id));
         if let Some(interface) = self.interfaces.get_mut(&id) {
             let (config, link) = (interface.config.clone(), interface.link.clone());
-            *interface = Interface { link, ..Interface::new(config) };
+            let guard = std::mem::take(&mut interface.guard); // numbers go on
+            *interface = Interface { link, guard, ..Interface::new(config) };
         }
     }
 

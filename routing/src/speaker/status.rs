@@ -37,6 +37,8 @@ pub struct InterfaceStatus {
     pub state: InterfaceState,
     /// Cost.
     pub cost: u16,
+    /// `none`, `simple`, or the key that is sent with and its algorithm.
+    pub authentication: String,
     /// Designated router, zero for none: by interface address in version 2, by router id in version 3.
     pub dr: Ipv4Addr,
     /// Backup, likewise.
@@ -235,6 +237,7 @@ fn interface_status<V: Protocol>(interface: &Interface<V>) -> InterfaceStatus {
         network: interface.config.network,
         state: interface.state,
         cost: interface.config.cost,
+        authentication: interface.guard.describe(),
         dr: interface.dr,
         bdr: interface.bdr,
     }

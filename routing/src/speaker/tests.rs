@@ -1,5 +1,6 @@
 //! Whole networks of speakers on one virtual clock.
 
+mod authentication;
 mod liveness;
 mod protocol;
 mod simulator;

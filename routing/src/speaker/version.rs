@@ -15,13 +15,14 @@ use super::{
     spf::{Graph, NetworkId},
 };
 use crate::{
+    auth::Authenticated,
     config::{Config, InterfaceConfig, Network},
-    packet::wire::{Lsa, LsaKey, Version},
+    packet::wire::{Lsa, LsaKey},
     speaker::InterfaceId,
 };
 
 /// One version of the protocol.
-pub trait Protocol: Version {
+pub trait Protocol: Authenticated {
     /// Addresses of a link on which the version can be spoken.
     type Attached: Clone + std::fmt::Debug + Eq + Serialize + DeserializeOwned + Send + Sync;
     /// Multicast address of all OSPF routers.

@@ -109,6 +109,11 @@ impl Speaker {
         Ok(neighbors.iter().filter(|neighbor| neighbor["state"] == "Full").count())
     }
 
+    /// How often something was refused for a reason.
+    pub(crate) fn refused(&mut self, reason: &str) -> Result<u64> {
+        Ok(self.status()?["counters"][reason].as_u64().unwrap_or(0))
+    }
+
     pub(crate) fn has_ended(&mut self) -> Result<bool> {
         Ok(self.process.try_wait()?.is_some())
     }
@@ -138,6 +143,21 @@ pub(crate) enum Net {
     Broadcast,
 }
 
+/// What the interfaces say beyond their timers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extra<'a> {
+    /// Lines in the configuration of each interface of the switch, as its brand spells them.
+    pub(crate) switch: &'a str,
+    /// Parts of the directors' interface, as the speaker takes them.
+    pub(crate) speaker: &'a str,
+    /// Whether switch and directors watch each other by BFD, 50 ms x 3.
+    pub(crate) bfd: bool,
+}
+
+impl Extra<'_> {
+    pub(crate) const NONE: Self = Self { switch: "", speaker: "", bfd: false };
+}
+
 /// A switch with its routing daemons, and the directors' namespaces. Devices: `s1`, `s2` on the switch, or
 /// `br0` over both; `eth1` on the directors.
 pub(crate) struct Lab {
@@ -149,6 +169,8 @@ pub(crate) struct Lab {
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
     folder: PathBuf,
+    /// Parts of the directors' interface.
+    speaker: String,
 }
 
 impl Lab {
@@ -157,15 +179,10 @@ impl Lab {
     }
 
     pub(crate) fn of(family: Family, brand: Brand, net: Net) -> Result<Self> {
-        Self::build(family, brand, net, false)
+        Self::with(family, brand, net, Extra::NONE)
     }
 
-    /// The same with BFD.
-    pub(crate) fn with_bfd(family: Family, brand: Brand, net: Net) -> Result<Self> {
-        Self::build(family, brand, net, true)
-    }
-
-    fn build(family: Family, brand: Brand, net: Net, bfd: bool) -> Result<Self> {
+    pub(crate) fn with(family: Family, brand: Brand, net: Net, extra: Extra<'_>) -> Result<Self> {
         let switch = Namespace::new("rt-s")?;
         let directors = vec![Namespace::new("rt-d")?, Namespace::new("rt-d")?];
         if net == Net::Broadcast {
@@ -186,10 +203,11 @@ impl Lab {
         switch.ip(&format!("addr add {} dev lo", family.behind()))?;
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
-        let mut lab = Self { family, net, bfd, switch, directors, daemons: Vec::new(), folder };
+        let (bfd, speaker) = (extra.bfd, extra.speaker.to_owned());
+        let mut lab = Self { family, net, bfd, switch, directors, daemons: Vec::new(), folder, speaker };
         match brand {
-            Brand::Frr => lab.start_frr()?,
-            Brand::Bird => lab.start_bird()?,
+            Brand::Frr => lab.start_frr(extra.switch)?,
+            Brand::Bird => lab.start_bird(extra.switch)?,
         }
         Ok(lab)
     }
@@ -201,7 +219,7 @@ impl Lab {
         }
     }
 
-    fn start_frr(&mut self) -> Result<()> {
+    fn start_frr(&mut self, extra: &str) -> Result<()> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "point-to-point" };
         let (daemon, word, router) = match self.family {
             Family::V4 => ("ospfd", "ip ospf", "router ospf\n ospf router-id"),
@@ -211,7 +229,7 @@ impl Lab {
         for device in self.devices() {
             ospf += &format!(
                 "interface {device}\n {word} network {kind}\n {word} hello-interval 1\n \
-                 {word} dead-interval 4\n {word} area 0\n"
+                 {word} dead-interval 4\n {word} area 0\n{extra}"
             );
             if self.bfd {
                 ospf += &format!(" {word} bfd\n {word} bfd profile fast\n");
@@ -243,7 +261,29 @@ impl Lab {
         Ok(())
     }
 
-    fn start_bird(&mut self) -> Result<()> {
+    fn start_bird(&mut self, extra: &str) -> Result<()> {
+        let path = self.configure_bird(extra)?;
+        let mut command = self.switch.command("bird");
+        command.arg("-f").arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
+        command.arg("-P").arg(self.folder.join("pid"));
+        self.daemons.push(Process::quiet(command)?);
+        Ok(())
+    }
+
+    /// Gives a running BIRD other lines for its interfaces.
+    pub(crate) fn reconfigure_bird(&self, extra: &str) -> Result<()> {
+        self.configure_bird(extra)?;
+        let mut command = self.switch.command("birdc");
+        let output = command.arg("-s").arg(self.folder.join("ctl")).arg("configure").output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            said.contains("Reconfigured") || said.contains("Reconfiguration in progress"),
+            "birdc: {said}"
+        );
+        Ok(())
+    }
+
+    fn configure_bird(&self, extra: &str) -> Result<PathBuf> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "ptp" };
         let (bfd, protocol) = match self.bfd {
             true => (
@@ -254,7 +294,7 @@ impl Lab {
             false => ("", ""),
         };
         let interface = |device: &String| {
-            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; {bfd} }};\n")
+            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; {bfd} {extra} }};\n")
         };
         let interfaces: String = self.devices().iter().map(interface).collect();
         let (version, channel, behind) = match self.family {
@@ -270,11 +310,7 @@ impl Lab {
         );
         let path = self.folder.join("bird.conf");
         std::fs::write(&path, config)?;
-        let mut command = self.switch.command("bird");
-        command.arg("-f").arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
-        command.arg("-P").arg(self.folder.join("pid"));
-        self.daemons.push(Process::quiet(command)?);
-        Ok(())
+        Ok(path)
     }
 
     /// Kills what speaks BFD on the switch: FRR's bfdd alone, or BIRD, which is one process.
@@ -316,7 +352,7 @@ impl Lab {
     pub(crate) fn speaker(&self, director: usize) -> Result<Speaker> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "p2p" };
         let bfd = if self.bfd { ":bfd=50*3" } else { "" };
-        let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}");
+        let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}{}", self.speaker);
         let router = format!("10.255.0.{}", director + 1);
         let announced = format!("{}=10", self.family.vip_prefix());
         Speaker::start(&self.directors[director], &[&router, self.option(), &interface, &announced])

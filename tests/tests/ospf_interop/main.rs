@@ -1,6 +1,7 @@
 //! The speaker against FRR and BIRD as they are in Debian 12: adjacency, ECMP on the switch's kernel table,
 //! withdrawal, link loss, crash and restart, clean stop, and learned routes on our side; OSPFv2 and OSPFv3.
 
+mod authentication;
 mod lab;
 mod liveness;
 
@@ -149,9 +150,7 @@ fn mismatches_are_counted_and_shown() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(Brand::Frr, Net::PointToPoint)?;
-    let counted = |speaker: &mut Speaker, name: &str| {
-        Ok(speaker.status()?["counters"][name].as_u64().is_some_and(|count| count > 0))
-    };
+    let counted = |speaker: &mut Speaker, name: &str| Ok(speaker.refused(name)? > 0);
     let ten = Duration::from_secs(10);
     let mut slow = Speaker::start(&lab.directors[0], &["10.255.0.1", "eth1:p2p:hello=2:dead=8"])?;
     until("hello interval counted", ten, || counted(&mut slow, "hello_interval"))?;

@@ -68,6 +68,9 @@ impl Family for V3 {
     }
 }
 
+/// The time of day at which a simulation starts: 2027-01-15 08:00:00 UTC.
+pub(super) const START: Duration = Duration::from_secs(1_800_000_000);
+
 /// Router id of a node.
 pub(super) fn id(node: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 255, 0, u8::try_from(node + 1).expect("few nodes"))
@@ -112,6 +115,10 @@ pub(super) struct Network<V: Family> {
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// What time of day nodes that start believe it was when the simulation began.
+    pub(super) time_of_day: Duration,
+    /// Bytes of the largest packet that was sent.
+    pub(super) largest: usize,
     pub(super) faults: Faults,
 }
 
@@ -126,6 +133,8 @@ impl<V: Family> Network<V> {
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            time_of_day: START,
+            largest: 0,
             faults: Faults::default(),
         }
     }
@@ -188,6 +197,7 @@ impl<V: Family> Network<V> {
         node.born = now;
         node.stopped = false;
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
+        self.input(at, Input::TimeOfDay(self.time_of_day + now));
         self.input(at, Input::Enable);
         for (interface, link) in links.into_iter().enumerate() {
             self.input(at, Input::Link { interface: InterfaceId(interface), link });
@@ -268,6 +278,7 @@ impl<V: Family> Network<V> {
         let Some(segment) = self.segments.iter().position(on).filter(|at| !self.down.contains(at)) else {
             return;
         };
+        self.largest = self.largest.max(payload.len());
         let source = self.address_of(from, interface.0);
         for (node, interface) in self.segments[segment].clone() {
             let own = self.address_of(node, interface.0);
