@@ -1,15 +1,16 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`. It
-//! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub|:totally-stubby|:nssa]
+//! [:passive]`. Options: `--e1` and `--tag=N` for external prefixes, `--aggregate=PREFIX`. A metric that ends in `e`
+//! is that of an external prefix. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
 //! `keep`. The end of the input stops it, too.
 
 use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::SystemTime};
 
 use ipnet::IpNet;
-use routing::{AreaKind, Config, InterfaceConfig, Metric, Network, Stop};
+use routing::{AnnounceAs, Announcement, AreaKind, Config, InterfaceConfig, MetricType, Network, Stop};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -32,6 +33,8 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("area", value) => config.area = value.parse()?,
             ("instance", value) => config.instance = value.parse()?,
             ("stub", "") => config.area_kind = AreaKind::Stub,
+            ("totally-stubby", "") => config.area_kind = AreaKind::TotallyStubby,
+            ("nssa", "") => config.area_kind = AreaKind::Nssa,
             ("passive", "") => config.passive = true,
             _ => return Err(format!("{spec}: unknown part {part:?}").into()),
         }
@@ -39,10 +42,12 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
     Ok(config)
 }
 
-fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {
-    let prefix = |word: &str| -> Result<(IpNet, Metric)> {
+fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Announcement>> {
+    let prefix = |word: &str| -> Result<(IpNet, Announcement)> {
         let (net, metric) = word.split_once('=').ok_or_else(|| format!("{word}: expected PREFIX=METRIC"))?;
-        Ok((net.parse()?, metric.parse()?))
+        let external = metric.strip_suffix('e');
+        let kind = if external.is_some() { AnnounceAs::External } else { AnnounceAs::Stub };
+        Ok((net.parse()?, Announcement { metric: external.unwrap_or(metric).parse()?, kind }))
     };
     words.map(prefix).collect()
 }
@@ -54,7 +59,7 @@ async fn main() -> Result<()> {
     let (router, rest) =
         arguments.split_first().ok_or("usage: speaker ROUTER_ID INTERFACE... PREFIX=METRIC...")?;
     let router: Ipv4Addr = router.parse()?;
-    let is_prefix = |word: &&String| word.contains('/');
+    let is_prefix = |word: &&String| word.contains('/') && !word.starts_with('-');
     let interfaces = rest
         .iter()
         .filter(|word| !is_prefix(word) && !word.starts_with('-'))
@@ -64,7 +69,15 @@ async fn main() -> Result<()> {
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos();
     let says = |option: &str| rest.iter().any(|word| word == option);
     let (ipv4, ipv6) = (says("-4") || !says("-6"), says("-6"));
-    let config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    let mut config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    for option in rest.iter().filter(|word| word.starts_with("--")) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("--e1", "") => config.external.metric_type = MetricType::One,
+            ("--tag", value) => config.external.tag = value.parse()?,
+            ("--aggregate", value) => config.aggregates.push(value.parse()?),
+            _ => return Err(format!("unknown option {option}").into()),
+        }
+    }
     let (handle, task) = routing::spawn(config, seed)?;
     handle.announce(announced)?;
     handle.enable();

@@ -6,6 +6,7 @@
 //! unsafe code, to ask the kernel for a real-time schedule.
 #![deny(unsafe_code)]
 
+mod announce;
 #[expect(unsafe_code, reason = "scheduling and memory locking have no safe interface")]
 pub mod bfd;
 pub mod config;
@@ -15,7 +16,10 @@ pub mod speaker;
 mod time;
 
 pub use self::{
-    config::{AreaKind, Config, ConfigError, InterfaceConfig, Metric, Network},
+    announce::{AnnounceAs, Announcement},
+    config::{
+        AreaKind, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType, Network,
+    },
     driver::{AnnounceError, Handle, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,

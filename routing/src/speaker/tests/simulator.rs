@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Time,
+    announce::Announcement,
     config::{Config, InterfaceConfig, Metric},
     packet::{
         self, V2,
@@ -60,7 +61,8 @@ impl Family for V3 {
     fn attached(segment: u8, host: u8) -> Attached6 {
         let prefix = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, segment.into(), 0, 0, 0, 0, 0), 64);
         let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, segment.into(), host.into());
-        Attached6 { link_local, prefixes: [prefix].into() }
+        let address = Ipv6Addr::from(u128::from(prefix.addr()) | u128::from(host));
+        Attached6 { link_local, prefixes: [prefix].into(), addresses: [address].into() }
     }
 
     fn is_multicast(destination: Ipv6Addr) -> bool {
@@ -201,7 +203,7 @@ impl<V: Family> Network<V> {
     }
 
     pub(super) fn announce(&mut self, node: usize, prefixes: &[(V::Net, Metric)]) {
-        let prefixes = prefixes.iter().map(|(net, metric)| ((*net).into(), *metric));
+        let prefixes = prefixes.iter().map(|(net, metric)| ((*net).into(), Announcement::stub(*metric)));
         self.input(node, Input::Announce(prefixes.collect()));
     }
 
