@@ -222,7 +222,9 @@ pub enum ConfigError {
         area: Ipv4Addr,
     },
     /// The backbone cannot be a stub area or an NSSA.
-    #[error("interface {name}: area 0.0.0.0 cannot be a {kind} area; give the area another id, or make it normal")]
+    #[error(
+        "interface {name}: area 0.0.0.0 cannot be a {kind} area; give the area another id, or make it normal"
+    )]
     StubBackbone {
         /// The interface.
         name: String,

@@ -17,9 +17,7 @@ mod time;
 
 pub use self::{
     announce::{AnnounceAs, Announcement},
-    config::{
-        AreaKind, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType, Network,
-    },
+    config::{AreaKind, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType, Network},
     driver::{AnnounceError, Handle, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,

@@ -41,7 +41,8 @@ impl Areas {
         }
         let known = *self.0.entry(*area.get_ref()).or_insert(kind);
         if known != kind {
-            let message = format!("area {} has two types; give its interfaces the same area_type", area.get_ref());
+            let message =
+                format!("area {} has two types; give its interfaces the same area_type", area.get_ref());
             return Err(match word {
                 Some(word) => source.at(word, message),
                 None => source.at(area, message),
@@ -82,10 +83,7 @@ pub(super) fn external(
 }
 
 /// `aggregate`
-pub(super) fn aggregates(
-    source: &Source<'_>,
-    entries: &[Spanned<IpNet>],
-) -> Result<Vec<IpNet>, ConfigError> {
+pub(super) fn aggregates(source: &Source<'_>, entries: &[Spanned<IpNet>]) -> Result<Vec<IpNet>, ConfigError> {
     let mut all: Vec<IpNet> = Vec::new();
     for entry in entries {
         let pool = entry.get_ref();

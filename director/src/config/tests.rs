@@ -341,10 +341,7 @@ fn areas_and_announcements_are_as_the_file_says() {
     let config = parse(&edited(&edits)).expect("valid");
     let read = config.ospf.expect("there is one");
     let areas: Vec<_> = read.interfaces.iter().map(|i| (i.area.to_string(), i.area_kind)).collect();
-    assert_eq!(
-        areas,
-        [("0.0.0.1".to_owned(), AreaKind::Nssa), ("0.0.0.0".to_owned(), AreaKind::Normal)]
-    );
+    assert_eq!(areas, [("0.0.0.1".to_owned(), AreaKind::Nssa), ("0.0.0.0".to_owned(), AreaKind::Normal)]);
     assert_eq!((read.external.metric_type, read.external.tag), (MetricType::One, 7));
     assert_eq!(read.aggregates, ["203.0.113.0/24".parse().expect("a prefix")]);
     assert_eq!(config.services["web"].announce, AnnounceAs::External);

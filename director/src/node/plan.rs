@@ -110,7 +110,8 @@ pub(super) fn announcements(
 ) -> BTreeMap<IpNet, Announcement> {
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
-        announcements.insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, service: String::new() });
+        announcements
+            .insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, service: String::new() });
     }
     if !serving {
         return announcements;

@@ -162,7 +162,9 @@ impl<V: Protocol> Machine<V> {
             }
             for (border, summary, metric) in V::summaries(self, *area) {
                 // "If the cost specified by the LSA is equal to LSInfinity …, then examine the next LSA."
-                let Some(reach) = view.borders.get(&border).filter(|_| metric < LS_INFINITY) else { continue };
+                let Some(reach) = view.borders.get(&border).filter(|_| metric < LS_INFINITY) else {
+                    continue;
+                };
                 let cost = reach.cost.saturating_add(metric);
                 match summary {
                     Summary::Prefix(prefix) if view.kind.admits_summary(&prefix) => {

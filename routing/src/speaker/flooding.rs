@@ -3,8 +3,8 @@
 use std::{cmp::Ordering, collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use super::{
-    ACK_DELAY, InterfaceId, InterfaceState, LsaAction, Machine, NeighborEvent, NeighborState, Protocol, Refusal,
-    Scope, Trigger, earlier, is_due,
+    ACK_DELAY, InterfaceId, InterfaceState, LsaAction, Machine, NeighborEvent, NeighborState, Protocol,
+    Refusal, Scope, Trigger, earlier, is_due,
 };
 use crate::packet::{
     LSA_HEADER_LEN, MAX_AGE,

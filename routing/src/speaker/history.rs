@@ -237,8 +237,10 @@ impl<V: Protocol> Machine<V> {
 
     /// Calculations, the oldest first.
     pub(super) fn spf_events(&self) -> Vec<SpfEvent> {
-        let aged =
-            |(at, event): &(Time, SpfEvent)| SpfEvent { ago_ms: millis(self.now.since(*at)), ..event.clone() };
+        let aged = |(at, event): &(Time, SpfEvent)| SpfEvent {
+            ago_ms: millis(self.now.since(*at)),
+            ..event.clone()
+        };
         self.history.spf.iter().map(aged).collect()
     }
 }

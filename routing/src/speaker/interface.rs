@@ -9,8 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, Extent, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol, Scope,
-    Time, Trigger,
+    Event, Extent, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol,
+    Scope, Time, Trigger,
     election::{Candidate, elect},
     is_due,
 };

@@ -13,8 +13,8 @@ use std::{
 use bytes::BytesMut;
 
 use super::{
-    Event, Interface, InterfaceId, InterfaceState, LsaAction, Machine, Neighbor, NeighborState, Protocol, Scope, Time,
-    Trigger, earlier, stop::Phase,
+    Event, Interface, InterfaceId, InterfaceState, LsaAction, Machine, Neighbor, NeighborState, Protocol,
+    Scope, Time, Trigger, earlier, stop::Phase,
 };
 use crate::packet::{
     INITIAL_SEQUENCE, MAX_AGE, MAX_SEQUENCE,
@@ -140,7 +140,8 @@ impl<V: Protocol> Machine<V> {
             Some(sequence) => sequence + 1,
         };
         let Ok(lsa) = Lsa::build(key, options, sequence, body) else { return };
-        let changed = held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
+        let changed =
+            held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
         self.record_lsa(LsaAction::Originated, scope, &lsa.header, None, changed);
         self.install_and_flood(scope, lsa, None);
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));

@@ -143,9 +143,8 @@ mod tests {
         for (prefix, distance) in [("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("10.1.0.0/16", 3), ("::/0", 4)] {
             table.offer(net(prefix), rank(distance), &hops("10.9.9.9"));
         }
-        let found = |address: &str| {
-            table.lookup(address.parse().expect("an address")).map(|(rank, _)| rank.distance)
-        };
+        let found =
+            |address: &str| table.lookup(address.parse().expect("an address")).map(|(rank, _)| rank.distance);
         assert_eq!([found("10.1.2.3"), found("10.2.0.0"), found("9.9.9.9")], [Some(3), Some(2), Some(1)]);
         assert_eq!(found("2001:db8::1"), Some(4));
     }

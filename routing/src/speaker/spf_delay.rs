@@ -164,7 +164,10 @@ mod tests {
         let churn: Vec<u64> = (0..400).map(|n| n * 25).collect(); // ten seconds of it
         let late: Vec<u64> = runs(&churn, 12_000).iter().map(|(at, _)| *at).filter(|at| *at > 2100).collect();
         assert!((3..=4).contains(&late.len()), "{late:?}");
-        assert!(late.windows(2).all(|pair| pair[1] - pair[0] >= 2000), "one for each LONG_SPF_DELAY: {late:?}");
+        assert!(
+            late.windows(2).all(|pair| pair[1] - pair[0] >= 2000),
+            "one for each LONG_SPF_DELAY: {late:?}"
+        );
     }
 
     /// "Transition 5: HOLDDOWN_TIMER expiration while in LONG_WAIT … Transition to QUIET state", and 6 from
@@ -172,9 +175,6 @@ mod tests {
     #[test]
     fn hold_down_without_events_leads_back_to_quiet() {
         let runs = runs(&[0, 2500, 7500], 10_000);
-        assert_eq!(
-            runs,
-            [(0, SpfState::ShortWait), (4500, SpfState::LongWait), (7500, SpfState::ShortWait)]
-        );
+        assert_eq!(runs, [(0, SpfState::ShortWait), (4500, SpfState::LongWait), (7500, SpfState::ShortWait)]);
     }
 }

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Interface, InterfaceState, LsaEvent, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope, SpfEvent,
+    Interface, InterfaceState, LsaEvent, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope,
+    SpfEvent,
 };
 use crate::{
     announce::Announcement,

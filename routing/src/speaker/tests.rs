@@ -1,6 +1,9 @@
 //! Whole networks of speakers on one virtual clock.
 
+mod areas;
+mod externals;
 mod protocol;
+mod scale;
 mod simulator;
 mod version_3;
 

@@ -19,9 +19,9 @@ use crate::{
     announce::AnnounceAs,
     config::{AreaKind, Config, InterfaceConfig, Metric, MetricType, Network},
     packet::{
-        EXTERNAL, ExternalBody, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK, NSSA,
-        NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ROUTER, RouterBody, RouterLink, SUMMARY_ASBR,
-        SUMMARY_NETWORK, V2, wire::Version,
+        EXTERNAL, ExternalBody, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK,
+        NSSA, NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ROUTER,
+        RouterBody, RouterLink, SUMMARY_ASBR, SUMMARY_NETWORK, V2, wire::Version,
     },
 };
 
@@ -300,12 +300,7 @@ fn add_external_lsas(machine: &Machine<V2>, wanted: &mut Wanted<V2>) {
     }
 }
 
-fn external_body(
-    machine: &Machine<V2>,
-    net: Ipv4Net,
-    metric: Metric,
-    forwarding: Ipv4Addr,
-) -> ExternalBody {
+fn external_body(machine: &Machine<V2>, net: Ipv4Net, metric: Metric, forwarding: Ipv4Addr) -> ExternalBody {
     let external = machine.config.external;
     let type_2 = external.metric_type == MetricType::Two;
     ExternalBody { mask: net.netmask(), type_2, metric: metric.into(), forwarding, tag: external.tag }

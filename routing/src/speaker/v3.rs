@@ -27,8 +27,8 @@ use crate::{
     packet::{
         OPTION_E, OPTION_NP,
         v3::{
-            EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa,
-            LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
+            EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
+            Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
         },
     },
 };

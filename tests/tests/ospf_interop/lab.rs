@@ -45,6 +45,14 @@ impl Family {
         }
     }
 
+    /// A prefix that the switch redistributes, and an address in it.
+    pub(crate) fn outside(self) -> (&'static str, &'static str) {
+        match self {
+            Self::V4 => ("198.19.0.0/24", "198.19.0.1/24"),
+            Self::V6 => ("2001:db8:198:19::/64", "2001:db8:198:19::1/64"),
+        }
+    }
+
     /// Addresses of a link: the switch's and the director's end.
     fn link(self, net: Net, number: usize) -> (String, String) {
         match (self, net) {
@@ -138,11 +146,39 @@ pub(crate) enum Net {
     Broadcast,
 }
 
+/// The area of all links, and how it treats externals.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Area {
+    /// The backbone, which is normal; the switch redistributes nothing.
+    Backbone,
+    Normal,
+    Stub,
+    Nssa,
+}
+
+impl Area {
+    /// Its id.
+    fn id(self) -> &'static str {
+        if self == Self::Backbone { "0.0.0.0" } else { "0.0.0.1" }
+    }
+
+    /// The parts of an interface of ours that say so.
+    pub(crate) fn parts(self) -> &'static str {
+        match self {
+            Self::Backbone => "",
+            Self::Normal => ":area=0.0.0.1",
+            Self::Stub => ":area=0.0.0.1:stub",
+            Self::Nssa => ":area=0.0.0.1:nssa",
+        }
+    }
+}
+
 /// A switch with its routing daemons, and the directors' namespaces. Devices: `s1`, `s2` on the switch, or
 /// `br0` over both; `eth1` on the directors.
 pub(crate) struct Lab {
     pub(crate) family: Family,
     pub(crate) net: Net,
+    area: Area,
     daemons: Vec<Process>,
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
@@ -155,6 +191,10 @@ impl Lab {
     }
 
     pub(crate) fn of(family: Family, brand: Brand, net: Net) -> Result<Self> {
+        Self::in_area(family, brand, net, Area::Backbone)
+    }
+
+    pub(crate) fn in_area(family: Family, brand: Brand, net: Net, area: Area) -> Result<Self> {
         let switch = Namespace::new("rt-s")?;
         let directors = vec![Namespace::new("rt-d")?, Namespace::new("rt-d")?];
         if net == Net::Broadcast {
@@ -173,9 +213,12 @@ impl Lab {
             }
         }
         switch.ip(&format!("addr add {} dev lo", family.behind()))?;
+        switch.ip("link add ext0 type dummy")?;
+        switch.ip(&format!("addr add {} dev ext0", family.outside().1))?;
+        switch.ip("link set ext0 up")?;
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
-        let mut lab = Self { family, net, switch, directors, daemons: Vec::new(), folder };
+        let mut lab = Self { family, net, area, switch, directors, daemons: Vec::new(), folder };
         match brand {
             Brand::Frr => lab.start_frr()?,
             Brand::Bird => lab.start_bird()?,
@@ -196,14 +239,23 @@ impl Lab {
             Family::V4 => ("ospfd", "ip ospf", "router ospf\n ospf router-id"),
             Family::V6 => ("ospf6d", "ipv6 ospf6", "router ospf6\n ospf6 router-id"),
         };
+        let area = self.area.id();
         let mut ospf = String::new();
         for device in self.devices() {
             ospf += &format!(
                 "interface {device}\n {word} network {kind}\n {word} hello-interval 1\n \
-                 {word} dead-interval 4\n {word} area 0\n"
+                 {word} dead-interval 4\n {word} area {area}\n"
             );
         }
-        ospf += &format!("interface lo\n {word} area 0\n{router} 10.255.1.1\n");
+        ospf += &format!("interface lo\n {word} area {area}\n{router} 10.255.1.1\n");
+        match self.area {
+            Area::Backbone | Area::Normal => {}
+            Area::Stub => ospf += &format!(" area {area} stub\n"),
+            Area::Nssa => ospf += &format!(" area {area} nssa\n"),
+        }
+        if self.area != Area::Backbone {
+            ospf += " redistribute connected\n";
+        }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
         std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
@@ -233,11 +285,19 @@ impl Lab {
             // `lo` has no link-local address, without which BIRD does not speak OSPFv3 of it.
             Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
         };
+        let (area, outside) = (self.area.id(), self.family.outside().0);
+        let export = if self.area == Area::Backbone { "none" } else { "where source = RTS_STATIC" };
+        let kind_of_area = match self.area {
+            Area::Backbone | Area::Normal => "",
+            Area::Stub => "stub yes;",
+            Area::Nssa => "nssa yes;",
+        };
         let config = format!(
             "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n\
              protocol kernel {{ merge paths yes; {channel} {{ export all; import none; }}; }}\n\
-             protocol ospf {version} {{ tick 1; {channel} {{ import all; export none; }};\n\
-             area 0 {{ {interfaces} {behind} }}; }}\n"
+             protocol static {{ {channel}; route {outside} blackhole; }}\n\
+             protocol ospf {version} {{ tick 1; merge external yes; {channel} {{ import all; export {export}; }};\n\
+             area {area} {{ {kind_of_area} {interfaces} {behind} }}; }}\n"
         );
         let path = self.folder.join("bird.conf");
         std::fs::write(&path, config)?;

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa, NETWORK, NSSA, Prefix,
-    ROUTER, put_u24,
+    EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa, NETWORK, NSSA,
+    Prefix, ROUTER, put_u24,
 };
 use crate::packet::{ParseError, reader::Reader};
 

@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::{
     Time,
     announce::Announcement,
-    config::{Config, InterfaceConfig, Metric},
+    config::{Config, ExternalConfig, InterfaceConfig, Metric},
     packet::{
         self, V2,
         v3::{self, V3},
@@ -114,6 +114,9 @@ pub(super) struct Network<V: Family> {
     random: u64,
     trace: Vec<String>,
     pub(super) faults: Faults,
+    /// Of all nodes that start from now on.
+    pub(super) external: ExternalConfig,
+    pub(super) aggregates: Vec<IpNet>,
 }
 
 impl<V: Family> Network<V> {
@@ -128,6 +131,8 @@ impl<V: Family> Network<V> {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
             faults: Faults::default(),
+            external: ExternalConfig::default(),
+            aggregates: Vec::new(),
         }
     }
 
@@ -184,7 +189,9 @@ impl<V: Family> Network<V> {
         let interfaces = node.interfaces.iter().map(|(config, _)| config.clone()).collect();
         node.runs += 1;
         let seed = node.runs * 1000;
-        node.speaker = Some(Machine::new(Config::new(node.router, interfaces), seed).expect("valid"));
+        let (external, aggregates) = (self.external, self.aggregates.clone());
+        let config = Config { external, aggregates, ..Config::new(node.router, interfaces) };
+        node.speaker = Some(Machine::new(config, seed).expect("valid"));
         node.born = now;
         node.stopped = false;
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
@@ -203,8 +210,19 @@ impl<V: Family> Network<V> {
     }
 
     pub(super) fn announce(&mut self, node: usize, prefixes: &[(V::Net, Metric)]) {
-        let prefixes = prefixes.iter().map(|(net, metric)| ((*net).into(), Announcement::stub(*metric)));
+        let stubs: Vec<_> =
+            prefixes.iter().map(|(net, metric)| (*net, Announcement::stub(*metric))).collect();
+        self.announce_as(node, &stubs);
+    }
+
+    pub(super) fn announce_as(&mut self, node: usize, prefixes: &[(V::Net, Announcement)]) {
+        let prefixes = prefixes.iter().map(|(net, announcement)| ((*net).into(), *announcement));
         self.input(node, Input::Announce(prefixes.collect()));
+    }
+
+    /// The speaker of a living node.
+    pub(super) fn machine(&mut self, node: usize) -> &mut Machine<V> {
+        self.nodes[node].speaker.as_mut().expect("alive")
     }
 
     /// Takes a segment down or up, as all its members see.

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::origination::links_on;
 use crate::{
     packet::v3::{
-        EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, PREFIX_NU, Prefix, ROUTER, V3,
+        EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6,
+        PREFIX_NU, Prefix, ROUTER, V3,
         body::{IntraAreaPrefixBody, LinkKind, LsaBody, RouterBody},
     },
     speaker::{
@@ -69,9 +70,8 @@ pub(super) fn externals(machine: &Machine<V3>) -> Vec<External> {
             forwarding: body.forwarding.map(IpAddr::from),
         })
     };
-    let of = |kind| {
-        move |(key, _): &(&LsaKey, &Lsa)| key.kind == kind && key.router != machine.config.router_id
-    };
+    let of =
+        |kind| move |(key, _): &(&LsaKey, &Lsa)| key.kind == kind && key.router != machine.config.router_id;
     let domain = machine.living(Scope::Domain).filter(of(EXTERNAL));
     let mut all: Vec<_> = domain.filter_map(|lsa| external(None, lsa)).collect();
     for area in machine.nssas() {

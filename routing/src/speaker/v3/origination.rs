@@ -17,7 +17,10 @@ use crate::{
         FLAG_EXTERNAL, MAX_LINK_METRIC,
         v3::{
             EXTERNAL, INTRA_AREA_PREFIX, LINK, LsType, LsaKey, NETWORK, NSSA, PREFIX_P, Prefix, ROUTER, V3,
-            body::{ExternalBody, IntraAreaPrefixBody, LinkBody, LinkKind, LsaBody, NetworkBody, RouterBody, RouterLink},
+            body::{
+                ExternalBody, IntraAreaPrefixBody, LinkBody, LinkKind, LsaBody, NetworkBody, RouterBody,
+                RouterLink,
+            },
         },
     },
     speaker::{
@@ -112,7 +115,8 @@ fn external_body(
 
 /// An address of ours in the area that is not link-local and not a VIP (RFC 3101 section 2.3).
 fn forwarding_address(machine: &Machine<V3>, area: Ipv4Addr) -> Option<Ipv6Addr> {
-    let attached = machine.forwarding_interfaces(area).filter_map(|interface| interface.link.address.as_ref());
+    let attached =
+        machine.forwarding_interfaces(area).filter_map(|interface| interface.link.address.as_ref());
     let mut addresses = attached.flat_map(|attached| attached.addresses.iter().copied());
     addresses.find(|address| !machine.is_protected(Ipv6Net::from(*address).into()))
 }
