@@ -149,7 +149,7 @@ pub(crate) enum Net {
 /// The area of all links, and how it treats externals.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Area {
-    /// The backbone, which is normal; the switch redistributes nothing.
+    /// The backbone, where the switch redistributes nothing.
     Backbone,
     Normal,
     Stub,
@@ -213,9 +213,11 @@ impl Lab {
             }
         }
         switch.ip(&format!("addr add {} dev lo", family.behind()))?;
-        switch.ip("link add ext0 type dummy")?;
+        switch.ip("link add ext0 type veth peer name ext1")?;
         switch.ip(&format!("addr add {} dev ext0", family.outside().1))?;
-        switch.ip("link set ext0 up")?;
+        for end in ["ext0", "ext1"] {
+            switch.ip(&format!("link set {end} up"))?;
+        }
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
         let mut lab = Self { family, net, area, switch, directors, daemons: Vec::new(), folder };
@@ -253,7 +255,7 @@ impl Lab {
             Area::Stub => ospf += &format!(" area {area} stub\n"),
             Area::Nssa => ospf += &format!(" area {area} nssa\n"),
         }
-        if self.area != Area::Backbone {
+        if matches!(self.area, Area::Normal | Area::Nssa) {
             ospf += " redistribute connected\n";
         }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
@@ -286,11 +288,13 @@ impl Lab {
             Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
         };
         let (area, outside) = (self.area.id(), self.family.outside().0);
-        let export = if self.area == Area::Backbone { "none" } else { "where source = RTS_STATIC" };
+        // An AS boundary router cannot be in a stub area, and BIRD says so.
+        let redistributes = matches!(self.area, Area::Normal | Area::Nssa);
+        let export = if !redistributes { "none" } else { "where source = RTS_STATIC" };
         let kind_of_area = match self.area {
             Area::Backbone | Area::Normal => "",
-            Area::Stub => "stub yes;",
-            Area::Nssa => "nssa yes;",
+            Area::Stub => "stub;",
+            Area::Nssa => "nssa;",
         };
         let config = format!(
             "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n\
