@@ -81,7 +81,7 @@ fn stub_area_holds_no_externals_whoever_sends_them() {
     let (vip, outside) = (net("203.0.113.10/32"), net("203.0.113.11/32"));
     sim.announce_as(1, &[(vip, Announcement::stub(10)), (outside, Announcement::external(10))]);
     sim.until(seconds(3), |sim| sim.hops(0, vip) == 1);
-    assert_eq!((sim.hops(0, outside), sim.lsa_count(1, EXTERNAL.into())), (0, 0));
+    assert_eq!((sim.hops(0, outside), sim.lsa_count(1, EXTERNAL)), (0, 0));
     for kind in [EXTERNAL, NSSA] {
         let key = LsaKey { kind, id: Ipv4Addr::new(192, 0, 2, 0), router: id(1) };
         let lsa = Lsa::build(key, 0, 1, &[0; 16]).expect("short");
@@ -91,7 +91,7 @@ fn stub_area_holds_no_externals_whoever_sends_them() {
         sim.input(0, Input::Packet { interface: InterfaceId(0), source, destination, payload });
     }
     assert_eq!(sim.status(0).counters[&Refusal::LsaScope], 2);
-    assert_eq!(sim.lsa_count(0, EXTERNAL.into()) + sim.lsa_count(0, NSSA.into()), 0);
+    assert_eq!(sim.lsa_count(0, EXTERNAL) + sim.lsa_count(0, NSSA), 0);
 }
 
 /// "NSSA … Type-7 LSAs … originated … advertised only within a single NSSA"; "a forwarding address … non-zero" where
@@ -104,7 +104,7 @@ fn nssa_hears_of_externals_by_type_7_with_p_bit_and_forwarding_address() {
         sim.announce_as(director, &[(vip, Announcement::external(10))]);
     }
     sim.until(seconds(3), |sim| sim.hops(0, vip) == 2);
-    assert_eq!((sim.lsa_count(0, NSSA.into()), sim.lsa_count(0, EXTERNAL.into())), (2, 0));
+    assert_eq!((sim.lsa_count(0, NSSA), sim.lsa_count(0, EXTERNAL)), (2, 0));
     let forwarding: Vec<_> = externals(&mut sim, 0, Scope::Area(AREA), NSSA)
         .into_iter()
         .map(|(options, body)| {
@@ -145,7 +145,7 @@ fn host_in_two_areas_announces_into_each_and_passes_nothing_between() {
     let type_5 = externals(&mut sim, 0, Scope::Domain, EXTERNAL);
     assert_eq!((type_5[0].0, type_5[0].1.forwarding), (OPTION_E, Ipv4Addr::UNSPECIFIED));
     assert_eq!(externals(&mut sim, 2, Scope::Area(AREA), NSSA)[0].0, 0, "no P bit");
-    assert_eq!((sim.lsa_count(0, NSSA.into()), sim.lsa_count(2, EXTERNAL.into())), (0, 0));
+    assert_eq!((sim.lsa_count(0, NSSA), sim.lsa_count(2, EXTERNAL)), (0, 0));
     for (node, scope) in [(0, Scope::Area(Ipv4Addr::UNSPECIFIED)), (2, Scope::Area(AREA))] {
         let machine = sim.machine(node);
         let (_, lsa) =

@@ -27,7 +27,7 @@ fn link(kind: LinkKind, id: Ipv4Addr, data: Ipv4Addr, metric: u16) -> RouterLink
 
 /// Row after row of ten routers, each linked to its neighbours in the grid, each with ten prefixes.
 fn grid_router(number: u32) -> RouterBody {
-    let across = [(number % 10 > 0, number.wrapping_sub(1)), (number % 10 < 9, number + 1)];
+    let across = [(!number.is_multiple_of(10), number.wrapping_sub(1)), (number % 10 < 9, number + 1)];
     let along = [(number >= 10, number.wrapping_sub(10)), (number + 10 < ROUTERS, number + 10)];
     let others = across.into_iter().chain(along).filter(|(there, _)| *there);
     let links = others.map(|(_, other)| link(LinkKind::PointToPoint, router(other), router(number), 10));
