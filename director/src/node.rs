@@ -369,8 +369,12 @@ impl Node {
         for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             tracing::info!(%prefix, "withdrawn");
         }
-        let prefixes: BTreeMap<IpNet, u16> =
-            wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
+        let told = |announcement: &Announcement| routing::Announcement {
+            metric: announcement.metric,
+            kind: announcement.announce,
+        };
+        let prefixes: BTreeMap<IpNet, routing::Announcement> =
+            wanted.iter().map(|(prefix, announcement)| (*prefix, told(announcement))).collect();
         match routing.announce(prefixes) {
             Ok(()) => self.announced = wanted,
             Err(error) => tracing::error!(%error, "announcements unchanged"),

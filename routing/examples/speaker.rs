@@ -1,10 +1,11 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`
-//! `[:bfd=MS*MULTIPLIER][:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is
-//! `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL[,swapped]]]` with times in seconds since 1970, which may be empty. It
-//! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub|:totally-stubby|:nssa]`
+//! `[:passive][:bfd=MS*MULTIPLIER][:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is
+//! `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL[,swapped]]]` with times in seconds since 1970, which may be empty.
+//! Options: `--e1` and `--tag=N` for external prefixes, `--aggregate=PREFIX`. A metric that ends in `e` is that of an
+//! external prefix. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
 //! set of an interface), `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
 
@@ -17,7 +18,8 @@ use std::{
 
 use ipnet::IpNet;
 use routing::{
-    AreaKind, Authentication, BfdConfig, Config, InterfaceConfig, Key, Metric, Network, Secret, Stop, Window,
+    AnnounceAs, Announcement, AreaKind, Authentication, BfdConfig, Config, InterfaceConfig, Key, MetricType,
+    Network, Secret, Stop, Window,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -43,6 +45,8 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("instance", value) => config.instance = value.parse()?,
             ("bfd", value) => config.bfd = Some(bfd(value)?),
             ("stub", "") => config.area_kind = AreaKind::Stub,
+            ("totally-stubby", "") => config.area_kind = AreaKind::TotallyStubby,
+            ("nssa", "") => config.area_kind = AreaKind::Nssa,
             ("passive", "") => config.passive = true,
             ("ttl-security", "") => config.ttl_security = true,
             ("password", text) => config.authentication = Authentication::Simple(Secret::new(text)),
@@ -74,10 +78,12 @@ fn key(spec: &str) -> Result<Key> {
     Ok(Key { send, swapped_protocol_id, ..Key::new(id, algorithm, secret) })
 }
 
-fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {
-    let prefix = |word: &str| -> Result<(IpNet, Metric)> {
+fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Announcement>> {
+    let prefix = |word: &str| -> Result<(IpNet, Announcement)> {
         let (net, metric) = word.split_once('=').ok_or_else(|| format!("{word}: expected PREFIX=METRIC"))?;
-        Ok((net.parse()?, metric.parse()?))
+        let external = metric.strip_suffix('e');
+        let kind = if external.is_some() { AnnounceAs::External } else { AnnounceAs::Stub };
+        Ok((net.parse()?, Announcement { metric: external.unwrap_or(metric).parse()?, kind }))
     };
     words.map(prefix).collect()
 }
@@ -89,7 +95,7 @@ async fn main() -> Result<()> {
     let (router, rest) =
         arguments.split_first().ok_or("usage: speaker ROUTER_ID INTERFACE... PREFIX=METRIC...")?;
     let router: Ipv4Addr = router.parse()?;
-    let is_prefix = |word: &&String| word.contains('/');
+    let is_prefix = |word: &&String| word.contains('/') && !word.starts_with('-');
     let interfaces = rest
         .iter()
         .filter(|word| !is_prefix(word) && !word.starts_with('-'))
@@ -99,7 +105,15 @@ async fn main() -> Result<()> {
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos();
     let says = |option: &str| rest.iter().any(|word| word == option);
     let (ipv4, ipv6) = (says("-4") || !says("-6"), says("-6"));
-    let config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    let mut config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    for option in rest.iter().filter(|word| word.starts_with("--")) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("--e1", "") => config.external.metric_type = MetricType::One,
+            ("--tag", value) => config.external.tag = value.parse()?,
+            ("--aggregate", value) => config.aggregates.push(value.parse()?),
+            _ => return Err(format!("unknown option {option}").into()),
+        }
+    }
     let (handle, task) = routing::spawn(config, seed)?;
     handle.announce(announced)?;
     handle.enable();

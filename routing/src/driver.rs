@@ -24,6 +24,7 @@ use tokio::{
 
 use self::liveness::Liveness;
 use crate::{
+    announce::{AnnounceAs, Announcement},
     auth::{Authentication, KeyError},
     bfd,
     config::{Config, ConfigError, Metric},
@@ -76,6 +77,12 @@ pub enum AnnounceError {
         /// The prefix.
         prefix: IpNet,
     },
+    /// An external prefix where no area takes any.
+    #[error("{prefix} cannot be announced as external: all areas are stub areas; announce it as a stub link")]
+    StubAreas {
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// The speaker has stopped.
     #[error("the OSPF speaker has stopped")]
     Stopped,
@@ -102,7 +109,7 @@ pub enum RekeyError {
 
 enum Command {
     Enable,
-    Announce(BTreeMap<IpNet, Metric>),
+    Announce(BTreeMap<IpNet, Announcement>),
     Protect(BTreeSet<IpNet>),
     Authenticate(String, Authentication),
     Status(oneshot::Sender<Status>),
@@ -122,6 +129,8 @@ pub struct Handle {
     interfaces: Arc<[String]>,
     liveness: Option<Liveness>,
     events: broadcast::Sender<Event>,
+    /// Whether an area takes external prefixes.
+    externals: bool,
 }
 
 impl Handle {
@@ -133,26 +142,33 @@ impl Handle {
     }
 
     /// Announces exactly these prefixes with these metrics, in place of the earlier set: IPv4 prefixes by
-    /// version 2, IPv6 prefixes by version 3. Draining is announcing with a metric raised above the other
-    /// directors'.
+    /// version 2, IPv6 prefixes by version 3, each as a stub link (a bare metric) or as an external route, in
+    /// every area that takes it. [`Config::aggregates`] are announced in place of what lies in them. Draining is
+    /// announcing with a metric raised above the other directors'.
     ///
     /// # Errors
     /// See [`AnnounceError`]; nothing changes then.
-    pub fn announce<N: Into<IpNet>>(&self, prefixes: BTreeMap<N, Metric>) -> Result<(), AnnounceError> {
+    pub fn announce<N: Into<IpNet>, A: Into<Announcement>>(
+        &self,
+        prefixes: BTreeMap<N, A>,
+    ) -> Result<(), AnnounceError> {
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
-        for (prefix, metric) in prefixes {
-            let prefix = prefix.into();
+        for (prefix, announcement) in prefixes {
+            let (prefix, announcement) = (prefix.into(), announcement.into());
             let (family, speaker) = match prefix {
                 IpNet::V4(_) => (&mut v4, &self.v2),
                 IpNet::V6(_) => (&mut v6, &self.v3),
             };
-            if metric == Metric::MAX {
+            if announcement.metric == Metric::MAX {
                 return Err(AnnounceError::Unreachable { prefix });
             }
             if speaker.is_none() {
                 return Err(AnnounceError::NotSpoken { prefix });
             }
-            family.insert(prefix, metric);
+            if announcement.kind == AnnounceAs::External && !self.externals {
+                return Err(AnnounceError::StubAreas { prefix });
+            }
+            family.insert(prefix, announcement);
         }
         for prefixes in [&v4, &v6] {
             if prefixes.len() > MAX_ANNOUNCED {
@@ -255,9 +271,14 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     config.validate()?;
     let bfd = config.interfaces.iter().any(|interface| interface.bfd.is_some());
     let liveness = if bfd { Some(Liveness::start(&config.interfaces)?) } else { None };
-    let interfaces = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-    let mut handle =
-        Handle { v2: None, v3: None, interfaces, liveness: liveness.clone(), events: events.clone() };
+    let mut handle = Handle {
+        v2: None,
+        v3: None,
+        interfaces: config.interfaces.iter().map(|interface| interface.name.clone()).collect(),
+        liveness: liveness.clone(),
+        events: events.clone(),
+        externals: config.interfaces.iter().any(|interface| interface.area_kind.takes_externals()),
+    };
     let mut tasks = Vec::new();
     if config.ipv4 {
         let (commands, task) = run::start::<V2>(&config, seed, events.clone(), liveness.clone())?;

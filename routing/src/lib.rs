@@ -8,6 +8,7 @@
 //! for a real-time schedule.
 #![deny(unsafe_code)]
 
+mod announce;
 pub mod auth;
 #[expect(unsafe_code, reason = "scheduling and memory locking have no safe interface")]
 pub mod bfd;
@@ -18,8 +19,12 @@ pub mod speaker;
 mod time;
 
 pub use self::{
+    announce::{AnnounceAs, Announcement},
     auth::{Algorithm, Authentication, Key, KeyError, Secret, Window},
-    config::{AreaKind, BfdConfig, Config, ConfigError, InterfaceConfig, Metric, Network},
+    config::{
+        AreaKind, BfdConfig, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType,
+        Network,
+    },
     driver::{AnnounceError, Handle, RekeyError, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use director_proto::health::{Health, RealId};
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::IpNet;
+use routing::AnnounceAs;
 use syncd::HealthView;
 
 use crate::config::{Config, Ospf, Real, Service};
@@ -75,6 +76,8 @@ pub(super) fn same_effect(
 pub(super) struct Announcement {
     /// OSPF metric.
     pub(super) metric: u16,
+    /// As what OSPF announces it.
+    pub(super) announce: AnnounceAs,
     /// Service the prefix is the VIP of; empty for the node's own.
     pub(super) service: String,
 }
@@ -96,7 +99,8 @@ pub(super) fn quorate(
 }
 
 /// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with its
-/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric.
+/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric, and is a
+/// stub link if it is for one of them.
 pub(super) fn announcements(
     config: &Config,
     tables: Option<&TableSet>,
@@ -106,7 +110,8 @@ pub(super) fn announcements(
 ) -> BTreeMap<IpNet, Announcement> {
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
-        announcements.insert(*prefix, Announcement { metric: 0, service: String::new() });
+        announcements
+            .insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, service: String::new() });
     }
     if !serving {
         return announcements;
@@ -119,8 +124,15 @@ pub(super) fn announcements(
         for prefix in service.prefixes() {
             announcements
                 .entry(prefix)
-                .and_modify(|present: &mut Announcement| present.metric = present.metric.min(service.metric))
-                .or_insert_with(|| Announcement { metric: service.metric, service: name.clone() });
+                .and_modify(|present: &mut Announcement| {
+                    present.metric = present.metric.min(service.metric);
+                    present.announce = present.announce.min(service.announce);
+                })
+                .or_insert_with(|| Announcement {
+                    metric: service.metric,
+                    announce: service.announce,
+                    service: name.clone(),
+                });
         }
     }
     announcements
@@ -227,9 +239,9 @@ fn drained(real: &Real) -> &'static str {
 
 /// Everything of a service but its real servers, by name, as text. The pattern is exhaustive on purpose: a new
 /// setting must get its line.
-fn settings(service: &Service) -> [(&'static str, String); 10] {
+fn settings(service: &Service) -> [(&'static str, String); 11] {
     let Service { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = service;
-    let Service { metric, health, quorum, reals: _, .. } = service;
+    let Service { metric, announce, health, quorum, reals: _, .. } = service;
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     [
         ("addresses", addresses.join(", ")),
@@ -240,6 +252,7 @@ fn settings(service: &Service) -> [(&'static str, String); 10] {
         ("timeouts", timeouts.to_string()),
         ("datagrams", datagrams.to_string()),
         ("metric", metric.to_string()),
+        ("announce", if *announce == AnnounceAs::External { "external" } else { "stub" }.to_owned()),
         ("health check", health.as_ref().map_or("none".to_owned(), ToString::to_string)),
         ("quorum", format!("{}, hysteresis {}", quorum.needed, quorum.hysteresis)),
     ]

@@ -205,7 +205,7 @@ impl Transport for V3 {
 
     /// None without a link-local address that is known to be unique (RFC 4862 section 5.4).
     fn attached<'a>(addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Attached6> {
-        let (mut link_local, mut prefixes) = (None, BTreeSet::new());
+        let (mut link_local, mut prefixes, mut others) = (None, BTreeSet::new(), BTreeSet::new());
         let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
         for message in addresses.filter(|message| !message.header.flags.intersects(unusable)) {
             let Some(IpAddr::V6(address)) = address(message) else { continue };
@@ -213,9 +213,10 @@ impl Transport for V3 {
                 link_local.get_or_insert(address);
             } else if let Ok(net) = Ipv6Net::new(address, message.header.prefix_len) {
                 prefixes.insert(net.trunc());
+                others.insert(net.addr());
             }
         }
-        Some(Attached6 { link_local: link_local?, prefixes })
+        Some(Attached6 { link_local: link_local?, prefixes, addresses: others })
     }
 }
 

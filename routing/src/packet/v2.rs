@@ -44,6 +44,8 @@ pub const SUMMARY_NETWORK: u8 = 3;
 pub const SUMMARY_ASBR: u8 = 4;
 /// LS type of an AS-external-LSA.
 pub const EXTERNAL: u8 = 5;
+/// LS type of an NSSA-LSA: an external destination, known in its NSSA (RFC 3101).
+pub const NSSA: u8 = 7;
 /// LS type of an opaque LSA of link scope (RFC 5250).
 pub const OPAQUE_LINK: u8 = 9;
 /// LS type of an opaque LSA of area scope (RFC 5250).

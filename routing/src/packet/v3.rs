@@ -13,9 +13,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use self::{
     kind::{
         EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
-        NETWORK, ROUTER,
+        NETWORK, NSSA, ROUTER,
     },
-    prefix::{PREFIX_LA, PREFIX_NU, Prefix},
+    prefix::{PREFIX_LA, PREFIX_NU, PREFIX_P, Prefix},
 };
 use super::{
     ParseError, checksum, lsa, message,

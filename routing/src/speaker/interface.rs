@@ -9,7 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol, Scope, Time,
+    Event, Extent, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol,
+    Scope, Time, Trigger,
     election::{Candidate, elect},
     is_due,
 };
@@ -119,7 +120,7 @@ impl<V: Protocol> Machine<V> {
             self.restart_negotiations(id);
         }
         if before.address != link.address {
-            self.spf.request(self.now);
+            self.request_spf_for(id);
         }
         self.interface_up(id);
     }
@@ -175,7 +176,13 @@ impl<V: Protocol> Machine<V> {
             self.outputs.push_back(Output::DesignatedGroup { interface: id, join: is_designated });
         }
         self.event(Event::Interface { interface: name, from, to });
-        self.spf.request(self.now);
+        self.request_spf_for(id);
+    }
+
+    /// What our end of a link looks like has changed.
+    fn request_spf_for(&mut self, id: InterfaceId) {
+        let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
+        self.request_spf(Extent::Full, Trigger::Interface(name.unwrap_or_default()));
     }
 
     /// WaitTimer and the Hello timer.
@@ -255,7 +262,7 @@ impl<V: Protocol> Machine<V> {
         for key in keys {
             self.neighbor_event(id, key, NeighborEvent::AdjOk);
         }
-        self.spf.request(now);
+        self.request_spf_for(id);
     }
 
     /// Whether there should be an adjacency with the neighbour (section 10.4).

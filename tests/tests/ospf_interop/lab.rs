@@ -45,6 +45,14 @@ impl Family {
         }
     }
 
+    /// A prefix that the switch redistributes, and an address in it.
+    pub(crate) fn outside(self) -> (&'static str, &'static str) {
+        match self {
+            Self::V4 => ("198.19.0.0/24", "198.19.0.1/24"),
+            Self::V6 => ("2001:db8:198:19::/64", "2001:db8:198:19::1/64"),
+        }
+    }
+
     /// Addresses of a link: the switch's and the director's end.
     fn link(self, net: Net, number: usize) -> (String, String) {
         match (self, net) {
@@ -143,6 +151,33 @@ pub(crate) enum Net {
     Broadcast,
 }
 
+/// The area of all links, and how it treats externals.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Area {
+    /// The backbone, where the switch redistributes nothing.
+    Backbone,
+    Normal,
+    Stub,
+    Nssa,
+}
+
+impl Area {
+    /// Its id.
+    fn id(self) -> &'static str {
+        if self == Self::Backbone { "0.0.0.0" } else { "0.0.0.1" }
+    }
+
+    /// The parts of an interface of ours that say so.
+    pub(crate) fn parts(self) -> &'static str {
+        match self {
+            Self::Backbone => "",
+            Self::Normal => ":area=0.0.0.1",
+            Self::Stub => ":area=0.0.0.1:stub",
+            Self::Nssa => ":area=0.0.0.1:nssa",
+        }
+    }
+}
+
 /// What the interfaces say beyond their timers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extra<'a> {
@@ -152,10 +187,11 @@ pub(crate) struct Extra<'a> {
     pub(crate) speaker: &'a str,
     /// Whether switch and directors watch each other by BFD, 50 ms x 3.
     pub(crate) bfd: bool,
+    pub(crate) area: Area,
 }
 
 impl Extra<'_> {
-    pub(crate) const NONE: Self = Self { switch: "", speaker: "", bfd: false };
+    pub(crate) const NONE: Self = Self { switch: "", speaker: "", bfd: false, area: Area::Backbone };
 }
 
 /// A switch with its routing daemons, and the directors' namespaces. Devices: `s1`, `s2` on the switch, or
@@ -165,6 +201,7 @@ pub(crate) struct Lab {
     pub(crate) net: Net,
     /// Whether switch and directors watch each other by BFD, 50 ms x 3.
     bfd: bool,
+    area: Area,
     daemons: Vec<Process>,
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
@@ -201,10 +238,16 @@ impl Lab {
             }
         }
         switch.ip(&format!("addr add {} dev lo", family.behind()))?;
+        switch.ip("link add ext0 type veth peer name ext1")?;
+        switch.ip(&format!("addr add {} dev ext0", family.outside().1))?;
+        for end in ["ext0", "ext1"] {
+            switch.ip(&format!("link set {end} up"))?;
+        }
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
-        let (bfd, speaker) = (extra.bfd, extra.speaker.to_owned());
-        let mut lab = Self { family, net, bfd, switch, directors, daemons: Vec::new(), folder, speaker };
+        let Extra { bfd, area, speaker, .. } = extra;
+        let (daemons, speaker) = (Vec::new(), speaker.to_owned());
+        let mut lab = Self { family, net, bfd, area, switch, directors, daemons, folder, speaker };
         match brand {
             Brand::Frr => lab.start_frr(extra.switch)?,
             Brand::Bird => lab.start_bird(extra.switch)?,
@@ -225,17 +268,26 @@ impl Lab {
             Family::V4 => ("ospfd", "ip ospf", "router ospf\n ospf router-id"),
             Family::V6 => ("ospf6d", "ipv6 ospf6", "router ospf6\n ospf6 router-id"),
         };
+        let area = self.area.id();
         let mut ospf = String::new();
         for device in self.devices() {
             ospf += &format!(
                 "interface {device}\n {word} network {kind}\n {word} hello-interval 1\n \
-                 {word} dead-interval 4\n {word} area 0\n{extra}"
+                 {word} dead-interval 4\n {word} area {area}\n{extra}"
             );
             if self.bfd {
                 ospf += &format!(" {word} bfd\n {word} bfd profile fast\n");
             }
         }
-        ospf += &format!("interface lo\n {word} area 0\n{router} 10.255.1.1\n");
+        ospf += &format!("interface lo\n {word} area {area}\n{router} 10.255.1.1\n");
+        match self.area {
+            Area::Backbone | Area::Normal => {}
+            Area::Stub => ospf += &format!(" area {area} stub\n"),
+            Area::Nssa => ospf += &format!(" area {area} nssa\n"),
+        }
+        if matches!(self.area, Area::Normal | Area::Nssa) {
+            ospf += " redistribute connected\n";
+        }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
         std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
@@ -302,11 +354,21 @@ impl Lab {
             // `lo` has no link-local address, without which BIRD does not speak OSPFv3 of it.
             Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
         };
+        let (area, outside) = (self.area.id(), self.family.outside().0);
+        // An AS boundary router cannot be in a stub area, and BIRD says so.
+        let redistributes = matches!(self.area, Area::Normal | Area::Nssa);
+        let export = if !redistributes { "none" } else { "where source = RTS_STATIC" };
+        let kind_of_area = match self.area {
+            Area::Backbone | Area::Normal => "",
+            Area::Stub => "stub;",
+            Area::Nssa => "nssa;",
+        };
         let config = format!(
             "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n{protocol}\
              protocol kernel {{ merge paths yes; {channel} {{ export all; import none; }}; }}\n\
-             protocol ospf {version} {{ tick 1; {channel} {{ import all; export none; }};\n\
-             area 0 {{ {interfaces} {behind} }}; }}\n"
+             protocol static {{ {channel}; route {outside} blackhole; }}\n\
+             protocol ospf {version} {{ tick 1; merge external yes; {channel} {{ import all; export {export}; }};\n\
+             area {area} {{ {kind_of_area} {interfaces} {behind} }}; }}\n"
         );
         let path = self.folder.join("bird.conf");
         std::fs::write(&path, config)?;
@@ -352,7 +414,7 @@ impl Lab {
     pub(crate) fn speaker(&self, director: usize) -> Result<Speaker> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "p2p" };
         let bfd = if self.bfd { ":bfd=50*3" } else { "" };
-        let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}{}", self.speaker);
+        let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}{}{}", self.area.parts(), self.speaker);
         let router = format!("10.255.0.{}", director + 1);
         let announced = format!("{}=10", self.family.vip_prefix());
         Speaker::start(&self.directors[director], &[&router, self.option(), &interface, &announced])

@@ -1,6 +1,7 @@
 //! The speaker against FRR and BIRD as they are in Debian 12: adjacency, ECMP on the switch's kernel table,
 //! withdrawal, link loss, crash and restart, clean stop, and learned routes on our side; OSPFv2 and OSPFv3.
 
+mod areas;
 mod authentication;
 mod lab;
 mod liveness;
