@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cluster_tests::netns::{is_root, until};
 
-use crate::lab::{Area, Brand, Extra, Family, Lab, Net, Speaker};
+use crate::{
+    lab::{Area, Brand, Extra, Family, Lab, Net},
+    speaker::Speaker,
+};
 
 /// LSAs of types that carry externals, as a speaker holds them: type 5 and type 7.
 fn external_lsas(speaker: &mut Speaker) -> Result<(usize, usize)> {

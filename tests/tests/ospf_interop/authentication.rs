@@ -6,7 +6,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, ensure};
 use cluster_tests::netns::{is_root, until};
 
-use super::lab::{Brand, Extra, Family, Lab, Net, Speaker};
+use super::{
+    lab::{Brand, Extra, Family, Lab, Net},
+    speaker::Speaker,
+};
 
 const TEN: Duration = Duration::from_secs(10);
 

@@ -1,17 +1,17 @@
-//! A switch with FRR or BIRD, two directors' namespaces beside it, and speakers to run in them.
+//! A switch with FRR or BIRD, and two directors' namespaces beside it for speakers to run in.
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader, Write},
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::OnceLock,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::netns::{Namespace, Process, until};
 use serde_json::Value;
+
+use crate::speaker::Speaker;
 
 /// The version of IP, and with it that of OSPF.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,79 +63,6 @@ impl Family {
             }
             (Self::V6, Net::Broadcast) => (String::new(), format!("2001:db8:9::{number}/64")),
         }
-    }
-}
-
-/// The example program of the routing crate, built once.
-fn speaker_program() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status =
-            Command::new(cargo).args(["build", "-q", "--workspace", "--example", "speaker"]).status();
-        assert!(status.expect("cargo runs").success(), "the example builds");
-        let own = std::env::current_exe().expect("a test has a path");
-        own.parent().and_then(|deps| deps.parent()).expect("in target").join("examples/speaker")
-    };
-    PROGRAM.get_or_init(build).clone()
-}
-
-/// A running speaker with its controls.
-pub(crate) struct Speaker {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Speaker {
-    pub(crate) fn start(namespace: &Namespace, arguments: &[&str]) -> Result<Self> {
-        let mut command = namespace.command(speaker_program());
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        if std::env::var_os("OSPF_LOG").is_none() {
-            command.stderr(Stdio::null());
-        }
-        let mut process = command.spawn()?;
-        let input = process.stdin.take().context("piped")?;
-        let output = BufReader::new(process.stdout.take().context("piped")?);
-        Ok(Self { process, input, output })
-    }
-
-    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
-        writeln!(self.input, "{line}").context("the speaker is gone")
-    }
-
-    pub(crate) fn status(&mut self) -> Result<Value> {
-        self.tell("status")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        serde_json::from_str(&line).context(line)
-    }
-
-    pub(crate) fn full(&mut self) -> Result<usize> {
-        let status = self.status()?;
-        let neighbors = status["neighbors"].as_array().context("neighbors")?;
-        Ok(neighbors.iter().filter(|neighbor| neighbor["state"] == "Full").count())
-    }
-
-    /// How often something was refused for a reason.
-    pub(crate) fn refused(&mut self, reason: &str) -> Result<u64> {
-        Ok(self.status()?["counters"][reason].as_u64().unwrap_or(0))
-    }
-
-    pub(crate) fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.process.try_wait()?.is_some())
-    }
-
-    pub(crate) fn kill(&mut self) -> Result<()> {
-        self.process.kill()?;
-        self.process.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Speaker {
-    fn drop(&mut self) {
-        let _ = self.kill(); // it may have ended
     }
 }
 

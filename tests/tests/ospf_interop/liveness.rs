@@ -7,7 +7,10 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::netns::{Namespace, is_root, until};
 use serde_json::Value;
 
-use crate::lab::{Brand, Extra, Family, Lab, Net, Speaker};
+use crate::{
+    lab::{Brand, Extra, Family, Lab, Net},
+    speaker::Speaker,
+};
 
 /// Half of the dead interval in use: what happens within it, BFD did.
 const BEFORE_HELLOS_TELL: Duration = Duration::from_secs(2);

@@ -5,13 +5,17 @@ mod areas;
 mod authentication;
 mod lab;
 mod liveness;
+mod speaker;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::netns::{Namespace, is_root, until};
 
-use self::lab::{Brand, Family, Lab, Net, Speaker};
+use self::{
+    lab::{Brand, Family, Lab, Net},
+    speaker::Speaker,
+};
 
 /// The whole life of two directors beside a switch.
 fn life_of_two_directors(test: &str, brand: Brand, net: Net) -> Result<()> {
