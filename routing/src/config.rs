@@ -183,7 +183,8 @@ pub struct Config {
     pub table: u32,
     /// `rtm_protocol` of installed routes, 5 to 255: how a later run knows its own.
     pub protocol: u8,
-    /// Metric (`priority`) of installed routes in the kernel.
+    /// Metric (`priority`) of installed routes in the kernel, above that of its routes to the links: in IPv6 those have
+    /// 256, which is added.
     pub kernel_metric: u32,
     /// Next hops of one route at most, 1 to 64.
     pub max_paths: usize,

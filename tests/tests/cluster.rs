@@ -48,8 +48,11 @@ fn all_next_hops(ecmp: &Ecmp, count: usize) -> Result<()> {
 }
 
 fn requests_succeed(ecmp: &Ecmp) -> Result<()> {
-    for _ in 0..10 {
-        ecmp.lab.sh("client", &format!("curl -sf -m 5 -o /dev/null http://{VIP}/tiny"))?;
+    // By link address, in a tunnel, and over IPv6.
+    for vip in [VIP, "203.0.113.20", "[2001:db8:113::10]"] {
+        for _ in 0..10 {
+            ecmp.lab.sh("client", &format!("curl -sf -m 5 -o /dev/null 'http://{vip}/tiny'"))?;
+        }
     }
     Ok(())
 }

@@ -30,6 +30,9 @@ use crate::{
 const ADOPTION: Duration = Duration::from_secs(15);
 /// The speaker's time of day is at most this old.
 const CLOCK_CHECK: Duration = Duration::from_secs(1);
+/// Metric that the kernel gives to IPv6 routes of its own interfaces (`IP6_RT_PRIO_ADDRCONF`); to IPv4 ones, 0. A learned
+/// route must not come before them: the way to a neighbour on the link is the link.
+const CONNECTED_V6: u32 = 256;
 
 /// Starts one version's speaker; its commands, and the task that ends when it has stopped.
 ///
@@ -52,7 +55,8 @@ pub(super) fn start<V: Transport>(
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (wanted, watched) = watch::channel(Wanted::default());
     let (end_routes, end) = oneshot::channel();
-    let (table, protocol, metric) = (config.table, config.protocol, config.kernel_metric);
+    let (table, protocol) = (config.table, config.protocol);
+    let metric = config.kernel_metric.saturating_add(if V::IS_V6 { CONNECTED_V6 } else { 0 });
     let place = Place { family: V::FAMILY, table, protocol, metric };
     let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, end));
     let (paths_in, paths) = mpsc::unbounded_channel();
