@@ -17,6 +17,7 @@ mod cluster;
 mod explain;
 mod health;
 mod plan;
+mod replication;
 mod views;
 mod watch;
 
@@ -93,6 +94,7 @@ struct Node {
     ways: mpsc::UnboundedReceiver<next_hop::Change>,
     sync: syncd::Handle,
     sync_events: mpsc::Receiver<syncd::Event>,
+    exchange: replication::Exchange,
     health: health::Checks,
     standing: syncd::Standing,
     leader: Option<Ipv4Addr>,
@@ -122,6 +124,8 @@ impl Node {
         let (resolver, ways) = Resolver::start(dataplane.next_hops()).context("next hops")?;
         let (sync, sync_events) =
             syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
+        let port = sync.pin_port().context("sync service: its pins are somebody else's")?;
+        let exchange = replication::Exchange::new(port);
         let health = health::Checks::start(&config).context("health checks")?;
         let routing = match cluster::routing_config(&config) {
             Some(wanted) => {
@@ -142,6 +146,7 @@ impl Node {
             ways,
             sync,
             sync_events,
+            exchange,
             health,
             standing: syncd::Standing::Joining,
             leader: None,
@@ -171,6 +176,7 @@ impl Node {
                     Some(change) => self.handle_way(change),
                     None => anyhow::bail!("the next-hop resolver has ended"),
                 },
+                due = replication::due(&mut self.exchange, self.attached) => self.exchange_pins(due).await?,
                 Some(()) = self.health.changed() => self.publish_health().await,
                 _ = second.tick() => self.tick(),
                 () = watch::due(&mut self.watcher) => self.read_capture(),
@@ -223,6 +229,7 @@ impl Node {
             }
             syncd::Event::TablesInForce(tables) => {
                 self.handle_tables(tables);
+                self.ask_for_passed_over().await;
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
@@ -234,9 +241,9 @@ impl Node {
                 self.standing = standing;
                 self.announce();
             }
+            syncd::Event::PeerDown { router_id } => self.dataplane.orphan_pins(router_id),
             // Shown by `director peers`.
             syncd::Event::PeerUp { .. }
-            | syncd::Event::PeerDown { .. }
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
@@ -381,9 +388,12 @@ impl Node {
         }
     }
 
-    /// Whether tables are current and in the kernel.
+    /// Whether tables are current and in the kernel, and the other directors' connections are known.
     fn serving(&self) -> bool {
-        self.attached && self.trouble.is_none() && self.standing == syncd::Standing::Current
+        self.attached
+            && self.trouble.is_none()
+            && self.standing == syncd::Standing::Current
+            && self.exchange.is_whole()
     }
 
     /// Reads the configuration again; all or nothing.
@@ -413,6 +423,7 @@ impl Node {
             self.deal().await;
         }
         self.feed();
+        self.ask_for_passed_over().await;
         Ok(changes)
     }
 

@@ -184,7 +184,7 @@ fn bfd(bfd: &Bfd) -> String {
 }
 
 pub(super) fn peers(peers: &Peers) -> String {
-    let rows: Vec<[String; 9]> = peers
+    let rows: Vec<[String; 12]> = peers
         .peers
         .iter()
         .map(|peer| {
@@ -197,12 +197,27 @@ pub(super) fn peers(peers: &Peers) -> String {
                 yes(peer.same_tables),
                 yes(peer.same_config),
                 format!("{} ms", peer.last_heard_ms),
+                format!("{} ({} ms)", peer.pin_lag_records, peer.pin_lag_ms),
+                format!("{:.0}", peer.bytes_in_per_second),
+                format!("{:.0}", peer.bytes_out_per_second),
                 peer.refused.clone(),
             ]
         })
         .collect();
-    let titles =
-        ["address", "router id", "state", "epoch", "digest", "same tables", "same config", ">heard", ""];
+    let titles = [
+        "address",
+        "router id",
+        "state",
+        "epoch",
+        "digest",
+        "same tables",
+        "same config",
+        ">heard",
+        ">pin lag",
+        ">bytes/s in",
+        ">bytes/s out",
+        "",
+    ];
     format!(
         "epoch {}, digest {}, leader {}\n\n{}",
         dash(&peers.epoch),

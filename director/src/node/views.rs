@@ -81,6 +81,9 @@ impl Node {
             syncd::Standing::Current if !self.attached => {
                 ("waiting", "programs are not attached yet".to_owned())
             }
+            syncd::Standing::Current if !self.exchange.is_whole() => {
+                ("waiting", "the other directors' connections are not known yet".to_owned())
+            }
             syncd::Standing::Current => match routing {
                 Some(routing)
                     if routing
@@ -264,8 +267,33 @@ impl Node {
                     bytes_in: peer.bytes_in,
                     bytes_out: peer.bytes_out,
                     unacknowledged: peer.unacked,
+                    bytes_in_per_second: peer.bytes_in_per_second,
+                    bytes_out_per_second: peer.bytes_out_per_second,
+                    pin_lag_records: peer.pins.lag_records,
+                    pin_lag_ms: peer.pins.lag_ms,
+                    pin_records_out: peer.pins.records_out,
+                    pin_records_in: peer.pins.records_in,
+                    pin_snapshots_out: peer.pins.snapshots_out,
+                    pins_whole: peer.pins.whole,
+                    pin_batches_refused: peer.pins.refused,
+                    pin_silenced: peer.pins.silenced,
                 })
                 .collect(),
+            pins: Some(self.pin_totals()),
+        }
+    }
+
+    fn pin_totals(&self) -> wire::PinTotals {
+        let totals = self.exchange.totals();
+        wire::PinTotals {
+            replicas: self.dataplane.replicas() as u64,
+            added: totals.added as u64,
+            removed: totals.removed as u64,
+            redundant: totals.redundant as u64,
+            unknown_services: totals.strangers.into(),
+            unknown_servers: totals.unknown_servers.into(),
+            refused: totals.refused as u64,
+            conflicts: totals.conflicts as u64,
         }
     }
 
