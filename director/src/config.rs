@@ -4,6 +4,8 @@
 //! the file, the line and the column, and says what to write instead.
 
 mod address;
+mod areas;
+mod authentication;
 mod file;
 mod health;
 mod overlap;
@@ -116,14 +118,16 @@ pub enum XdpMode {
 /// `[ospf]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ospf {
-    /// Area of all interfaces.
-    pub area: Ipv4Addr,
     /// Seconds between Hellos.
     pub hello_interval: u16,
     /// Seconds of silence after which a neighbour is down.
     pub dead_interval: u32,
     /// Prefixes of the node itself.
     pub announce: Vec<IpNet>,
+    /// What announcements as external routes have in common.
+    pub external: routing::ExternalConfig,
+    /// Prefixes announced in place of the VIPs inside them.
+    pub aggregates: Vec<IpNet>,
     /// Learned prefixes to install; `None` for all but VIPs and our own.
     pub import: Option<Vec<IpNet>>,
     /// Whether OSPFv3 is spoken, for IPv6, on the same interfaces.
@@ -137,6 +141,10 @@ pub struct Ospf {
 pub struct OspfInterface {
     /// Name of the interface.
     pub name: String,
+    /// Its area.
+    pub area: Ipv4Addr,
+    /// How the area treats external routes.
+    pub area_kind: routing::AreaKind,
     /// Whether the link has a designated router.
     pub broadcast: bool,
     /// Cost of the link for our own routes (others see MaxLinkMetric).
@@ -147,6 +155,10 @@ pub struct OspfInterface {
     pub passive: bool,
     /// Watch the neighbours by BFD.
     pub bfd: Option<Bfd>,
+    /// How packets are authenticated.
+    pub authentication: routing::Authentication,
+    /// Send with a TTL of 255, and take nothing that has less (RFC 5082).
+    pub ttl_security: bool,
 }
 
 /// `bfd` of an `[[ospf.interface]]`
@@ -358,9 +370,6 @@ fn ospf(
 ) -> Result<Ospf, ConfigError> {
     let span = spanned.span();
     let ospf = spanned.into_inner();
-    if let Some(kind) = ospf.area_type.as_ref().filter(|kind| *kind.get_ref() != file::AreaType::Normal) {
-        return Err(source.unsupported(kind, "an area_type other than \"normal\"", "leave it out"));
-    }
     let hello_interval = *ospf.hello_interval.get_ref();
     if hello_interval == 0 {
         return Err(source.at(&ospf.hello_interval, "hello_interval must be at least 1 second"));
@@ -375,9 +384,10 @@ fn ospf(
     }
     if ospf.interface.is_empty() {
         let message = "name at least one [[ospf.interface]] towards a switch, or leave [ospf] out".to_owned();
-        return Err(source.error(Some(span), message));
+        return Err(source.error(Some(span.clone()), message));
     }
-    let mut seen = BTreeSet::new();
+    let ipv6 = ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services));
+    let (mut seen, mut areas) = (BTreeSet::new(), areas::Areas::default());
     let mut interfaces = Vec::new();
     for interface in ospf.interface {
         interface_name(source, &interface.name)?;
@@ -390,14 +400,18 @@ fn ospf(
             let message = "bfd on a passive interface watches nobody; leave one of the two out";
             return Err(source.at(&interface.name, message));
         }
-        if let Some(authentication) = &interface.authentication {
-            return Err(source.unsupported(authentication, "authentication", "leave it out"));
-        }
         if *interface.cost.get_ref() == 0 {
             return Err(source.at(&interface.cost, "cost must be from 1 to 65535"));
         }
+        let (simple, keys) = (interface.authentication, interface.keys);
+        let own = (interface.area.as_ref(), interface.area_type.as_ref());
+        let (area, area_kind) = areas.of(source, (&ospf.area, ospf.area_type.as_ref()), own)?;
         interfaces.push(OspfInterface {
+            authentication: authentication::authentication(source, simple, keys, ipv6)?,
+            ttl_security: interface.ttl_security,
             name: interface.name.into_inner(),
+            area,
+            area_kind,
             broadcast: matches!(interface.network, file::Network::Broadcast),
             cost: *interface.cost.get_ref(),
             priority: interface.priority,
@@ -405,11 +419,13 @@ fn ospf(
             bfd,
         });
     }
+    areas.check_services(services).map_err(|message| source.error(Some(span), message))?;
     Ok(Ospf {
-        area: ospf.area.into_inner(),
+        external: areas::external(source, ospf.external.as_ref())?,
+        aggregates: areas::aggregates(source, &ospf.aggregate)?,
         hello_interval,
         dead_interval,
-        ipv6: ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services)),
+        ipv6,
         announce: ospf.announce.iter().map(IpNet::trunc).collect(),
         import: ospf.import,
         interfaces,

@@ -378,8 +378,12 @@ impl Node {
         for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             tracing::info!(%prefix, "withdrawn");
         }
-        let prefixes: BTreeMap<IpNet, u16> =
-            wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
+        let told = |announcement: &Announcement| routing::Announcement {
+            metric: announcement.metric,
+            kind: announcement.announce,
+        };
+        let prefixes: BTreeMap<IpNet, routing::Announcement> =
+            wanted.iter().map(|(prefix, announcement)| (*prefix, told(announcement))).collect();
         match routing.announce(prefixes) {
             Ok(()) => self.announced = wanted,
             Err(error) => tracing::error!(%error, "announcements unchanged"),
@@ -407,6 +411,10 @@ impl Node {
         self.publish_health().await;
         if let Some(routing) = &self.routing {
             routing.protect(plan::vips(&self.config));
+            for interface in self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces) {
+                let rekeyed = routing.authenticate(&interface.name, interface.authentication.clone());
+                rekeyed.map_err(|error| error.to_string())?;
+            }
         }
         self.sync
             .set_config_digest(self.config.services_digest())

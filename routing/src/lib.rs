@@ -8,6 +8,8 @@
 //! for a real-time schedule.
 #![deny(unsafe_code)]
 
+mod announce;
+pub mod auth;
 #[expect(unsafe_code, reason = "scheduling and memory locking have no safe interface")]
 pub mod bfd;
 pub mod config;
@@ -17,8 +19,13 @@ pub mod speaker;
 mod time;
 
 pub use self::{
-    config::{AreaKind, BfdConfig, Config, ConfigError, InterfaceConfig, Metric, Network},
-    driver::{AnnounceError, Handle, StartError, spawn},
+    announce::{AnnounceAs, Announcement},
+    auth::{Algorithm, Authentication, Key, KeyError, Secret, Window},
+    config::{
+        AreaKind, BfdConfig, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType,
+        Network,
+    },
+    driver::{AnnounceError, Handle, RekeyError, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,
 };

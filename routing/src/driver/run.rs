@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -17,16 +17,19 @@ use super::{
     links,
     liveness::{Liveness, PathDown},
     port::Port,
-    transport::{Transport, raw_socket},
+    transport::{Device, Transport, raw_socket},
 };
 use crate::{
     Time,
+    auth::Authentication,
     config::Config,
     speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, Stop},
 };
 
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
 const ADOPTION: Duration = Duration::from_secs(15);
+/// The speaker's time of day is at most this old.
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
 /// Metric that the kernel gives to IPv6 routes of its own interfaces (`IP6_RT_PRIO_ADDRCONF`); to IPv4 ones, 0. A learned
 /// route must not come before them: the way to a neighbour on the link is the link.
 const CONNECTED_V6: u32 = 256;
@@ -63,6 +66,8 @@ pub(super) fn start<V: Transport>(
     let driver = Driver {
         speaker,
         started: Instant::now(),
+        time_of_day_at: None,
+        interfaces: config.interfaces.iter().map(|i| (i.name.clone(), i.ttl_security)).collect(),
         links: vec![Link::default(); config.interfaces.len()],
         ports: BTreeMap::new(),
         inputs_in,
@@ -80,6 +85,10 @@ pub(super) fn start<V: Transport>(
 struct Driver<V: Transport> {
     speaker: Machine<V>,
     started: Instant,
+    /// When the speaker was last told the time of day.
+    time_of_day_at: Option<Instant>,
+    /// Name and TTL security of each interface.
+    interfaces: Vec<(String, bool)>,
     links: Vec<Link<V>>,
     ports: BTreeMap<InterfaceId, Port<V>>,
     inputs_in: mpsc::Sender<Input<V>>,
@@ -113,6 +122,7 @@ impl<V: Transport> Driver<V> {
                     Some(Command::Enable) => self.handle(Input::Enable),
                     Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
                     Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
+                    Some(Command::Authenticate(name, authentication)) => self.authenticate(&name, authentication),
                     Some(Command::Status(answer)) => {
                         self.handle(Input::Timer); // so that ages are of now
                         let _ = answer.send(self.speaker.status()); // nobody waits any more
@@ -161,9 +171,25 @@ impl<V: Transport> Driver<V> {
             }
             _ => {}
         }
+        self.tell_time_of_day();
         self.speaker.handle(self.now(), input);
         while let Some(output) = self.speaker.poll_output() {
             self.perform(output);
+        }
+    }
+
+    /// The clock may have been set since the last time.
+    fn tell_time_of_day(&mut self) {
+        if self.time_of_day_at.is_none_or(|at| at.elapsed() >= CLOCK_CHECK) {
+            self.time_of_day_at = Some(Instant::now());
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.speaker.handle(self.now(), Input::TimeOfDay(now));
+        }
+    }
+
+    fn authenticate(&mut self, name: &str, authentication: Authentication) {
+        if let Some(at) = self.interfaces.iter().position(|(known, _)| known == name) {
+            self.handle(Input::Authenticate { interface: InterfaceId(at), authentication });
         }
     }
 
@@ -176,7 +202,11 @@ impl<V: Transport> Driver<V> {
         }
         self.ports.remove(&interface);
         if let Some(attached) = link.address.as_ref().filter(|_| link.is_usable()) {
-            match Port::open(interface, link.index, attached, self.inputs_in.clone()) {
+            let device = Device {
+                index: link.index,
+                ttl_security: self.interfaces.get(interface.0).is_some_and(|(_, security)| *security),
+            };
+            match Port::open(interface, device, attached, self.inputs_in.clone()) {
                 Ok(port) => drop(self.ports.insert(interface, port)),
                 Err(error) => tracing::error!(?link, %error, "cannot open the OSPF socket of an interface"),
             }
@@ -257,6 +287,20 @@ fn log(version: u8, event: &Event) {
         }
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");
+        }
+        Event::SendingKey { interface, key, algorithm, expired: false } => {
+            tracing::info!(version, interface, key, algorithm, "OSPF sends with this key");
+        }
+        Event::SendingKey { interface, key, algorithm, expired: true } => {
+            let remedy = "give the interface a key that is valid now";
+            tracing::warn!(
+                version,
+                interface,
+                key,
+                algorithm,
+                remedy,
+                "no OSPF key is valid; the last one goes on"
+            );
         }
         Event::Originated { lsa, sequence, flushed } => {
             tracing::debug!(version, lsa, sequence, flushed, "OSPF LSA originated");

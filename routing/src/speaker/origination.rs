@@ -13,8 +13,8 @@ use std::{
 use bytes::BytesMut;
 
 use super::{
-    Event, Interface, InterfaceId, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Scope, Time,
-    earlier, stop::Phase,
+    Event, Interface, InterfaceId, InterfaceState, LsaAction, Machine, Neighbor, NeighborState, Protocol,
+    Scope, Time, Trigger, earlier, stop::Phase,
 };
 use crate::packet::{
     INITIAL_SEQUENCE, MAX_AGE, MAX_SEQUENCE,
@@ -140,10 +140,15 @@ impl<V: Protocol> Machine<V> {
             Some(sequence) => sequence + 1,
         };
         let Ok(lsa) = Lsa::build(key, options, sequence, body) else { return };
+        let changed =
+            held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
+        self.record_lsa(LsaAction::Originated, scope, &lsa.header, None, changed);
         self.install_and_flood(scope, lsa, None);
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
         self.originate_by(now + REFRESH);
-        self.spf.request(now);
+        if let Some(extent) = V::extent(key.kind, true).filter(|_| changed) {
+            self.request_spf(extent, Trigger::lsa(&key));
+        }
         self.event(Event::Originated { lsa: key.to_string(), sequence, flushed: false });
     }
 
@@ -172,7 +177,11 @@ impl<V: Protocol> Machine<V> {
         }
         let lsa = entry.lsa.with_age(MAX_AGE);
         let sequence = lsa.header.sequence;
+        self.record_lsa(LsaAction::Flushed, scope, &lsa.header, None, true);
         self.install_and_flood(scope, lsa, None);
+        if let Some(extent) = V::extent(key.kind, true) {
+            self.request_spf(extent, Trigger::lsa(&key));
+        }
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
         self.originate_by(now + MIN_INTERVAL);
         self.event(Event::Originated { lsa: key.to_string(), sequence, flushed: true });

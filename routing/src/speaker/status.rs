@@ -8,10 +8,14 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Interface, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope};
+use super::{
+    Interface, InterfaceState, LsaEvent, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope,
+    SpfEvent,
+};
 use crate::{
+    announce::Announcement,
     bfd,
-    config::{Metric, Network},
+    config::{AreaKind, Network},
 };
 
 /// One interface.
@@ -31,12 +35,16 @@ pub struct InterfaceStatus {
     pub mtu: u16,
     /// Area.
     pub area: Ipv4Addr,
+    /// How the area treats external routes.
+    pub area_kind: AreaKind,
     /// Kind of network.
     pub network: Network,
     /// State.
     pub state: InterfaceState,
     /// Cost.
     pub cost: u16,
+    /// `none`, `simple`, or the key that is sent with and its algorithm.
+    pub authentication: String,
     /// Designated router, zero for none: by interface address in version 2, by router id in version 3.
     pub dr: Ipv4Addr,
     /// Backup, likewise.
@@ -130,14 +138,18 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Neighbours by interface.
     pub neighbors: Vec<NeighborStatus>,
-    /// Prefixes we announce.
-    pub announced: BTreeMap<IpNet, Metric>,
+    /// Prefixes we announce; an aggregate in place of those inside it.
+    pub announced: BTreeMap<IpNet, Announcement>,
     /// Link state databases.
     pub lsdb: Vec<LsaStatus>,
     /// Learned routes that are meant for the kernel.
     pub routes: Vec<Route>,
     /// Why something was refused, and how often.
     pub counters: BTreeMap<Refusal, u64>,
+    /// Recent changes of the databases, the oldest first.
+    pub lsa_events: Vec<LsaEvent>,
+    /// Recent calculations of routes with what set them off, the oldest first.
+    pub spf_events: Vec<SpfEvent>,
 }
 
 impl Status {
@@ -150,6 +162,8 @@ impl Status {
         self.announced.extend(other.announced);
         self.lsdb.extend(other.lsdb);
         self.routes.extend(other.routes);
+        self.lsa_events.extend(other.lsa_events);
+        self.spf_events.extend(other.spf_events);
         for (reason, count) in other.counters {
             *self.counters.entry(reason).or_default() += count;
         }
@@ -173,6 +187,8 @@ impl<V: Protocol> Machine<V> {
             lsdb: self.lsdb_status(),
             routes: self.routes.clone(),
             counters: self.refusals.counts().clone(),
+            lsa_events: self.lsa_events(),
+            spf_events: self.spf_events(),
         }
     }
 
@@ -197,16 +213,21 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
+    /// A scope as it is shown.
+    pub(super) fn scope_name(&self, scope: Scope) -> String {
+        match scope {
+            Scope::Link(id) => {
+                format!("link {}", self.interfaces.get(&id).map_or("?", |i| &i.config.name))
+            }
+            Scope::Area(area) => format!("area {area}"),
+            Scope::Domain => "domain".into(),
+        }
+    }
+
     fn lsdb_status(&self) -> Vec<LsaStatus> {
         let mut all = Vec::new();
         for (scope, database) in &self.databases {
-            let scope = match scope {
-                Scope::Link(id) => {
-                    format!("link {}", self.interfaces.get(id).map_or("?", |i| &i.config.name))
-                }
-                Scope::Area(area) => format!("area {area}"),
-                Scope::Domain => "domain".into(),
-            };
+            let scope = self.scope_name(*scope);
             all.extend(database.iter().map(|(key, entry)| LsaStatus {
                 version: V::NUMBER,
                 scope: scope.clone(),
@@ -232,9 +253,11 @@ fn interface_status<V: Protocol>(interface: &Interface<V>) -> InterfaceStatus {
         address: interface.link.address.as_ref().map(V::shown),
         mtu: interface.link.mtu,
         area: interface.config.area,
+        area_kind: interface.config.area_kind,
         network: interface.config.network,
         state: interface.state,
         cost: interface.config.cost,
+        authentication: interface.guard.describe(),
         dr: interface.dr,
         bdr: interface.bdr,
     }

@@ -7,7 +7,10 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::netns::{Namespace, is_root, until};
 use serde_json::Value;
 
-use crate::lab::{Brand, Family, Lab, Net, Speaker};
+use crate::{
+    lab::{Brand, Extra, Family, Lab, Net},
+    speaker::Speaker,
+};
 
 /// Half of the dead interval in use: what happens within it, BFD did.
 const BEFORE_HELLOS_TELL: Duration = Duration::from_secs(2);
@@ -53,7 +56,7 @@ fn silence_is_noticed(test: &str, family: Family, brand: Brand, net: Net) -> Res
     if !is_root(test) {
         return Ok(());
     }
-    let mut lab = Lab::with_bfd(family, brand, net)?;
+    let mut lab = Lab::with(family, brand, net, Extra { bfd: true, ..Extra::NONE })?;
     let mut one = lab.speaker(0)?;
     let mut two = lab.speaker(1)?;
     until_steady(&lab, [&mut one, &mut two])?;
