@@ -268,7 +268,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// A configuration with the usual values: version 2 alone, all routes admitted, table `main`, protocol 201, 16 paths.
+    /// A configuration with the usual values: version 2 alone, all routes admitted, table `main`, protocol 201, 16
+    /// paths.
     #[must_use]
     pub fn new(router_id: Ipv4Addr, interfaces: Vec<InterfaceConfig>) -> Self {
         Self {

@@ -1,4 +1,5 @@
-//! The protocol itself (RFC 2328, and RFC 5340 for IPv6), without clock, sockets or threads: packets, link events and wishes go in
+//! The protocol itself (RFC 2328, and RFC 5340 for IPv6), without clock, sockets or threads: packets, link events and
+//! wishes go in
 //! through [`Machine::handle`], what is to be done comes out of [`Machine::poll_output`], and
 //! [`Machine::next_deadline`] says when to come back with [`Input::Timer`]. Equal inputs give equal outputs,
 //! so a recording of inputs is a test.

@@ -1,7 +1,8 @@
 //! gRPC between directors.
 //!
 //! Every director dials every configured peer three times: one connection carries tables (`Exchange`), one heartbeats
-//! (`Beat`), one connections' pins (`Pins`). A connection begins with a greeting each way; what the greeting says is judged by the replica, what
+//! (`Beat`), one connections' pins (`Pins`). A connection begins with a greeting each way; what the greeting says is
+//! judged by the replica, what
 //! the certificate says here. After that a connection is a link of the engine, the only reader and writer of it.
 //!
 //! Nothing here decides, and nothing waits for a peer: a full queue drops, and the replica repeats.

@@ -11,7 +11,8 @@
 //! | `numbers` | short names for what records repeat |
 //! | `inbox` | what one other director tells, and whether it behaves |
 //!
-//! What is sent is how a connection stands when it is sent, and may be sent again: a batch that is lost, late or doubled
+//! What is sent is how a connection stands when it is sent, and may be sent again: a batch that is lost, late or
+//! doubled
 //! costs time, not agreement. Time travels as seconds left, so that clocks need not agree.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -83,7 +83,8 @@ pub fn decide<'a>(
     decision
 }
 
-/// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop limit, checksum, the headers of a tunnel, link
+/// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop
+/// limit, checksum, the headers of a tunnel, link
 /// addresses. A VLAN tag stays as it is.
 ///
 /// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two

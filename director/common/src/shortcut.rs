@@ -1,7 +1,8 @@
 //! The way of the packets there are most of, in as few steps as there can be.
 //!
 //! A whole TCP segment or UDP datagram without options, of a service found by its exact key, whose slot is settled or
-//! whose connection has its pin, to a real server by link address or IPIP over IPv4: [`forward`] does what [`decide()`](crate::decide()) and
+//! whose connection has its pin, to a real server by link address or IPIP over IPv4: [`forward`] does what
+//! [`decide()`](crate::decide()) and
 //! [`rewrite`](crate::decide::rewrite) do, byte for byte. It has no outcome of its own: whatever is anything else, or
 //! wrong in any way, it leaves untouched for those two. Headers are at fixed offsets here, so that a frame's length is
 //! compared once for each, and what is known of the packet stays in registers: the kernel's program spends more on the
@@ -313,7 +314,8 @@ fn find_pin<'a>(packet: &Packet, tables: &'a impl Tables) -> Option<&'a PinCell>
     })
 }
 
-/// Notes the packet in its connection's pin; `None` if that is to somebody else than `real`, or the packet begins another
+/// Notes the packet in its connection's pin; `None` if that is to somebody else than `real`, or the packet begins
+/// another
 /// connection.
 #[inline(always)]
 fn follow(cell: &PinCell, real: &RealEntry, packet: &Packet, tables: &impl Tables) -> Option<()> {

@@ -103,8 +103,10 @@ pub fn siphash<const C: usize, const D: usize, const N: usize>(key: HashKey, inp
     state.end::<C, D>(pending | ((N as u64) << 56))
 }
 
-/// The slot hash: SipHash-1-3 of the 8 bytes of each of `blocks` (the first byte lowest) and of up to 7 bytes in `rest`,
-/// `len` bytes in all. It takes words because that is what addresses are in the kernel: as bytes they would pass through
+/// The slot hash: SipHash-1-3 of the 8 bytes of each of `blocks` (the first byte lowest) and of up to 7 bytes in
+/// `rest`,
+/// `len` bytes in all. It takes words because that is what addresses are in the kernel: as bytes they would pass
+/// through
 /// the small stack there.
 #[inline(always)]
 pub fn siphash13_words<const B: usize>(key: HashKey, blocks: [u64; B], rest: u64, len: u8) -> u64 {

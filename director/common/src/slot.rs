@@ -3,7 +3,8 @@
 use crate::siphash::{HashKey, siphash13_words};
 use crate::tables::{Address, HashInput};
 
-/// Slots of a service's table unless it asks for [`SMALL_SLOTS`]: a prime, well above 100 times the real servers a service usually has.
+/// Slots of a service's table unless it asks for [`SMALL_SLOTS`]: a prime, well above 100 times the real servers a
+/// service usually has.
 pub const SLOTS: usize = 65_537;
 
 /// Slots of a small table, for services of few real servers of which there are thousands: the prime that IPVS's
@@ -126,7 +127,8 @@ pub const fn slot_of(hash: u64, slots: u32) -> u32 {
     ((hash >> 32).wrapping_mul(slots as u64) >> 32) as u32
 }
 
-/// The hash that [`slot_of`] makes a flow's slot of: a keyed hash over an unambiguous encoding of the source address (4 bytes for IPv4, 16
+/// The hash that [`slot_of`] makes a flow's slot of: a keyed hash over an unambiguous encoding of the source address
+/// (4 bytes for IPv4, 16
 /// for IPv6) and, where the service says so, the source port in network order behind it.
 #[inline(always)]
 pub fn hash_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) -> u64 {

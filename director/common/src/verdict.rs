@@ -183,7 +183,8 @@ reasons! {
         NoRealServer = "no-real-server",
         /// The way to the real server is not known.
         NoNextHop = "no-next-hop",
-        /// May be fragmented or cannot be answered about, or too many answers were given: larger, with the headers of a tunnel if there is one, than the interface towards the real server takes.
+        /// May be fragmented or cannot be answered about, or too many answers were given: larger, with the headers of
+        /// a tunnel if there is one, than the interface towards the real server takes.
         TooBig = "too-big",
         /// The tables contradict each other: a slot names a server that is not there, or there is no address of
         /// ours for a tunnel.

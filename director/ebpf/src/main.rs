@@ -1,6 +1,7 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 //!
-//! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`] and goes its way by [`finish`].
+//! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`] and goes its way by
+//! [`finish`].
 //! Each is a function of its own in the kernel too, for two reasons: the verifier checks it by itself, whereas in one
 //! piece it would follow every way through the last once for every way that leads there, and give up; and they use the
 //! same 512 bytes of stack, one after the other.

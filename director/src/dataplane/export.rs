@@ -35,7 +35,8 @@ impl Dataplane {
     }
 
     /// Goes on with the walk for about `budget` pins at second `now`, and appends those that are alive to `pins`; of
-    /// replicas only those that packets have come for here, and of those whose owner is gone only if `orphans` are asked for. True if the walk has come to its end: the next
+    /// replicas only those that packets have come for here, and of those whose owner is gone only if `orphans` are
+    /// asked for. True if the walk has come to its end: the next
     /// call begins another.
     ///
     /// # Errors

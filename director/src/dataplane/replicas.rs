@@ -1,8 +1,10 @@
 //! Pins that other directors see: their connections, should those come here.
 //!
-//! They are in the same map of the kernel as our own, so that a packet of a slot which is not settled is looked up once.
+//! They are in the same map of the kernel as our own, so that a packet of a slot which is not settled is looked up
+//! once.
 //! That map holds what a packet needs; whose a replica is, and how long its owner gives it, is remembered here. What is
-//! in the map is never written over: it may be a pin that a packet has made just now, and a program may have it in hand.
+//! in the map is never written over: it may be a pin that a packet has made just now, and a program may have it in
+//! hand.
 //! It is removed, and another added. Replicas leave a quarter of the map to our own connections.
 //!
 //! | a replica that is | is | and is told to the others |

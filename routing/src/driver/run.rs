@@ -30,7 +30,8 @@ use crate::{
 const ADOPTION: Duration = Duration::from_secs(15);
 /// The speaker's time of day is at most this old.
 const CLOCK_CHECK: Duration = Duration::from_secs(1);
-/// Metric that the kernel gives to IPv6 routes of its own interfaces (`IP6_RT_PRIO_ADDRCONF`); to IPv4 ones, 0. A learned
+/// Metric that the kernel gives to IPv6 routes of its own interfaces (`IP6_RT_PRIO_ADDRCONF`); to IPv4 ones, 0. A
+/// learned
 /// route must not come before them: the way to a neighbour on the link is the link.
 const CONNECTED_V6: u32 = 256;
 

@@ -1,4 +1,5 @@
-//! The interface machine (RFC 2328 section 9, RFC 5340 section 4.2.1.1): up and down, waiting, and the designated router.
+//! The interface machine (RFC 2328 section 9, RFC 5340 section 4.2.1.1): up and down, waiting, and the designated
+//! router.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

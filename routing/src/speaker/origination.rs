@@ -1,4 +1,5 @@
-//! Our own LSAs (RFC 2328 section 12.4, RFC 5340 section 4.4). What they should say follows from the state alone, and is compared
+//! Our own LSAs (RFC 2328 section 12.4, RFC 5340 section 4.4). What they should say follows from the state alone, and
+//! is compared
 //! with what the database holds after every input; so nothing has to remember to update them.
 //!
 //! Pace: the first change of an LSA leaves at once, the next instance no sooner than [`MIN_INTERVAL`] after

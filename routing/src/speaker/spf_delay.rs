@@ -23,7 +23,8 @@ pub struct SpfDelays {
 }
 
 impl Default for SpfDelays {
-    /// 0, 50 ms, 2 s and a hold-down of 3 s, as the RFC suggests. The time to learn is 2 s rather than one: the second instance of an
+    /// 0, 50 ms, 2 s and a hold-down of 3 s, as the RFC suggests. The time to learn is 2 s rather than one: the
+    /// second instance of an
     /// LSA comes a second after the first, and belongs to the same failure.
     fn default() -> Self {
         Self {

@@ -79,7 +79,8 @@ pub(super) enum Offence {
 const SILENCE: Duration = Duration::from_secs(60);
 /// Offences are forgotten after this time.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Batches out of turn that are forgiven in that time: when a connection breaks, or another one takes its place, all that
+/// Batches out of turn that are forgiven in that time: when a connection breaks, or another one takes its place, all
+/// that
 /// are on their way are.
 const JUMPS: u32 = 1_024;
 /// Pins of unknown services that are forgiven in it, while the tables are equal: they may have just changed.

@@ -2,7 +2,8 @@
 //!
 //! The node walks through its pins again and again and reports what it meets; a pin that two walks have not met is
 //! gone (one may miss it, while the kernel changes the map under the walk). From this follows what the others must be
-//! told: new pins, changed ones, those whose end has moved by a tenth of their life, and those that went before their time.
+//! told: new pins, changed ones, those whose end has moved by a tenth of their life, and those that went before their
+//! time.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -35,7 +35,8 @@ fn until_watched(speaker: &mut Speaker) -> Result<()> {
     watched.with_context(|| format!("{last:?}")).map(drop)
 }
 
-/// Waits until both directors are next hops, are watched, and have been so for longer than MinLSInterval: BIRD would delay
+/// Waits until both directors are next hops, are watched, and have been so for longer than MinLSInterval: BIRD would
+/// delay
 /// the change of its Router-LSA, and with it its route, by the rest. The switch's daemons have no real-time class: on a
 /// busy machine they may be late by 150 ms themselves, so that it takes more than one attempt.
 fn until_steady(lab: &Lab, mut directors: [&mut Speaker; 2]) -> Result<()> {
