@@ -82,7 +82,8 @@ pub(super) struct Announcement {
     pub(super) service: String,
 }
 
-/// Services that have their quorum of live real servers in the tables, given those that `had` it before.
+/// Services that have their quorum of live real servers in the tables, given those that `had` it before. One whose
+/// real servers all have weight 0 takes no new connections, but those it has go on: it needs one of them live.
 pub(super) fn quorate(
     config: &Config,
     tables: Option<&TableSet>,
@@ -90,12 +91,28 @@ pub(super) fn quorate(
 ) -> BTreeSet<String> {
     let has = |(name, service): (&String, &Service)| {
         let table = tables?.services.get(name)?;
+        if is_drained(service) {
+            return drained(service, table).any(|real| !real.dead).then(|| name.clone());
+        }
         let taking = table.reals.iter().filter(|real| real.weight > 0);
         let (live, dead): (Vec<&TableReal>, Vec<&TableReal>) = taking.partition(|real| !real.dead);
         let (live, all) = (live.len() as u32, (live.len() + dead.len()) as u32);
         service.quorum.holds(had.contains(name), live, all).then(|| name.clone())
     };
     config.services.iter().filter_map(has).collect()
+}
+
+/// Whether every configured real server has weight 0. A service without any is not drained but empty.
+fn is_drained(service: &Service) -> bool {
+    !service.reals.is_empty() && service.reals.iter().all(|real| real.weight == 0)
+}
+
+/// The configured real servers of weight 0, as the table has them.
+fn drained<'a>(service: &'a Service, table: &'a ServiceTable) -> impl Iterator<Item = &'a TableReal> {
+    let is_configured = |known: &&TableReal| {
+        service.reals.iter().any(|real| real.weight == 0 && real.address == known.address)
+    };
+    table.reals.iter().filter(is_configured)
 }
 
 /// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with its
@@ -118,7 +135,7 @@ pub(super) fn announcements(
     }
     for (name, service) in &config.services {
         let table = tables.and_then(|tables| tables.services.get(name));
-        if !quorate.contains(name) || !table.is_some_and(|table| can_serve(table, &reachable)) {
+        if !quorate.contains(name) || !table.is_some_and(|table| can_serve(service, table, &reachable)) {
             continue;
         }
         for prefix in service.prefixes() {
@@ -143,8 +160,11 @@ pub(super) fn vips(config: &Config) -> BTreeSet<IpNet> {
     config.services.values().flat_map(Service::prefixes).collect()
 }
 
-/// Whether any real server that takes new flows can be reached.
-fn can_serve(table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
+/// Whether any real server that takes new flows can be reached; of a drained service, one that still has some.
+fn can_serve(service: &Service, table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
+    if is_drained(service) {
+        return drained(service, table).any(|real| !real.dead && reachable(real.address));
+    }
     table.reals.iter().any(|real| real.share() > 0 && reachable(real.address))
 }
 
@@ -215,7 +235,7 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
             None => format!("added, {}", weight(real)),
             Some(old) if old == real => continue,
             Some(old) if old.weight != real.weight => {
-                format!("weight {} -> {}{}", old.weight, real.weight, drained(real))
+                format!("weight {} -> {}{}", old.weight, real.weight, draining(real))
             }
             Some(_) => "quic_id changed".to_owned(),
         };
@@ -230,10 +250,10 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
 }
 
 fn weight(real: &Real) -> String {
-    format!("weight {}{}", real.weight, drained(real))
+    format!("weight {}{}", real.weight, draining(real))
 }
 
-fn drained(real: &Real) -> &'static str {
+fn draining(real: &Real) -> &'static str {
     if real.weight == 0 { " (draining)" } else { "" }
 }
 
@@ -260,6 +280,7 @@ fn settings(service: &Service) -> [(&'static str, String); 11] {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::path::Path;
 
     use director_proto::tables::{Epoch, TableSet};
@@ -348,6 +369,24 @@ address = "10.0.2.12"
         }
         // A tie counts as up; without an opinion it stays as it was.
         assert_eq!(dead, [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_drained_service_stays_announced_while_one_of_its_servers_can_be_reached() {
+        let drained = config(&TEXT.replace("address = \"10.0.2.12\"", "address = \"10.0.2.12\"\nweight = 0"));
+        let mut tables = tables(&config(TEXT));
+        tables.services = deal(&drained, Some(&tables), &HealthView::new());
+        let metric = |tables: &TableSet, reachable: fn(IpAddr) -> bool| {
+            let quorate = quorate(&drained, Some(tables), &BTreeSet::new());
+            let all = announcements(&drained, Some(tables), &quorate, reachable, true);
+            all.get(&"203.0.113.10/32".parse::<IpNet>().expect("prefix")).map(|vip| vip.metric)
+        };
+        // The metric is the drained service's, which is the lower one, as long as it is announced.
+        assert_eq!(metric(&tables, |_| true), Some(5));
+        assert_eq!(metric(&tables, |real| real.to_string() != "10.0.2.12"), Some(10));
+        let reals = &mut tables.services.get_mut("b").expect("service").reals;
+        reals.iter_mut().for_each(|real| real.dead = true);
+        assert_eq!(metric(&tables, |_| true), Some(10));
     }
 
     #[test]
