@@ -53,6 +53,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
 use aya::{Ebpf, EbpfLoader};
+use director_common::hash::FlowHash;
 use director_common::siphash::HashKey;
 use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
 use nix::time::{ClockId, clock_gettime};
@@ -246,7 +247,9 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn set_hash_key(&mut self, key: [u8; 16]) -> Result<(), ApplyError> {
         let key = HashKey::from_bytes(key);
-        self.maps.write_config(|config| Config { hash_key: key, ..config }).map_err(ApplyError::Map)
+        self.maps
+            .write_config(|config| Config { hash_key: key, hash: FlowHash::new(key), ..config })
+            .map_err(ApplyError::Map)
     }
 
     /// Sets or, by `None`, forgets the way to the real server with this address, for all services that have it,

@@ -138,7 +138,7 @@ impl World {
             let server = pin.server();
             let is_known = server.is(&self.memory.reals[usize::from(server.position())]);
             let slot = slot_of_flow(
-                self.memory.config.hash_key,
+                &self.memory.config.hash,
                 flow.source,
                 flow.source_port,
                 HashInput::SourcePort,
@@ -171,8 +171,7 @@ impl World {
     /// The state of the slot that the connection from this port is in.
     fn state(&self, port: u16) -> SlotState {
         let client = mapped(V4.client.parse().expect("client"));
-        let slot =
-            slot_of_flow(self.memory.config.hash_key, client, port, HashInput::SourcePort, SLOTS as u32);
+        let slot = slot_of_flow(&self.memory.config.hash, client, port, HashInput::SourcePort, SLOTS as u32);
         self.windows.slots()[slot as usize].state().expect("state")
     }
 }

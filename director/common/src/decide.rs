@@ -13,7 +13,7 @@ mod track;
 use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
 use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
 use crate::pin::{ServerId, signal};
-use crate::slot::{Slot, entropy_of, hash_of_flow, slot_of};
+use crate::slot::{Slot, entropy_of, slot_of};
 use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, Tables, table_slots};
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
 
@@ -305,7 +305,7 @@ fn pick_real<'a>(
     flow: &FlowKey,
     forward: &mut Forward,
 ) -> Result<&'a RealEntry, DropReason> {
-    let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
+    let hash = config.hash.of(flow.source, flow.source_port, service.hash_input());
     forward.entropy = entropy_of(hash, flow.source_port);
     let slot =
         tables.slot(service.table, slot_of(hash, table_slots(service.table))).ok_or(DropReason::BadTable)?;

@@ -7,7 +7,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`packet`] | bounds-checked access to a frame, and the headers found in it |
-//! | [`siphash`] | the keyed hash |
+//! | [`hash`] | the slot hash: of what a flow's slot is picked |
+//! | [`siphash`] | how its secrets follow from the key |
 //! | [`slot`] | slots, their packing, and how a hash picks one |
 //! | [`pin`] | connections that do not follow their slot |
 //! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
@@ -25,6 +26,7 @@ pub mod capture;
 pub mod counters;
 pub mod decapsulate;
 pub mod decide;
+pub mod hash;
 pub mod packet;
 pub mod pin;
 pub mod shortcut;

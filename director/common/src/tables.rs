@@ -6,6 +6,7 @@
 mod class;
 mod shelf;
 
+use crate::hash::FlowHash;
 use crate::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use crate::siphash::HashKey;
 use crate::slot::Slot;
@@ -14,7 +15,7 @@ pub use class::RangeKey;
 pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small, shelf_of, table_slots};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
@@ -132,8 +133,10 @@ pub struct Config {
     pub magic: u32,
     /// [`LAYOUT_VERSION`] of the daemon that made the maps.
     pub layout: u32,
-    /// Key of the slot hash.
+    /// What the secrets of the slot hash follow from.
     pub hash_key: HashKey,
+    /// Those secrets.
+    pub hash: FlowHash,
     /// Sum of `FLAG_*`.
     pub flags: u32,
     /// Most ICMP errors that are sent in a second, by each processor.
@@ -144,8 +147,8 @@ pub struct Config {
     pub tunnel_v6: Address,
 }
 
-const _: () = assert!(size_of::<Config>() == 64);
-// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 2 x 4 + 2 x 16 = 64).
+const _: () = assert!(size_of::<Config>() == 120);
+// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 7 x 8 + 2 x 4 + 2 x 16 = 120).
 unsafe impl Plain for Config {}
 
 impl Config {
@@ -218,6 +221,42 @@ impl ServiceKey {
     #[inline(always)]
     pub const fn vip(address: Address) -> Self {
         Self { address, port: 0, protocol: 0, kind: Self::KIND_VIP }
+    }
+}
+
+/// What a packet of IPv4 is matched by first: a [`ServiceKey`] of the ordinary kind in 8 bytes, as it stands in the
+/// packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServiceKeyV4 {
+    /// The VIP.
+    pub address: [u8; 4],
+    /// Destination port in network order, 0 for all ports.
+    pub port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+const _: () = assert!(size_of::<ServiceKeyV4>() == 8);
+// SAFETY: `repr(C)` of bytes.
+unsafe impl Plain for ServiceKeyV4 {}
+
+impl ServiceKeyV4 {
+    /// The short form of a key that has one.
+    pub const fn of(key: &ServiceKey) -> Option<Self> {
+        if !key.address.is_v4() || key.kind != ServiceKey::KIND_SERVICE {
+            return None;
+        }
+        let (address, port) = (key.address.low(), key.port.to_be_bytes());
+        Some(Self { address, port, protocol: key.protocol, reserved: 0 })
+    }
+
+    /// The key that this is the short form of.
+    pub const fn whole(&self) -> ServiceKey {
+        let (address, port) = (Address::from_ipv4(self.address), u16::from_be_bytes(self.port));
+        ServiceKey::service(address, self.protocol, port)
     }
 }
 
@@ -505,6 +544,10 @@ pub trait Tables {
     fn config(&self) -> Option<&Config>;
     /// The service that owns `key`.
     fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry>;
+    /// The same, by the short form of an IPv4 key.
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<&ServiceEntry> {
+        self.service(&key.whole())
+    }
     /// The class of the longest prefix that has `address`.
     fn class(&self, address: &Address) -> Option<&u32>;
     /// The service that owns the narrowest range of `key`'s class with its port.

@@ -11,8 +11,8 @@ use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
     Address, Config, FlowKey, FragmentEntry, Interface, MAX_CLASSES, MAX_FRAGMENTS, MAX_INTERFACES,
     MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
-    RangeKey, RealEntry, SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceName, SlotTable, SmallTable,
-    Tables, TokenBucket, WindowEntry, is_small, shelf_of,
+    RangeKey, RealEntry, SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, SlotTable,
+    SmallTable, Tables, TokenBucket, WindowEntry, is_small, shelf_of,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS, Slot};
@@ -28,6 +28,9 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, ServiceEntry, MAX_SERVICE_KEYS, ON_DEMAND> = HashMap::new();
+/// Those of [`SERVICES`] that have the short form, by it: 8 bytes are hashed and compared in half the time of 20.
+#[btf_map]
+static SERVICES_V4: HashMap<ServiceKeyV4, ServiceEntry, MAX_SERVICE_KEYS, ON_DEMAND> = HashMap::new();
 /// Class of each prefix. (Tries allocate on demand, as they must.)
 #[btf_map]
 static CLASSES: LpmTrie<Address, u32, MAX_CLASSES> = LpmTrie::new();
@@ -105,6 +108,12 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<&ServiceEntry> {
+        // SAFETY: as in `service`.
+        unsafe { SERVICES_V4.get(key) }
+    }
+
+    #[inline(always)]
     fn class(&self, address: &Address) -> Option<&u32> {
         CLASSES.get(&Key::new(Address::BITS, *address))
     }
@@ -146,7 +155,7 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn now(&self) -> u32 {
         // SAFETY: a helper without arguments.
-        (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+        seconds(unsafe { bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]
@@ -208,6 +217,14 @@ impl Tables for KernelTables {
         // SAFETY: as in `service`.
         unsafe { INTERFACES.get(&ifindex) }
     }
+}
+
+/// Nanoseconds as seconds, by a multiplication: a division takes as long as half of a look-up. It is 0.9 s a year ahead,
+/// and never goes back.
+#[inline(always)]
+fn seconds(nanoseconds: u64) -> u32 {
+    // 2^54 / 10^9, of units of 2^23 ns: within 64 bits for more than 290 years.
+    ((nanoseconds >> 23).wrapping_mul(18_014_399) >> 31) as u32
 }
 
 /// Adds one to an outcome's counter on this processor.

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use director_common::packet::Buffer;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
-use director_common::slot::{hash_of_flow, slot_of};
+use director_common::slot::slot_of;
 use director_common::tables::{
     Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ServiceEntry,
     ServiceKey, Tables, TokenBucket, table_slots,
@@ -515,8 +515,7 @@ impl Dataplane {
     }
 
     fn hash(&self, flow: &FlowKey, input: HashInput) -> Result<Option<u64>, ReadError> {
-        let key = self.maps.hash_key()?;
-        Ok(Some(hash_of_flow(key, flow.source, flow.source_port, input)))
+        Ok(Some(self.maps.flow_hash()?.of(flow.source, flow.source_port, input)))
     }
 
     fn at(&self, entry: &ServiceEntry, position: Option<u16>) -> Result<Option<ExplainedReal>, ReadError> {

@@ -5,6 +5,7 @@
 //! | map | follows | bytes |
 //! |---|---|---|
 //! | `SERVICES` | its limit, then use | 1 MiB of buckets, about 100 a key |
+//! | `SERVICES_V4` | its limit, then use | 1 MiB of buckets, about 80 a key |
 //! | `CLASSES`, `RANGES` | use | about 80 a prefix, 100 a block of ports |
 //! | `TABLES` | use | 1 MiB for 4 tables of 65,537 slots, 64 KiB for all shelves |
 //! | `SMALL_TABLES` | use | 1 MiB for 64 tables of 4,093 slots (10,000 services: 164 MB), 4 KiB for all shelves |
@@ -24,12 +25,14 @@ use aya::maps::lpm_trie::{Key as TrieKey, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod, util};
 use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::hash::FlowHash;
 use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
     MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry,
-    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
+    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, WindowEntry,
+    is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -43,8 +46,9 @@ use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 18] = [
     "SERVICES",
+    "SERVICES_V4",
     "CLASSES",
     "RANGES",
     "TABLES",
@@ -70,6 +74,7 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
     }
     match name {
         "SERVICES" => of::<ServiceKey, ServiceEntry>(MAX_SERVICE_KEYS),
+        "SERVICES_V4" => of::<ServiceKeyV4, ServiceEntry>(MAX_SERVICE_KEYS),
         "CLASSES" => of::<TrieKey<Address>, u32>(MAX_CLASSES),
         "RANGES" => of::<TrieKey<RangeKey>, ServiceEntry>(MAX_RANGE_KEYS),
         "TABLES" => of::<u32, u32>(MAX_TABLES / SHELF),
@@ -101,6 +106,7 @@ unsafe impl<T: Plain> Pod for Shared<T> {}
 pub(super) struct Maps {
     config: Array<MapData, Shared<Config>>,
     services: HashMap<MapData, Shared<ServiceKey>, Shared<ServiceEntry>>,
+    services_v4: HashMap<MapData, Shared<ServiceKeyV4>, Shared<ServiceEntry>>,
     classes: LpmTrie<MapData, Shared<Address>, u32>,
     ranges: LpmTrie<MapData, Shared<RangeKey>, Shared<ServiceEntry>>,
     tables: Shelves<SLOTS>,
@@ -139,6 +145,7 @@ impl Maps {
         Ok(Self {
             config: take(ebpf, "CONFIG")?,
             services: take(ebpf, "SERVICES")?,
+            services_v4: take(ebpf, "SERVICES_V4")?,
             classes: take(ebpf, "CLASSES")?,
             ranges: take(ebpf, "RANGES")?,
             tables: Shelves::new(take(ebpf, "TABLES")?, SHELF),
@@ -177,6 +184,11 @@ impl Maps {
     /// The key of the slot hash.
     pub(super) fn hash_key(&self) -> Result<HashKey, MapError> {
         Ok(self.config.get(&0, 0)?.0.hash_key)
+    }
+
+    /// The slot hash.
+    pub(super) fn flow_hash(&self) -> Result<FlowHash, MapError> {
+        Ok(self.config.get(&0, 0)?.0.hash)
     }
 
     /// A real server's entry.
@@ -297,10 +309,33 @@ impl Maps {
         exact.chain(ranges).collect()
     }
 
+    /// Makes the short forms of keys agree with `keys`, which are all there are: an earlier process may have died
+    /// between the two.
+    pub(super) fn adopt_short_keys(&mut self, keys: &BTreeMap<Key, ServiceEntry>) -> Result<(), MapError> {
+        let short = |(key, entry): (&Key, &ServiceEntry)| match key {
+            Key::Exact(key) => ServiceKeyV4::of(key).map(|short| (short, *entry)),
+            Key::Range(..) => None,
+        };
+        let wanted: BTreeMap<_, _> = keys.iter().filter_map(short).collect();
+        let found = self.services_v4.iter().map(|item| item.map(|(Shared(key), Shared(entry))| (key, entry)));
+        let found: BTreeMap<_, _> = found.collect::<Result<_, _>>()?;
+        for (key, entry) in wanted.iter().filter(|(key, entry)| found.get(key) != Some(entry)) {
+            self.services_v4.insert(Shared(*key), Shared(*entry), 0)?;
+        }
+        for key in found.keys().filter(|key| !wanted.contains_key(key)) {
+            self.services_v4.remove(&Shared(*key))?;
+        }
+        Ok(())
+    }
+
     /// Sets what a key leads to: for a packet it is the old entry or the new one.
     pub(super) fn set_key(&mut self, key: Key, entry: ServiceEntry) -> Result<(), MapError> {
         match key {
-            Key::Exact(key) => self.services.insert(Shared(key), Shared(entry), 0),
+            Key::Exact(key) => {
+                self.services.insert(Shared(key), Shared(entry), 0)?;
+                ServiceKeyV4::of(&key)
+                    .map_or(Ok(()), |short| self.services_v4.insert(Shared(short), Shared(entry), 0))
+            }
             Key::Range(key, bits) => self.ranges.insert(&TrieKey::new(bits, Shared(key)), Shared(entry), 0),
         }
     }
@@ -308,7 +343,12 @@ impl Maps {
     /// Removes a key.
     pub(super) fn remove_key(&mut self, key: Key) -> Result<(), MapError> {
         match key {
-            Key::Exact(key) => self.services.remove(&Shared(key)),
+            Key::Exact(key) => {
+                if let Some(short) = ServiceKeyV4::of(&key) {
+                    self.services_v4.remove(&Shared(short))?;
+                }
+                self.services.remove(&Shared(key))
+            }
             Key::Range(key, bits) => self.ranges.remove(&TrieKey::new(bits, Shared(key))),
         }
     }

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 
 use aya::maps::MapError;
 use director_common::Slot;
+use director_common::hash::FlowHash;
 use director_common::pin::{QuicEntry, QuicKey};
-use director_common::siphash::HashKey;
 use director_common::slot::slot_of_flow;
 use director_common::tables::{
     Address, FlowKey, HashInput, MAX_SERVICES, ServiceEntry, WindowEntry, table_slots,
@@ -67,8 +67,8 @@ pub(super) struct Placement {
 
 impl Placement {
     /// The slot of a flow.
-    pub(super) fn slot_of(&self, key: HashKey, flow: &FlowKey) -> u32 {
-        slot_of_flow(key, flow.source, flow.source_port, self.hash, table_slots(self.table))
+    pub(super) fn slot_of(&self, hash: &FlowHash, flow: &FlowKey) -> u32 {
+        slot_of_flow(hash, flow.source, flow.source_port, self.hash, table_slots(self.table))
     }
 
     /// The timeouts that an earlier process noted.
@@ -101,6 +101,7 @@ impl Plan {
     /// Reads the plan from the maps.
     pub(super) fn read(maps: &mut Maps) -> Result<Self, MapError> {
         let mut plan = Self { keys: maps.keys()?, classes: maps.classes()?, ..Self::default() };
+        maps.adopt_short_keys(&plan.keys)?;
         let mut owned: BTreeMap<u32, Vec<ServiceEntry>> = BTreeMap::new();
         for (_, entry) in plan.keys.iter().filter(|(key, _)| !key.is_marker()) {
             owned.entry(entry.service).or_default().push(*entry);

@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use aya::maps::MapError;
+use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, ServerId};
-use director_common::siphash::HashKey;
 use director_common::tables::FlowKey;
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
@@ -179,7 +179,7 @@ impl Dataplane {
     /// # Errors
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn apply_pins(&mut self, delivery: &Delivery, now: u32) -> Result<PinReport, ApplyError> {
-        let key = self.maps.hash_key()?;
+        let hash = self.maps.flow_hash()?;
         let (from, boot_id) = (delivery.receipt.from, delivery.receipt.boot_id);
         if delivery.begins == Some(Begin::Snapshot) {
             self.replicas.begin_snapshot(from, boot_id, now);
@@ -206,7 +206,7 @@ impl Dataplane {
                     &self.maps.pins,
                     placement,
                     (id, from),
-                    key,
+                    &hash,
                     pin,
                     now,
                     &mut changes,
@@ -313,7 +313,7 @@ fn take(
     map: &PinMap,
     placement: &mut Placement,
     (server, from): (ServerId, Ipv4Addr),
-    key: HashKey,
+    hash: &FlowHash,
     pin: &RemotePin,
     now: u32,
     changes: &mut Changes,
@@ -324,7 +324,7 @@ fn take(
     // Whatever the other says: no connection is kept for longer than here.
     let remaining = pin.remaining.min(life);
     let until = now.saturating_add(remaining);
-    let slot = placement.slot_of(key, flow);
+    let slot = placement.slot_of(hash, flow);
     let of = placement.slots.slots().get(slot as usize).copied();
     let is_needed =
         remaining > 0 && of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position());

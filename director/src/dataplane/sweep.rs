@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
-use director_common::siphash::HashKey;
 use director_common::tables::FlowKey;
 
 use super::apply::packed;
@@ -241,13 +241,13 @@ impl Dataplane {
             self.plan.services.values_mut().for_each(|placement| placement.slots.begin_pass());
             (self.sweep.cursor, self.sweep.is_running, self.sweep.is_needed) = (Cursor::Start, true, false);
         }
-        let (key, owners) = (self.maps.hash_key()?, self.owners());
+        let (hash, owners) = (self.maps.flow_hash()?, self.owners());
         let mut seen = 0;
         while self.sweep.cursor != Cursor::End && seen < PINS_PER_TICK {
             let mut pins = Vec::new();
             let next = self.maps.pins.read(self.sweep.cursor, &mut pins)?;
             seen += pins.len();
-            pins.retain(|(flow, pin)| !self.keeps(key, &owners, flow, pin, now));
+            pins.retain(|(flow, pin)| !self.keeps(&hash, &owners, flow, pin, now));
             let stale: Vec<FlowKey> = pins.into_iter().map(|(flow, _)| flow).collect();
             self.maps.pins.remove(&stale)?;
             stale.iter().for_each(|flow| self.replicas.forget(flow));
@@ -261,10 +261,10 @@ impl Dataplane {
     }
 
     /// Whether a pin that the sweep has met stays.
-    fn keeps(&mut self, key: HashKey, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
+    fn keeps(&mut self, hash: &FlowHash, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
         let Some((name, position)) = owners.get(&pin.server().generation()) else { return false };
         let Some(placement) = self.plan.services.get_mut(name) else { return false };
-        let slot = placement.slot_of(key, flow);
+        let slot = placement.slot_of(hash, flow);
         let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
             && self.replicas.until(flow).is_none_or(|until| until <= now);
         let keeps = placement.slots.keep(slot, *position, expired);

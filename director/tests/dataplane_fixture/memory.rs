@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use director::dataplane::{Datagrams, Forwarding, HashInput, NextHop, ServiceSpec};
 use director_common::decide::rewrite;
+use director_common::hash::FlowHash;
 use director_common::packet::{Buffer, Frame};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::shortcut::{self, Forwarded};
@@ -72,6 +73,7 @@ impl Memory {
             magic: CONFIG_MAGIC,
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
+            hash: FlowHash::new(HashKey::from_bytes(key)),
             flags: Config::FLAG_CLASSES,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
