@@ -2,6 +2,7 @@
 
 mod capture;
 mod explain;
+mod ospf;
 mod pcapng;
 mod show;
 mod table;
@@ -47,6 +48,14 @@ enum Command {
     Services(Ask),
     /// Show OSPF neighbours.
     Neighbors(Ask),
+    /// Show OSPF's link state databases.
+    Lsdb(ospf::Lsdb),
+    /// Show the routes that OSPF learned, whether the kernel has them, and why not.
+    Routes(ospf::Routes),
+    /// Show OSPF's interfaces: state, timers, authentication, and what was refused there.
+    Interfaces(ospf::Interfaces),
+    /// Show what happened in OSPF lately: states, LSAs, and calculations of routes with their triggers.
+    Events(ospf::Events),
     /// Show the other directors and whether they hold the same tables.
     Peers(Ask),
     /// Show flows that passed this director (needs `flow_accounting = true`).
@@ -185,6 +194,10 @@ impl Cli {
             Command::Status(ask) => ask.status().await,
             Command::Services(ask) => ask.services().await,
             Command::Neighbors(ask) => ask.neighbors().await,
+            Command::Lsdb(lsdb) => lsdb.execute().await,
+            Command::Routes(routes) => routes.execute().await,
+            Command::Interfaces(interfaces) => interfaces.execute().await,
+            Command::Events(events) => events.execute().await,
             Command::Peers(ask) => ask.peers().await,
             Command::Connections { limit, ask } => ask.connections(limit).await,
             Command::Explain(explain) => explain.execute().await,

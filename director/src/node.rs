@@ -16,6 +16,7 @@ mod answers;
 mod cluster;
 mod explain;
 mod health;
+mod ospf;
 mod plan;
 mod replication;
 mod views;
@@ -435,6 +436,10 @@ impl Node {
             Question::Status(reply) => reply_with(reply, self.status().await),
             Question::Services(reply) => reply_with(reply, self.services()),
             Question::Neighbors(reply) => reply_with(reply, self.neighbors().await),
+            Question::Lsdb(request, reply) => reply_with(reply, self.lsdb(request).await),
+            Question::Routes(reply) => reply_with(reply, self.routes().await),
+            Question::OspfInterfaces(reply) => reply_with(reply, self.ospf_interfaces().await),
+            Question::Events(reply) => reply_with(reply, self.events().await),
             Question::Peers(reply) => reply_with(reply, self.peers().await),
             Question::Connections(limit, reply) => reply_with(reply, self.connections(limit)),
             Question::Reload(reply) => {

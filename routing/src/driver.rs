@@ -29,7 +29,7 @@ use crate::{
     bfd,
     config::{Config, ConfigError, Metric},
     packet::{V2, v3::V3},
-    speaker::{Event, MAX_ANNOUNCED, Status, Stop},
+    speaker::{Event, LsaDetail, MAX_ANNOUNCED, RouteStatus, Status, Stop},
 };
 
 /// Inputs that may wait; readers of sockets pause when it is full.
@@ -113,6 +113,9 @@ enum Command {
     Protect(BTreeSet<IpNet>),
     Authenticate(String, Authentication),
     Status(oneshot::Sender<Status>),
+    /// With what the LSAs say, or without.
+    Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
+    Routes(oneshot::Sender<Vec<RouteStatus>>),
     Shutdown(Stop, oneshot::Sender<()>),
 }
 
@@ -213,21 +216,32 @@ impl Handle {
 
     /// What the speaker knows, of both versions in one view; none once it has stopped.
     pub async fn status(&self) -> Option<Status> {
-        let mut merged: Option<Status> = None;
-        for commands in self.versions() {
-            let (answer, status) = oneshot::channel();
-            Self::send(commands, Command::Status(answer));
-            if let Ok(status) = status.await {
-                merged = Some(match merged {
-                    Some(first) => first.merge(status),
-                    None => status,
-                });
-            }
-        }
+        let mut merged = self.ask(Command::Status).await.into_iter().reduce(Status::merge);
         if let (Some(liveness), Some(status)) = (&self.liveness, &mut merged) {
             status.neighbors = liveness.describe(std::mem::take(&mut status.neighbors)).await;
         }
         merged
+    }
+
+    /// The databases of both versions, with what the LSAs say if `with_bodies`; empty once the speaker has stopped.
+    pub async fn lsdb(&self, with_bodies: bool) -> Vec<LsaDetail> {
+        self.ask(|answer| Command::Lsdb(with_bodies, answer)).await.into_iter().flatten().collect()
+    }
+
+    /// Every route that is known, with what became of it in the kernel; empty once the speaker has stopped.
+    pub async fn routes(&self) -> Vec<RouteStatus> {
+        self.ask(Command::Routes).await.into_iter().flatten().collect()
+    }
+
+    /// The answers of the versions that have not stopped.
+    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
+        let mut answers = Vec::new();
+        for commands in self.versions() {
+            let (sender, answer) = oneshot::channel();
+            Self::send(commands, command(sender));
+            answers.extend(answer.await); // an error means that it has stopped
+        }
+        answers
     }
 
     /// News from now on.

@@ -7,7 +7,7 @@
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4),
 //! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405); `liveness` joins BFD to the neighbours
-//! (RFC 5882), `history` is for whoever looks back. All of it is one machine for both versions; [`Protocol`] is
+//! (RFC 5882), `history` is for whoever looks back, `inspection` and `status` for whoever looks. All of it is one machine for both versions; [`Protocol`] is
 //! the seam, `v2` and `v3` what is on either side of it.
 
 mod ageing;
@@ -18,6 +18,7 @@ mod external;
 mod flooding;
 mod hello;
 mod history;
+mod inspection;
 mod interface;
 mod io;
 mod liveness;
@@ -58,7 +59,8 @@ use self::{
     stop::Stopping,
 };
 pub use self::{
-    history::{Extent, LsaAction, LsaEvent, SpfEvent},
+    history::{Extent, LsaAction, LsaEvent, SpfEvent, StateEvent},
+    inspection::{LsaDetail, RouteHop, RouteStatus, Selection},
     interface::InterfaceState,
     liveness::Watched,
     neighbor::{NeighborEvent, NeighborState},
@@ -503,6 +505,7 @@ impl<V: Protocol> Machine<V> {
     }
 
     fn event(&mut self, event: Event) {
+        self.record_state(&event);
         self.outputs.push_back(Output::Event(event));
     }
 

@@ -110,7 +110,7 @@ impl Node {
         })
     }
 
-    async fn routing_status(&self) -> Option<routing::Status> {
+    pub(super) async fn routing_status(&self) -> Option<routing::Status> {
         let status = self.routing.as_ref()?.status();
         tokio::time::timeout(PATIENCE, status).await.ok().flatten()
     }

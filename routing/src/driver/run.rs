@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     Command, INPUT_QUEUE, StartError,
-    kernel_routes::{self, Place, Wanted},
+    kernel_routes::{self, Place, Report, Wanted},
     links,
     liveness::{Liveness, PathDown},
     port::Port,
@@ -23,7 +23,7 @@ use crate::{
     Time,
     auth::Authentication,
     config::Config,
-    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, Stop},
+    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, RouteStatus, Stop},
 };
 
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
@@ -59,7 +59,8 @@ pub(super) fn start<V: Transport>(
     let (table, protocol) = (config.table, config.protocol);
     let metric = config.kernel_metric.saturating_add(if V::IS_V6 { CONNECTED_V6 } else { 0 });
     let place = Place { family: V::FAMILY, table, protocol, metric };
-    let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, end));
+    let (report, reported) = watch::channel(Report::default());
+    let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, report, end));
     let (paths_in, paths) = mpsc::unbounded_channel();
     if let Some(liveness) = &liveness {
         liveness.join(V::IS_V6, paths_in);
@@ -75,6 +76,7 @@ pub(super) fn start<V: Transport>(
         events,
         liveness,
         wanted,
+        reported,
         learned: Vec::new(),
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
@@ -96,6 +98,8 @@ struct Driver<V: Transport> {
     events: broadcast::Sender<Event>,
     liveness: Option<Liveness>,
     wanted: watch::Sender<Wanted>,
+    /// What became of the routes in the kernel.
+    reported: watch::Receiver<Report>,
     learned: Vec<Route>,
     /// When routes of an earlier run go that were not learned again.
     purge_at: Option<Instant>,
@@ -128,6 +132,11 @@ impl<V: Transport> Driver<V> {
                         self.handle(Input::Timer); // so that ages are of now
                         let _ = answer.send(self.speaker.status()); // nobody waits any more
                     }
+                    Some(Command::Lsdb(with_bodies, answer)) => {
+                        self.handle(Input::Timer);
+                        let _ = answer.send(self.speaker.lsdb(with_bodies)); // likewise
+                    }
+                    Some(Command::Routes(answer)) => drop(answer.send(self.routes())), // likewise
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
                         waiting.push(answer);
@@ -263,6 +272,19 @@ impl<V: Transport> Driver<V> {
             wanted.routes = routes;
             changed
         });
+    }
+
+    /// The routes with what became of them.
+    fn routes(&self) -> Vec<RouteStatus> {
+        let mut routes = self.speaker.route_status();
+        let report = self.reported.borrow();
+        for route in routes.iter_mut().filter(|route| route.reason.is_none()) {
+            route.installed = report.installed.contains(&route.prefix);
+            let refused = report.refused.get(&route.prefix).cloned();
+            let waiting = || refused.unwrap_or_else(|| "not yet in the kernel".to_owned());
+            route.reason = (!route.installed).then(waiting);
+        }
+        routes
     }
 
     fn purge(&mut self) {

@@ -3,6 +3,7 @@
 mod areas;
 mod authentication;
 mod externals;
+mod inspection;
 mod liveness;
 mod protocol;
 mod scale;

@@ -1,6 +1,8 @@
 //! What is particular to version 2 (RFC 2328): interfaces and networks are known by their IPv4 addresses,
 //! and topology and prefixes share the same LSAs.
 
+mod description;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -134,6 +136,14 @@ impl Protocol for V2 {
             return Err((Refusal::LsaHeader, "link state id is not the originator".into()));
         }
         LsaBody::parse(lsa).map(drop).map_err(|error| (Refusal::LsaBody, error.to_string()))
+    }
+
+    fn kind_name(kind: u8) -> &'static str {
+        description::kind_name(kind)
+    }
+
+    fn describe(lsa: &Lsa) -> Vec<String> {
+        description::describe(lsa)
     }
 
     fn is_own(machine: &Machine<Self>, key: &LsaKey) -> bool {

@@ -1,6 +1,7 @@
 //! What is particular to version 3 (RFC 5340): routers speak over link-local addresses and name each other by
 //! router id, links by interface id; topology and prefixes are LSAs apart.
 
+mod description;
 mod graph;
 mod origination;
 
@@ -153,6 +154,14 @@ impl Protocol for V3 {
 
     fn judge(lsa: &Lsa) -> Result<(), (Refusal, String)> {
         LsaBody::parse(lsa).map(drop).map_err(|error| (Refusal::LsaBody, error.to_string()))
+    }
+
+    fn kind_name(kind: LsType) -> &'static str {
+        description::kind_name(kind)
+    }
+
+    fn describe(lsa: &Lsa) -> Vec<String> {
+        description::describe(lsa)
     }
 
     fn is_own(machine: &Machine<Self>, key: &LsaKey) -> bool {

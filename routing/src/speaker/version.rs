@@ -94,6 +94,12 @@ pub trait Protocol: Authenticated {
     /// The reason, and its detail.
     fn judge(lsa: &Lsa<Self>) -> Result<(), (Refusal, String)>;
 
+    /// The name of an LS type, as routers show it.
+    fn kind_name(kind: Self::Kind) -> &'static str;
+
+    /// What an LSA says, a line for each thing.
+    fn describe(lsa: &Lsa<Self>) -> Vec<String>;
+
     /// Whether `key` names an LSA of ours (RFC 2328 section 13.4).
     fn is_own(machine: &Machine<Self>, key: &LsaKey<Self>) -> bool;
 
