@@ -1,6 +1,7 @@
 //! The `director` command line: what each subcommand asks the running director, and how it is shown.
 
 mod capture;
+mod drain;
 mod explain;
 mod ospf;
 mod pcapng;
@@ -76,6 +77,14 @@ enum Command {
     /// Packets are written as they came in, before anything in them changes. A capture ends by itself after
     /// --count or --duration, and with Ctrl-C. There can be one at a time.
     Capture(capture::Capture),
+    /// Take this director out of service without losing a connection.
+    ///
+    /// Raises the metric of all its VIPs, so that the switches send their traffic to the other directors, waits until
+    /// no packet arrives any more, and withdraws the VIPs. When it returns, the node can be powered off. The director
+    /// stays drained over restarts, until `director undrain`.
+    Drain(drain::Drain),
+    /// Take a drained director back into service.
+    Undrain(Ask),
     /// Make the running director read its configuration file again.
     Reload(Ask),
     /// Prepare a real server and end the directors' tunnels on it, until interrupted.
@@ -202,6 +211,8 @@ impl Cli {
             Command::Connections { limit, ask } => ask.connections(limit).await,
             Command::Explain(explain) => explain.execute().await,
             Command::Capture(capture) => capture.execute().await,
+            Command::Drain(drain) => drain.execute().await,
+            Command::Undrain(ask) => ask.undrain().await,
             Command::Reload(ask) => ask.reload().await,
             Command::Agent(agent) => agent.execute().await,
             Command::Completions { shell } => {
@@ -250,6 +261,7 @@ impl Ask {
     question!(neighbors, list_neighbors, wire::NeighborsRequest {});
     question!(peers, list_peers, wire::PeersRequest {});
     question!(reload, reload, wire::ReloadRequest {});
+    question!(undrain, undrain, wire::UndrainRequest {});
 
     async fn connections(&self, limit: u32) -> anyhow::Result<()> {
         let mut client = self.socket.connect().await?;

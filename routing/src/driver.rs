@@ -116,6 +116,7 @@ enum Command {
     /// With what the LSAs say, or without.
     Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
     Routes(oneshot::Sender<Vec<RouteStatus>>),
+    Settled(oneshot::Sender<bool>),
     Shutdown(Stop, oneshot::Sender<()>),
 }
 
@@ -231,6 +232,12 @@ impl Handle {
     /// Every route that is known, with what became of it in the kernel; empty once the speaker has stopped.
     pub async fn routes(&self) -> Vec<RouteStatus> {
         self.ask(Command::Routes).await.into_iter().flatten().collect()
+    }
+
+    /// Whether all that was announced so far is known to the neighbours: our LSAs say it, and everybody who is to
+    /// acknowledge them has. With nobody to tell, it is.
+    pub async fn is_settled(&self) -> bool {
+        self.ask(Command::Settled).await.into_iter().all(|settled| settled)
     }
 
     /// The answers of the versions that have not stopped.

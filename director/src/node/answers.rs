@@ -4,10 +4,10 @@ use std::pin::Pin;
 
 use director_proto::control::control_server::Control;
 use director_proto::control::{
-    CaptureBatch, CaptureRequest, Connections, ConnectionsRequest, Events, EventsRequest, ExplainRequest,
-    Explanation, Lsdb, LsdbRequest, Neighbors, NeighborsRequest, OspfInterfaces, OspfInterfacesRequest,
-    Peers, PeersRequest, ReloadReply, ReloadRequest, Routes, RoutesRequest, Services, ServicesRequest,
-    Status, StatusRequest,
+    CaptureBatch, CaptureRequest, Connections, ConnectionsRequest, DrainProgress, DrainRequest, Events,
+    EventsRequest, ExplainRequest, Explanation, Lsdb, LsdbRequest, Neighbors, NeighborsRequest,
+    OspfInterfaces, OspfInterfacesRequest, Peers, PeersRequest, ReloadReply, ReloadRequest, Routes,
+    RoutesRequest, Services, ServicesRequest, Status, StatusRequest, UndrainReply, UndrainRequest,
 };
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +26,8 @@ pub(super) enum Question {
     Peers(oneshot::Sender<Peers>),
     Connections(u32, oneshot::Sender<Result<Connections, String>>),
     Reload(oneshot::Sender<Result<ReloadReply, String>>),
+    Drain(DrainRequest, oneshot::Sender<Result<mpsc::Receiver<Result<DrainProgress, String>>, String>>),
+    Undrain(oneshot::Sender<Result<UndrainReply, String>>),
     Explain(ExplainRequest, oneshot::Sender<Result<Explanation, String>>),
     Capture(CaptureRequest, oneshot::Sender<Result<mpsc::Receiver<CaptureBatch>, String>>),
 }
@@ -116,6 +118,22 @@ impl Control for Asker {
 
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadReply>, tonic::Status> {
         self.demand(Question::Reload).await
+    }
+
+    type DrainStream = Pin<Box<dyn Stream<Item = Result<DrainProgress, tonic::Status>> + Send>>;
+
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<Self::DrainStream>, tonic::Status> {
+        let request = request.into_inner();
+        let news = self.demand(|sender| Question::Drain(request, sender)).await?.into_inner();
+        let news = ReceiverStream::new(news).map(|news| news.map_err(tonic::Status::failed_precondition));
+        Ok(Response::new(Box::pin(news)))
+    }
+
+    async fn undrain(&self, _: Request<UndrainRequest>) -> Result<Response<UndrainReply>, tonic::Status> {
+        self.demand(Question::Undrain).await
     }
 
     async fn explain(

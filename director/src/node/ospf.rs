@@ -13,7 +13,7 @@ use super::{Node, PATIENCE};
 
 impl Node {
     /// OSPF's answer, unless there is no OSPF or it does not answer.
-    async fn ask_routing<'a, T, F: Future<Output = T>>(
+    pub(super) async fn ask_routing<'a, T, F: Future<Output = T>>(
         &'a self,
         ask: impl FnOnce(&'a routing::Handle) -> F,
     ) -> Result<T, String> {
@@ -25,7 +25,7 @@ impl Node {
             .map_err(|_| format!("OSPF does not answer within {PATIENCE:?}: see the director's log"))
     }
 
-    async fn ospf_status(&self) -> Result<routing::Status, String> {
+    pub(super) async fn ospf_status(&self) -> Result<routing::Status, String> {
         let status = self.ask_routing(routing::Handle::status).await?;
         status.ok_or_else(|| "OSPF has stopped: see the director's log".to_owned())
     }

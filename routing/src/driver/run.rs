@@ -137,6 +137,7 @@ impl<V: Transport> Driver<V> {
                         let _ = answer.send(self.speaker.lsdb(with_bodies)); // likewise
                     }
                     Some(Command::Routes(answer)) => drop(answer.send(self.routes())), // likewise
+                    Some(Command::Settled(answer)) => drop(answer.send(self.speaker.is_settled())), // likewise
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
                         waiting.push(answer);

@@ -209,6 +209,27 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
+    /// Whether our LSAs say what they should, and all neighbours have acknowledged that. With nobody to tell, they do.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
+        if neighbors.all(|neighbor| neighbor.state < NeighborState::Exchange) {
+            return true;
+        }
+        let wanted = self.wanted_lsas();
+        let said = wanted.iter().all(|((scope, key), (options, body))| {
+            let held = self.database(*scope).and_then(|db| db.get(key)).filter(|e| e.age(self.now) < MAX_AGE);
+            held.is_some_and(|e| e.lsa.body() == &body[..] && e.lsa.header.options == *options)
+        });
+        said && self.originator.own.keys().all(|(scope, key)| {
+            let gone = || {
+                let held = self.database(*scope).and_then(|db| db.get(key));
+                held.is_none_or(|entry| entry.age(self.now) == MAX_AGE)
+            };
+            !self.is_awaited(*scope, key) && (wanted.contains_key(&(*scope, *key)) || gone())
+        })
+    }
+
     fn wanted_lsas(&self) -> Wanted<V> {
         let phase = self.stopping.as_ref().map(|stopping| stopping.phase);
         if matches!(phase, Some(Phase::Flush | Phase::Done)) {
