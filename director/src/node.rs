@@ -416,15 +416,17 @@ impl Node {
             return Ok(changes);
         }
         self.health.watch(&config).map_err(|error| error.to_string())?;
+        if let (Some(routing), Some(wanted)) = (&self.routing, cluster::routing_config(&config))
+            && let Err(error) = routing.reconfigure(wanted)
+        {
+            let _ = self.health.watch(&self.config); // as before, which was good
+            return Err(format!("[ospf] {error}"));
+        }
         self.config = config;
         // What is no longer checked has no vote any more.
         self.publish_health().await;
         if let Some(routing) = &self.routing {
             routing.protect(plan::vips(&self.config));
-            for interface in self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces) {
-                let rekeyed = routing.authenticate(&interface.name, interface.authentication.clone());
-                rekeyed.map_err(|error| error.to_string())?;
-            }
         }
         self.sync
             .set_config_digest(self.config.services_digest())

@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     Time,
-    auth::Authentication,
     config::Config,
     speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, RouteStatus, Stop},
 };
@@ -63,7 +62,7 @@ pub(super) fn start<V: Transport>(
     let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, report, end));
     let (paths_in, paths) = mpsc::unbounded_channel();
     if let Some(liveness) = &liveness {
-        liveness.join(V::IS_V6, paths_in);
+        liveness.join(V::IS_V6, paths_in.clone());
     }
     let driver = Driver {
         speaker,
@@ -75,6 +74,7 @@ pub(super) fn start<V: Transport>(
         inputs_in,
         events,
         liveness,
+        paths_in,
         wanted,
         reported,
         learned: Vec::new(),
@@ -97,6 +97,8 @@ struct Driver<V: Transport> {
     inputs_in: mpsc::Sender<Input<V>>,
     events: broadcast::Sender<Event>,
     liveness: Option<Liveness>,
+    /// Where it tells of failed paths.
+    paths_in: mpsc::UnboundedSender<PathDown>,
     wanted: watch::Sender<Wanted>,
     /// What became of the routes in the kernel.
     reported: watch::Receiver<Report>,
@@ -127,7 +129,11 @@ impl<V: Transport> Driver<V> {
                     Some(Command::Enable) => self.handle(Input::Enable),
                     Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
                     Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
-                    Some(Command::Authenticate(name, authentication)) => self.authenticate(&name, authentication),
+                    Some(Command::Reconfigure(config)) => self.handle(Input::Reconfigure(config)),
+                    Some(Command::Liveness(liveness)) => {
+                        liveness.join(V::IS_V6, self.paths_in.clone());
+                        self.liveness = Some(liveness);
+                    }
                     Some(Command::Status(answer)) => {
                         self.handle(Input::Timer); // so that ages are of now
                         let _ = answer.send(self.speaker.status()); // nobody waits any more
@@ -195,12 +201,6 @@ impl<V: Transport> Driver<V> {
             self.time_of_day_at = Some(Instant::now());
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.speaker.handle(self.now(), Input::TimeOfDay(now));
-        }
-    }
-
-    fn authenticate(&mut self, name: &str, authentication: Authentication) {
-        if let Some(at) = self.interfaces.iter().position(|(known, _)| known == name) {
-            self.handle(Input::Authenticate { interface: InterfaceId(at), authentication });
         }
     }
 

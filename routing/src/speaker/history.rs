@@ -80,6 +80,7 @@ pub(super) enum Trigger {
     Interface(String),
     Announcements,
     Protection,
+    Configuration,
 }
 
 impl Trigger {
@@ -99,6 +100,7 @@ impl fmt::Display for Trigger {
             Self::Interface(name) => write!(f, "interface {name}"),
             Self::Announcements => f.write_str("announcements"),
             Self::Protection => f.write_str("protected prefixes"),
+            Self::Configuration => f.write_str("configuration"),
         }
     }
 }

@@ -181,7 +181,7 @@ impl<V: Protocol> Machine<V> {
     }
 
     /// What our end of a link looks like has changed.
-    fn request_spf_for(&mut self, id: InterfaceId) {
+    pub(super) fn request_spf_for(&mut self, id: InterfaceId) {
         let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
         self.request_spf(Extent::Full, Trigger::Interface(name.unwrap_or_default()));
     }

@@ -6,6 +6,7 @@ mod externals;
 mod inspection;
 mod liveness;
 mod protocol;
+mod reconfiguration;
 mod scale;
 mod simulator;
 mod version_3;
