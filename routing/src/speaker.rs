@@ -6,7 +6,7 @@
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4), `reconfiguration`,
-//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405); `liveness` joins BFD to the neighbours
+//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405), `graceful` (RFC 3623); `liveness` joins BFD to the neighbours
 //! (RFC 5882), `history` is for whoever looks back, `inspection` and `status` for whoever looks. All of it is one machine for both versions; [`Protocol`] is
 //! the seam, `v2` and `v3` what is on either side of it.
 
@@ -16,6 +16,7 @@ mod election;
 mod exchange;
 mod external;
 mod flooding;
+mod graceful;
 mod hello;
 mod history;
 mod inspection;
@@ -60,6 +61,7 @@ use self::{
     stop::Stopping,
 };
 pub use self::{
+    graceful::HelpEnd,
     history::{Extent, LsaAction, LsaEvent, SpfEvent, StateEvent},
     inspection::{LsaDetail, RouteHop, RouteStatus, Selection},
     interface::InterfaceState,
@@ -260,6 +262,24 @@ pub enum Event {
         /// What each side says.
         detail: String,
     },
+    /// A neighbour restarts gracefully: its adjacency is kept (RFC 3623).
+    Helping {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+        /// For how long at most.
+        seconds: u64,
+    },
+    /// From now on its adjacency is what its state says.
+    HelpEnded {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+        /// Why.
+        reason: HelpEnd,
+    },
     /// An interface sends with another key than before, or with one that has expired because there is no
     /// other (RFC 2328 section D.3).
     SendingKey {
@@ -415,6 +435,7 @@ impl<V: Protocol> Machine<V> {
     /// Runs the timers that are due, then brings out what follows from the new state.
     fn settle(&mut self) {
         self.run_interface_timers();
+        self.run_help_timers();
         self.run_neighbor_timers();
         self.tell_watched();
         self.expire_lsas();

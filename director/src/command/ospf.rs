@@ -26,7 +26,7 @@ impl Version {
     }
 }
 
-/// Selects a version of OSPF and asks the director.
+/// Asks the director.
 macro_rules! ask {
     ($ask:expr, $rpc:ident, $request:expr) => {
         $ask.socket.connect().await?.$rpc($request).await.map_err(said)?.into_inner()

@@ -146,22 +146,32 @@ fn interface(interface: InterfaceStatus) -> wire::OspfInterface {
 }
 
 fn state_event(record: &StateEvent) -> wire::Event {
-    let (kind, subject, from, to, detail) = match &record.event {
+    let (kind, subject, action, detail) = match &record.event {
         routing::Event::Neighbor { interface, router, address, from, to, event } => {
             let subject = format!("{router} ({address} on {interface})");
-            ("neighbor", subject, format!("{from:?}"), format!("{to:?}"), format!("{event:?}"))
+            ("neighbor", subject, format!("{from:?} -> {to:?}"), format!("{event:?}"))
         }
         routing::Event::Interface { interface, from, to } => {
-            ("interface", interface.clone(), format!("{from:?}"), format!("{to:?}"), String::new())
+            ("interface", interface.clone(), format!("{from:?} -> {to:?}"), String::new())
         }
+        routing::Event::Helping { interface, router, seconds } => {
+            let subject = format!("{router} (on {interface})");
+            ("neighbor", subject, "helped".to_owned(), format!("restarts gracefully within {seconds} s"))
+        }
+        routing::Event::HelpEnded { interface, router, reason } => (
+            "neighbor",
+            format!("{router} (on {interface})"),
+            "helped no more".to_owned(),
+            reason.to_string(),
+        ),
         // No others are recorded.
-        other => ("other", format!("{other:?}"), String::new(), String::new(), String::new()),
+        other => ("other", format!("{other:?}"), String::new(), String::new()),
     };
     wire::Event {
         ago_ms: record.ago_ms,
         version: record.version.into(),
         kind: kind.to_owned(),
-        action: format!("{from} -> {to}"),
+        action,
         subject,
         detail,
         changed: true,

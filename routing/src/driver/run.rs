@@ -309,6 +309,12 @@ fn log(version: u8, event: &Event) {
         Event::Interface { interface, from, to } => {
             tracing::info!(version, interface, ?from, ?to, "OSPF interface");
         }
+        Event::Helping { interface, router, seconds } => {
+            tracing::info!(version, interface, %router, seconds, "OSPF neighbour restarts gracefully: adjacency kept");
+        }
+        Event::HelpEnded { interface, router, reason } => {
+            tracing::info!(version, interface, %router, %reason, "OSPF neighbour no longer helped");
+        }
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");
         }

@@ -135,7 +135,7 @@ pub struct StateEvent {
     pub version: u8,
     /// Milliseconds ago.
     pub ago_ms: u64,
-    /// [`Event::Neighbor`] or [`Event::Interface`].
+    /// [`Event::Neighbor`], [`Event::Interface`], [`Event::Helping`] or [`Event::HelpEnded`].
     pub event: Event,
 }
 
@@ -236,7 +236,14 @@ impl<V: Protocol> Machine<V> {
 
     /// Remembers an event, if it is one of state.
     pub(super) fn record_state(&mut self, event: &Event) {
-        if matches!(event, Event::Neighbor { .. } | Event::Interface { .. }) {
+        let is_one = matches!(
+            event,
+            Event::Neighbor { .. }
+                | Event::Interface { .. }
+                | Event::Helping { .. }
+                | Event::HelpEnded { .. }
+        );
+        if is_one {
             push(&mut self.history.states, STATE_EVENTS, (self.now, event.clone()));
         }
     }

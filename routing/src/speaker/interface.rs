@@ -218,7 +218,8 @@ impl<V: Protocol> Machine<V> {
     /// NeighborChange: elects again, unless still waiting.
     pub(super) fn neighbor_change(&mut self, id: InterfaceId) {
         use InterfaceState::{Backup, Dr, DrOther};
-        if self.interfaces.get(&id).is_some_and(|i| matches!(i.state, DrOther | Backup | Dr)) {
+        let elects = |i: &Interface<V>| matches!(i.state, DrOther | Backup | Dr);
+        if self.interfaces.get(&id).is_some_and(elects) && !self.is_helping_on(id) {
             self.elect(id);
         }
     }

@@ -147,6 +147,9 @@ impl<V: Protocol> Machine<V> {
         self.install_and_flood(scope, lsa, None);
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
         self.originate_by(now + REFRESH);
+        if changed && V::extent(key.kind, false).is_some() {
+            self.end_help_by_change(scope, None);
+        }
         if let Some(extent) = V::extent(key.kind, true).filter(|_| changed) {
             self.request_spf(extent, Trigger::lsa(&key));
         }
@@ -180,6 +183,9 @@ impl<V: Protocol> Machine<V> {
         let sequence = lsa.header.sequence;
         self.record_lsa(LsaAction::Flushed, scope, &lsa.header, None, true);
         self.install_and_flood(scope, lsa, None);
+        if V::extent(key.kind, false).is_some() {
+            self.end_help_by_change(scope, None);
+        }
         if let Some(extent) = V::extent(key.kind, true) {
             self.request_spf(extent, Trigger::lsa(&key));
         }
@@ -257,8 +263,8 @@ impl<V: Protocol> Interface<V> {
         }
     }
 
-    /// Neighbours with equal databases.
+    /// Neighbours with equal databases, and those that restart gracefully.
     pub(super) fn full(&self) -> impl Iterator<Item = &Neighbor<V>> {
-        self.neighbors.values().filter(|neighbor| neighbor.state == NeighborState::Full)
+        self.neighbors.values().filter(|neighbor| neighbor.is_adjacent())
     }
 }

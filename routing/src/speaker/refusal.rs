@@ -91,6 +91,8 @@ pub enum Refusal {
     LsaTooSoon,
     /// Own LSA in a newer instance than ours, superseded.
     LsaOwnNewer,
+    /// Grace-LSA that is malformed, or of a neighbour that cannot be helped.
+    Grace,
 }
 
 impl From<&ParseError> for Refusal {

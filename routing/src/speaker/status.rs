@@ -103,6 +103,9 @@ pub struct NeighborStatus {
     pub dead_in_ms: u64,
     /// Milliseconds in this state.
     pub in_state_ms: u64,
+    /// Milliseconds until its grace period is over; none unless it restarts gracefully. Until then its adjacency is kept,
+    /// whatever its state.
+    pub helped_for_ms: Option<u64>,
     /// LSAs it has not acknowledged.
     pub unacknowledged: usize,
     /// LSAs we still ask it for.
@@ -242,6 +245,7 @@ impl<V: Protocol> Machine<V> {
             bdr: neighbor.bdr,
             dead_in_ms: millis_between(self.now, neighbor.dead_at),
             in_state_ms: millis_between(neighbor.since, self.now),
+            helped_for_ms: neighbor.help.map(|help| millis_between(self.now, help.until)),
             unacknowledged: neighbor.unacknowledged.len(),
             requested: neighbor.requests.len(),
             reason: reason(interface, neighbor),
@@ -327,6 +331,9 @@ fn millis_between(from: Time, to: Time) -> u64 {
 
 /// Why a neighbour may be stuck where it is.
 fn reason<V: Protocol>(interface: &Interface<V>, neighbor: &Neighbor<V>) -> Option<String> {
+    if neighbor.help.is_some() {
+        return Some("it restarts gracefully: its adjacency is kept".into());
+    }
     match neighbor.state {
         NeighborState::Init => Some("it does not list us in its Hellos".into()),
         NeighborState::ExStart | NeighborState::Exchange => {

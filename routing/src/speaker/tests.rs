@@ -3,6 +3,7 @@
 mod areas;
 mod authentication;
 mod externals;
+mod graceful;
 mod inspection;
 mod liveness;
 mod protocol;

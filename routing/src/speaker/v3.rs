@@ -26,10 +26,11 @@ use super::{
 use crate::{
     config::{AreaKind, Config, InterfaceConfig, Network},
     packet::{
-        OPTION_E, OPTION_NP,
+        OPTION_E, OPTION_NP, ParseError,
+        grace::GraceBody,
         v3::{
-            EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
-            Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
+            EXTERNAL, FloodingScope, GRACE, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK,
+            LsType, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
         },
     },
 };
@@ -154,6 +155,10 @@ impl Protocol for V3 {
 
     fn judge(lsa: &Lsa) -> Result<(), (Refusal, String)> {
         LsaBody::parse(lsa).map(drop).map_err(|error| (Refusal::LsaBody, error.to_string()))
+    }
+
+    fn grace(lsa: &Lsa) -> Option<Result<GraceBody, ParseError>> {
+        (lsa.header.key.kind == GRACE).then(|| GraceBody::parse(lsa.body()))
     }
 
     fn kind_name(kind: LsType) -> &'static str {

@@ -17,7 +17,11 @@ use super::{
 use crate::{
     auth::Authenticated,
     config::{AreaKind, Config, InterfaceConfig, Network},
-    packet::wire::{Lsa, LsaKey},
+    packet::{
+        ParseError,
+        grace::GraceBody,
+        wire::{Lsa, LsaKey},
+    },
     speaker::InterfaceId,
 };
 
@@ -93,6 +97,9 @@ pub trait Protocol: Authenticated {
     /// # Errors
     /// The reason, and its detail.
     fn judge(lsa: &Lsa<Self>) -> Result<(), (Refusal, String)>;
+
+    /// What a Grace-LSA says; none if it is another LSA.
+    fn grace(lsa: &Lsa<Self>) -> Option<Result<GraceBody, ParseError>>;
 
     /// The name of an LS type, as routers show it.
     fn kind_name(kind: Self::Kind) -> &'static str;

@@ -4,9 +4,13 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::packet::{
-    EXTERNAL, FLAG_BORDER, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, MAX_LINK_METRIC, NETWORK, NSSA,
-    OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, ROUTER, RouterBody, RouterLink, SUMMARY_ASBR, SUMMARY_NETWORK,
+use crate::{
+    packet::{
+        EXTERNAL, FLAG_BORDER, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, MAX_LINK_METRIC, NETWORK, NSSA,
+        OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, ROUTER, RouterBody, RouterLink, SUMMARY_ASBR, SUMMARY_NETWORK,
+        V2,
+    },
+    speaker::{Protocol, graceful::describe_grace},
 };
 
 pub(super) fn kind_name(kind: u8) -> &'static str {
@@ -25,6 +29,9 @@ pub(super) fn kind_name(kind: u8) -> &'static str {
 }
 
 pub(super) fn describe(lsa: &Lsa) -> Vec<String> {
+    if let Some(grace) = V2::grace(lsa) {
+        return vec![describe_grace(grace)];
+    }
     let id = lsa.header.key.id;
     match LsaBody::parse(lsa) {
         Ok(LsaBody::Router(body)) => router(&body),

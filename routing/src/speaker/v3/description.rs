@@ -1,12 +1,15 @@
 //! What the LSAs of version 3 say, for people.
 
-use crate::packet::{
-    FLAG_BORDER, FLAG_EXTERNAL, MAX_LINK_METRIC,
-    v3::{
-        EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa, NETWORK, NSSA,
-        OPTION_R, PREFIX_LA, PREFIX_NU, Prefix, ROUTER,
-        body::{ExternalBody, LinkKind, LsaBody, RouterBody, RouterLink},
+use crate::{
+    packet::{
+        FLAG_BORDER, FLAG_EXTERNAL, MAX_LINK_METRIC,
+        v3::{
+            EXTERNAL, GRACE, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa,
+            NETWORK, NSSA, OPTION_R, PREFIX_LA, PREFIX_NU, Prefix, ROUTER, V3,
+            body::{ExternalBody, LinkKind, LsaBody, RouterBody, RouterLink},
+        },
     },
+    speaker::{Protocol, graceful::describe_grace},
 };
 
 pub(super) fn kind_name(kind: LsType) -> &'static str {
@@ -19,11 +22,15 @@ pub(super) fn kind_name(kind: LsType) -> &'static str {
         NSSA => "nssa-external",
         LINK => "link",
         INTRA_AREA_PREFIX => "intra-area-prefix",
+        GRACE => "grace",
         _ => "unknown",
     }
 }
 
 pub(super) fn describe(lsa: &Lsa) -> Vec<String> {
+    if let Some(grace) = V3::grace(lsa) {
+        return vec![describe_grace(grace)];
+    }
     match LsaBody::parse(lsa) {
         Ok(LsaBody::Router(body)) => router(&body),
         Ok(LsaBody::Network(body)) => {
