@@ -10,7 +10,7 @@ use crate::node::drain::FINISHED;
 pub(super) struct Drain {
     /// How long packets may go on to arrive.
     #[arg(long, value_name = "SECONDS", default_value_t = 30,
-          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+          value_parser = clap::value_parser!(u32).range(5..=86_400))]
     timeout: u32,
     /// Also withdraw VIPs that nobody else announces, and when packets still arrive after the timeout.
     #[arg(long)]

@@ -151,6 +151,18 @@ impl Rule {
         }
     }
 
+    /// Why the VIPs are not withdrawn yet.
+    fn objection(&self, now: Instant) -> String {
+        let packets = self.last.saturating_sub(self.first);
+        match (self.known, self.last_packet) {
+            (None, _) => "a neighbour has not acknowledged the raised metrics".to_owned(),
+            (_, Some(last)) if now.duration_since(last) < QUIET => {
+                format!("{packets} packets came since the metrics were raised, and still do")
+            }
+            _ => format!("the switches have known the raised metrics for less than {MOVING:?}"),
+        }
+    }
+
     fn withdraw(&mut self, now: Instant) {
         (self.phase, self.phase_since, self.known) = (Phase::Withdrawn, now, None);
         self.withdrawn = Some(self.last);
@@ -365,14 +377,12 @@ impl Node {
                 self.drain.end(&Ok(done));
             }
             Step::GiveUp => {
-                let wire::DrainProgress { packets, acknowledged, .. } = watch.rule.progress(now, "");
-                let why = match acknowledged {
-                    true => format!("{packets} packets came since the metrics were raised, and still do"),
-                    false => "a neighbour has not acknowledged the raised metrics".to_owned(),
-                };
+                let why = watch.rule.objection(now);
                 tracing::warn!(why, "not drained in time: the VIPs stay announced with raised metrics");
-                let remedy = "the VIPs stay announced with metric 65534: look for who else should take them, then \
-                              `director drain` again, `director drain --force`, or `director undrain`";
+                let remedy = format!(
+                    "the VIPs stay announced with metric {METRIC}: look for who else should take them, then \
+                     `director drain` again, `director drain --force`, or `director undrain`"
+                );
                 self.drain.end(&Err(format!("not drained in time: {why}; {remedy}")));
             }
         }

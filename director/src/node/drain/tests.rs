@@ -109,6 +109,18 @@ fn progress_counts_what_still_arrived() {
 }
 
 #[test]
+fn the_reason_for_giving_up_is_the_one_that_held() {
+    let start = Instant::now();
+    let mut rule = Rule::new(start, 100, Duration::from_secs(5), false);
+    let at = |millis| start + Duration::from_millis(millis);
+    rule.step(at(100), Sight { packets: 130, acknowledged: false });
+    assert!(rule.objection(at(200)).contains("not acknowledged"));
+    rule.step(at(300), Sight { packets: 140, acknowledged: true });
+    assert!(rule.objection(at(400)).starts_with("40 packets came"), "{}", rule.objection(at(400)));
+    assert!(rule.objection(at(1_400)).contains("less than 2s"), "{}", rule.objection(at(1_400)));
+}
+
+#[test]
 fn what_was_wanted_outlives_the_process() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let state = folder.path().join("state");
