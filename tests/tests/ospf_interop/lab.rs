@@ -222,7 +222,7 @@ impl Lab {
             ospf += " redistribute connected\n";
         }
         if self.graceful {
-            ospf += " graceful-restart grace-period 60\n";
+            ospf += " capability opaque\n graceful-restart grace-period 60\n";
         }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
