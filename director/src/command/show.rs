@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use director_proto::control::{
     Bfd, Connections, Neighbors, Peers, RealServer, ReloadReply, Services, SlotStates, Status, Traffic,
-    VirtualService,
+    UndrainReply, VirtualService,
 };
 
 use super::table::render;
@@ -254,5 +254,12 @@ pub(super) fn reload(reply: &ReloadReply) -> String {
     match reply.changes.is_empty() {
         true => "nothing changed\n".to_owned(),
         false => reply.changes.iter().map(|change| format!("{change}\n")).collect(),
+    }
+}
+
+pub(super) fn undrain(reply: &UndrainReply) -> String {
+    match reply.was.as_str() {
+        "" => "it was in service\n".to_owned(),
+        was => format!("in service again (it was {was})\n"),
     }
 }

@@ -120,6 +120,16 @@ impl Dataplane {
         Ok(counters)
     }
 
+    /// Packets that came in for the services, since the data plane was loaded.
+    ///
+    /// # Errors
+    /// The kernel's counters cannot be read.
+    pub fn packets_in(&self) -> Result<u64, ReadError> {
+        let services = self.plan.services.values();
+        let counted = services.map(|placement| sum(&self.maps.service_stats, placement.index));
+        counted.map(|traffic| Ok(traffic?.packets_in)).sum()
+    }
+
     /// The slots of every service in the kernel by their state.
     pub fn slot_states(&self) -> BTreeMap<String, SlotStates> {
         let states = |slots: &[Slot]| {

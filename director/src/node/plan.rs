@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use routing::AnnounceAs;
 use syncd::HealthView;
 
-use crate::config::{Config, Ospf, Real, Service};
+use super::cluster;
+use crate::config::{Config, Real, Service};
 use crate::slots::{self, Member};
 
 /// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
@@ -182,7 +183,6 @@ pub(super) fn share_moved(before: &TableSet, after: &TableSet) -> f64 {
 pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
     for (section, same) in [
         ("[node]", old.node == new.node),
-        ("[ospf]", without_keys(old) == without_keys(new)),
         ("[cluster]", old.cluster == new.cluster),
         ("[metrics]", old.metrics == new.metrics),
     ] {
@@ -192,7 +192,7 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
             ));
         }
     }
-    let mut changes = rekeyed(old, new);
+    let mut changes = ospf_differences(old, new)?;
     for (name, service) in &new.services {
         match old.services.get(name) {
             None => changes.push(format!("service {name:?} added")),
@@ -206,22 +206,28 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
     Ok(changes)
 }
 
-/// `[ospf]` but for the keys, which change in a running process.
-fn without_keys(config: &Config) -> Option<Ospf> {
-    let mut ospf = config.ospf.clone()?;
-    for interface in &mut ospf.interfaces {
-        interface.authentication = routing::Authentication::None;
-    }
-    Some(ospf)
-}
-
-/// Interfaces that authenticate differently; the lists are alike in all else.
-fn rekeyed(old: &Config, new: &Config) -> Vec<String> {
-    let interfaces =
-        |config: &Config| config.ospf.iter().flat_map(|ospf| &ospf.interfaces).cloned().collect::<Vec<_>>();
-    let pairs = interfaces(old).into_iter().zip(interfaces(new));
-    let changed = pairs.filter(|(old, new)| old.authentication != new.authentication);
-    changed.map(|(_, new)| format!("[ospf] interface {:?}: authentication changed", new.name)).collect()
+/// What of `[ospf]` changes; an error where an adjacency would not outlive it.
+fn ospf_differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
+    let (before, after) = match (cluster::routing_config(old), cluster::routing_config(new)) {
+        (Some(before), Some(after)) => (before, after),
+        (None, None) => return Ok(Vec::new()),
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(
+                "[ospf] has come or gone: that needs a restart of this director (forwarding goes on \
+                        meanwhile)"
+                    .to_owned(),
+            );
+        }
+    };
+    let changes = before.changes_to(&after).map_err(|error| format!("[ospf] {error}"))?;
+    let mut lines: Vec<String> = changes.into_iter().map(|change| format!("[ospf] {change}")).collect();
+    let own = |config: &Config| -> BTreeSet<IpNet> {
+        config.ospf.iter().flat_map(|ospf| &ospf.announce).copied().collect()
+    };
+    let (before, after) = (own(old), own(new));
+    lines.extend(after.difference(&before).map(|prefix| format!("[ospf] announce: {prefix} added")));
+    lines.extend(before.difference(&after).map(|prefix| format!("[ospf] announce: {prefix} removed")));
+    Ok(lines)
 }
 
 fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> {
@@ -412,19 +418,39 @@ address = "10.0.2.12"
     }
 
     #[test]
-    fn a_reload_follows_keys_but_nothing_else_of_ospf() {
+    fn a_reload_follows_of_ospf_what_an_adjacency_outlives() {
+        let with = |line: &str| TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{line}"));
         let keyed = |secret: &str| {
-            let keys = format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]");
-            TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{keys}"))
+            with(&format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]"))
         };
         let old = config(&keyed("yesterday"));
         let changed = "[ospf] interface \"eth1\": authentication changed".to_owned();
         assert_eq!(differences(&old, &config(&keyed("yesterday"))), Ok(vec![]));
         assert_eq!(differences(&old, &config(&keyed("tomorrow"))), Ok(vec![changed.clone()]));
         assert_eq!(differences(&old, &config(TEXT)), Ok(vec![changed]));
-        let secure =
-            keyed("yesterday").replace("[[ospf.interface]]", "[[ospf.interface]]\nttl_security = true");
-        assert!(differences(&old, &config(&secure)).expect_err("a restart").starts_with("[ospf]"));
+        let plain = config(TEXT);
+        let line = |text: &str| Ok(vec![format!("[ospf] {text}")]);
+        assert_eq!(
+            differences(&plain, &config(&with("cost = 20"))),
+            line("interface \"eth1\": cost: 10 -> 20")
+        );
+        assert_eq!(
+            differences(&plain, &config(&with("bfd = { interval_ms = 50 }"))),
+            line("interface \"eth1\": bfd: none -> 50 ms x 3")
+        );
+        let announced = TEXT.replace("announce = [", "announce = [\"10.255.9.9/32\", ");
+        assert_eq!(differences(&plain, &config(&announced)), line("announce: 10.255.9.9/32 added"));
+        let faster = TEXT.replace("[ospf]", "[ospf]\nhello_interval = 1");
+        assert_eq!(
+            differences(&plain, &config(&faster)).map(|lines| lines.len()),
+            Ok(2),
+            "dead_interval, too"
+        );
+        for line in ["ttl_security = true", "area = \"0.0.0.9\"", "passive = true"] {
+            let refused = differences(&plain, &config(&with(line))).expect_err("a restart");
+            let setting = line.split(' ').next().expect("a word");
+            assert!(refused.starts_with("[ospf] ") && refused.contains(setting), "{refused}");
+        }
     }
 
     #[test]

@@ -93,7 +93,10 @@ impl Node {
                 {
                     ("waiting", "no OSPF neighbour is Full".to_owned())
                 }
-                _ => ("serving", String::new()),
+                _ => match self.drain.phase() {
+                    None => ("serving", String::new()),
+                    Some(phase) => (phase.word(), "`director undrain` takes it back into service".to_owned()),
+                },
             },
             syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
             syncd::Standing::Behind => ("waiting", "another director holds newer tables".to_owned()),
@@ -110,7 +113,7 @@ impl Node {
         })
     }
 
-    async fn routing_status(&self) -> Option<routing::Status> {
+    pub(super) async fn routing_status(&self) -> Option<routing::Status> {
         let status = self.routing.as_ref()?.status();
         tokio::time::timeout(PATIENCE, status).await.ok().flatten()
     }

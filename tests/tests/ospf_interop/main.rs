@@ -5,6 +5,7 @@ mod areas;
 mod authentication;
 mod lab;
 mod liveness;
+mod restart;
 mod speaker;
 
 use std::time::{Duration, Instant};
