@@ -26,6 +26,8 @@ use director_common::counters::TrafficCounters;
 use director_common::decide::{decide_reply, decide_request, may_be_reply, rewrite};
 use director_common::shortcut::{self, Forwarded};
 use director_common::tables::Config;
+#[cfg(doc)]
+use director_common::tables::{RouteEntry, RouteQuery};
 use director_common::{Decision, Forward, Tables as _, Verdict};
 
 use capture::capture;
@@ -45,6 +47,13 @@ pub fn director(context: XdpContext) -> u32 {
         judge_reply(context.ctx);
     }
     finish(context.ctx)
+}
+
+/// Tells what the kernel's routes say, for whoever asks by `BPF_PROG_TEST_RUN`: the packet is a [`RouteQuery`], and
+/// becomes a [`RouteEntry`] where there is an answer.
+#[xdp]
+pub fn route(context: XdpContext) -> u32 {
+    routes::tell(&mut XdpFrame::new(&context), &KernelRoutes(&context)).map_or(XDP_DROP, |()| XDP_PASS)
 }
 
 /// What [`hasten`] returns of a packet that it has left as it was.

@@ -6,6 +6,7 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_fib_lookup;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
+use director_common::Frame;
 use director_common::tables::{RouteEntry, RouteQuery, Routes};
 
 /// Room for the way of the packet that a processor has in hand.
@@ -83,4 +84,15 @@ fn answer(code: i64, found: &bpf_fib_lookup) -> Option<&'static RouteEntry> {
 #[inline(always)]
 pub fn found() -> Option<&'static RouteEntry> {
     ROUTE.get(0)
+}
+
+/// Puts the answer in the place of the question that is in the frame.
+#[inline(always)]
+pub fn tell(frame: &mut impl Frame, routes: &impl Routes) -> Option<()> {
+    let bytes: [u8; size_of::<RouteQuery>()] = frame.read(0)?;
+    // SAFETY: plain integers of that size.
+    let query: RouteQuery = unsafe { core::mem::transmute(bytes) };
+    let answer = *routes.route(&query)?;
+    // SAFETY: as above.
+    frame.write::<{ size_of::<RouteEntry>() }>(0, unsafe { core::mem::transmute(answer) })
 }

@@ -31,6 +31,27 @@ const _: () = assert!(size_of::<RouteQuery>() == 48);
 // SAFETY: `repr(C)` of integers and bytes without padding (2 x 16 + 2 x 2 + 2 + 2 + 2 x 4 = 48).
 unsafe impl Plain for RouteQuery {}
 
+impl RouteQuery {
+    /// The query as the bytes that it has in memory.
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; _];
+        let ([p0, p1], [q0, q1]) = (self.source_port.to_ne_bytes(), self.destination_port.to_ne_bytes());
+        let [b0, b1] = self.bytes.to_ne_bytes();
+        let small = [p0, p1, q0, q1, self.protocol, self.traffic_class, b0, b1];
+        let parts: [&[u8]; 5] = [
+            &self.source.0,
+            &self.destination.0,
+            &small,
+            &self.ifindex.to_ne_bytes(),
+            &self.reserved.to_ne_bytes(),
+        ];
+        for (byte, value) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *byte = *value;
+        }
+        bytes
+    }
+}
+
 /// What the kernel's routes say about a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -52,6 +73,19 @@ const _: () = assert!(size_of::<RouteEntry>() == 24);
 unsafe impl Plain for RouteEntry {}
 
 impl RouteEntry {
+    /// The entry that these bytes are in memory.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let [a0, a1, a2, a3, i0, i1, i2, i3, m0, m1, m2, m3, d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] =
+            *bytes;
+        Self {
+            answer: u32::from_ne_bytes([a0, a1, a2, a3]),
+            ifindex: u32::from_ne_bytes([i0, i1, i2, i3]),
+            mtu: u32::from_ne_bytes([m0, m1, m2, m3]),
+            destination_mac: [d0, d1, d2, d3, d4, d5],
+            source_mac: [s0, s1, s2, s3, s4, s5],
+        }
+    }
+
     /// It goes to a neighbour whose link address is known.
     pub const FORWARD: u32 = 0;
     /// It is for this node, or there is no route: it does not leave.
