@@ -18,8 +18,8 @@ use crate::packet::{
 use crate::pin::{ServerId, signal};
 use crate::slot::{Slot, entropy_of, hash_of_flow, slot_of};
 use crate::tables::{
-    Address, Config, FlowKey, Interface, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry, Tables,
-    table_slots,
+    Address, Config, FlowKey, Interface, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry,
+    Tables, table_slots,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 

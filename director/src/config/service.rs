@@ -64,12 +64,8 @@ impl Service {
 
     /// The real servers, as slots are dealt to them.
     pub fn members(&self) -> Vec<Member> {
-        let member = |real: &Real| Member {
-            address: real.address,
-            port: real.port,
-            weight: real.weight,
-            dead: false,
-        };
+        let member =
+            |real: &Real| Member { address: real.address, port: real.port, weight: real.weight, dead: false };
         self.reals.iter().map(member).collect()
     }
 

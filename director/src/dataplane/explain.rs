@@ -15,8 +15,8 @@ use director_common::packet::Buffer;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::slot::{hash_of_flow, slot_of};
 use director_common::tables::{
-    Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ServiceEntry,
-    ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, ServiceKey, Tables, TokenBucket, table_slots,
+    Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ReplyEntry, ReplyKey,
+    RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables, TokenBucket, table_slots,
 };
 use director_common::verdict::Outcome;
 use director_common::{Decision, Slot, SlotState, decide};
@@ -373,11 +373,8 @@ impl Tables for Live<'_> {
 impl Routes for Live<'_> {
     fn route(&self, query: &RouteQuery) -> Option<&RouteEntry> {
         let (question, mut answer) = (query.to_bytes(), [0; size_of::<RouteQuery>()]);
-        let options = TestRunOptions {
-            data_in: Some(&question),
-            data_out: Some(&mut answer),
-            ..TestRunOptions::new()
-        };
+        let options =
+            TestRunOptions { data_in: Some(&question), data_out: Some(&mut answer), ..TestRunOptions::new() };
         let result = self.routes.test_run(options).ok()?;
         let entry = RouteEntry::from_bytes(answer.first_chunk()?);
         (result.return_value == XDP_PASS).then(|| self.ways.keep(entry))

@@ -30,7 +30,8 @@ use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
     MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey,
-    RealEntry, ReplyEntry, ReplyKey, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
+    RealEntry, ReplyEntry, ReplyKey, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName,
+    WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};

@@ -66,7 +66,8 @@ impl ReplyClaim {
 /// Two claims of which a packet could be an answer to either, by their places: the later one second.
 pub fn conflict(claims: &[ReplyClaim]) -> Option<(usize, usize)> {
     let mut order: Vec<usize> = (0..claims.len()).collect();
-    let rank = |place: &usize| claims.get(*place).map(|claim| (claim.real, claim.protocol, claim.from(), *place));
+    let rank =
+        |place: &usize| claims.get(*place).map(|claim| (claim.real, claim.protocol, claim.from(), *place));
     order.sort_by_key(rank);
     // Those whose ports may still hold the next one's.
     let mut around: Vec<(usize, &ReplyClaim)> = Vec::new();
@@ -146,7 +147,8 @@ fn replies<'a>(
     servers.flat_map(move |(position, server)| {
         let real = block.base + u32::from(*position);
         let of_address = move |address: &ServiceAddress| {
-            let (claim, vip) = (claim(address, server.address, server.port), maps::address(address.prefix.addr()));
+            let (claim, vip) =
+                (claim(address, server.address, server.port), maps::address(address.prefix.addr()));
             let entry = move |port| ReplyEntry { vip, port, reserved: 0, service, real };
             claim.keys().map(|(key, port)| (key, entry(port))).collect::<Vec<_>>()
         };

@@ -338,7 +338,9 @@ pub enum SpecError {
         prefix: IpNet,
     },
     /// NAT changes addresses and not families.
-    #[error("service '{service}': NAT cannot take packets for {wanted} to {address}, which is of the other family")]
+    #[error(
+        "service '{service}': NAT cannot take packets for {wanted} to {address}, which is of the other family"
+    )]
     NatFamily {
         /// The service.
         service: String,

@@ -170,7 +170,11 @@ fn answer(key: &ReplyKey) -> String {
 
 fn leaves(entry: &ReplyEntry) -> String {
     let vip = ip_address(entry.vip);
-    if entry.port == 0 { format!("as from {vip}") } else { format!("as from {}", SocketAddr::new(vip, entry.port)) }
+    if entry.port == 0 {
+        format!("as from {vip}")
+    } else {
+        format!("as from {}", SocketAddr::new(vip, entry.port))
+    }
 }
 
 fn route(entry: &RouteEntry) -> String {

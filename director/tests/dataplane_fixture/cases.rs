@@ -241,7 +241,9 @@ pub fn memory() -> Memory {
         memory.slots[entry.table as usize].fill(slot);
     }
     memory.pin_capacity = super::PINS;
-    memory.interfaces.insert(routes::UPLINK.0, Interface { mac: routes::UPLINK.1, flags: Interface::FLAG_NATIVE });
+    memory
+        .interfaces
+        .insert(routes::UPLINK.0, Interface { mac: routes::UPLINK.1, flags: Interface::FLAG_NATIVE });
     memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
     memory
 }

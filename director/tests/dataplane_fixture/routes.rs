@@ -20,7 +20,7 @@ const ROUTES: [(&str, &str); 12] = [
     ("2001:db8:51::/64", "via fe80::1 dev uplink onlink"),
     // A narrow link on the way.
     ("198.51.101.0/24", "via 10.77.0.1 dev uplink onlink mtu lock 1300"),
-    ("2001:db8:52::/64", "via fe80::1 dev uplink onlink mtu 1300"),
+    ("2001:db8:52::/64", "via fe80::1 dev uplink onlink mtu lock 1300"),
     // A neighbour that nobody has heard of.
     ("198.51.102.0/24", "via 10.77.0.2 dev uplink onlink"),
     ("2001:db8:53::/64", "via fe80::2 dev uplink onlink"),

@@ -8,7 +8,9 @@
 use super::{Decision, answer_expired, check, fragment, may_answer};
 use crate::packet::icmp::{self, Icmp};
 use crate::packet::{Ethernet, Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Ports};
-use crate::tables::{Address, Config, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, Tables};
+use crate::tables::{
+    Address, Config, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, Tables,
+};
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
 /// The verdict on a packet that is none of ours.
@@ -54,7 +56,9 @@ fn judge<'a>(
     forward.inner = frame.launder(usize::from(forward.inner)) as u16;
     // In generic mode a frame may be a large one that is segmented again.
     let bytes = if interface.is_native() { ip.total_len as u16 } else { 0 };
-    let Some(route) = routes.route(&query(&ip, flow, &reply.vip, forward, bytes, ifindex)) else { return NONE };
+    let Some(route) = routes.route(&query(&ip, flow, &reply.vip, forward, bytes, ifindex)) else {
+        return NONE;
+    };
     match route.answer {
         RouteEntry::STAYS => return NONE,
         RouteEntry::DISABLED => return Verdict::Pass(PassReason::ForwardingOff),

@@ -101,7 +101,12 @@ impl Translation<'_> {
         let (is_v6, within, end) = (ip.is_v6(), self.end.other(), ip.start.wrapping_add(ip.total_len));
         let shown = ip.payload.wrapping_add(LEN_ICMP);
         let mut change = 0;
-        if is_same(frame, is_v6, ip.start.wrapping_add(self.end.address(is_v6)), shown.wrapping_add(within.address(is_v6)))? {
+        if is_same(
+            frame,
+            is_v6,
+            ip.start.wrapping_add(self.end.address(is_v6)),
+            shown.wrapping_add(within.address(is_v6)),
+        )? {
             let outer = self.emit_address(frame, is_v6, ip.start, self.end)?;
             // Only the checksum of ICMPv6 has the addresses in it (RFC 4443, section 2.3).
             change = if is_v6 { outer } else { 0 };
@@ -163,7 +168,8 @@ impl Translation<'_> {
 #[inline(always)]
 fn is_same(frame: &impl Frame, is_v6: bool, one: usize, other: usize) -> Option<bool> {
     if is_v6 {
-        let ([a, b, c, d], [e, f, g, h]) = (Address(frame.read(one)?).words(), Address(frame.read(other)?).words());
+        let ([a, b, c, d], [e, f, g, h]) =
+            (Address(frame.read(one)?).words(), Address(frame.read(other)?).words());
         return Some((a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0);
     }
     let (one, other): ([u8; 4], [u8; 4]) = (frame.read(one)?, frame.read(other)?);

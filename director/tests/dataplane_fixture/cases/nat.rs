@@ -33,8 +33,8 @@ pub fn services(slots: &[u16]) -> Vec<ServiceSpec<'_>> {
     vec![
         service("nat", V4.vip, Tcp, one, V4.real, MAPPED),
         service("nat-6", V6.vip, Tcp, one, V6.real, MAPPED),
-        service("nat-udp", V4.vip, Udp, one, V4.real, MAPPED),
-        service("nat-udp-6", V6.vip, Udp, one, V6.real, MAPPED),
+        service("nat-udp", V4.translated, Udp, one, V4.real, MAPPED),
+        service("nat-udp-6", V6.translated, Udp, one, V6.real, MAPPED),
         service("nat-there", V4.vip, Tcp, same, "10.0.2.12", 0),
         service("nat-range", V4.vip, Tcp, RANGE, V4.real, 0),
         service("nat-range-6", V6.vip, Tcp, RANGE, V6.real, 0),
@@ -47,6 +47,11 @@ impl Family {
     /// A client's packet to a port.
     pub fn request(&self, port: u16) -> Packet {
         Packet::tcp((self.client, 40_000), (self.vip, port), ACK).summed()
+    }
+
+    /// The same in datagrams.
+    pub fn request_udp(&self, data: &[u8]) -> Packet {
+        Packet::udp((self.client, 40_000), (self.translated, PORT), data)
     }
 
     /// What the real server gets of it.
@@ -97,11 +102,15 @@ pub enum Way {
 pub(super) fn requests(f: &Family) -> Vec<Row> {
     use Outcome::{Answered, Dropped, Redirected, Transmitted};
     let inside = |p: &mut Packet| p.source = ip(f.real);
-    let udp = |data: &[u8]| Packet::udp((f.client, 40_000), (f.vip, PORT), data);
+    let udp = |data: &[u8]| f.request_udp(data);
     let fragment = |at| f.request(PORT).with(|p| (p.identification, p.fragment) = (0x71, at));
     let mut rows = vec![
         ("NAT, TCP", f.request(PORT).bytes(), Transmitted),
-        ("NAT, a connection begins", Packet::tcp((f.client, 1), (f.vip, PORT), SYN).summed().bytes(), Transmitted),
+        (
+            "NAT, a connection begins",
+            Packet::tcp((f.client, 1), (f.vip, PORT), SYN).summed().bytes(),
+            Transmitted,
+        ),
         ("NAT, UDP", udp(b"odd").summed().bytes(), Transmitted),
         ("NAT, UDP without a checksum", udp(b"even").bytes(), Transmitted),
         ("NAT, tagged", f.request(PORT).with(|p| p.vlan = Some(7)).bytes(), Transmitted),
@@ -116,11 +125,7 @@ pub(super) fn requests(f: &Family) -> Vec<Row> {
             f.request(PORT).to((f.translated, 7)).with(inside).with(|p| p.fragment = 100).bytes(),
             Dropped(DropReason::Hairpin),
         ),
-        (
-            "from a real server of NAT to a service without",
-            f.request(80).with(inside).bytes(),
-            Transmitted,
-        ),
+        ("from a real server of NAT to a service without", f.request(80).with(inside).bytes(), Transmitted),
     ];
     if f.icmp == 1 {
         rows.push(("NAT, by another interface", f.request(ELSEWHERE).bytes(), Redirected));
@@ -199,7 +204,11 @@ pub(super) fn errors(f: &Family) -> Vec<Row> {
         ("real server's error", towards_client(f.real, &about(&got, 25)).bytes(), Replied(Redirected)),
         ("real server's short error", towards_client(f.real, &about(&got, 8)).bytes(), Replied(Redirected)),
         ("router's error", towards_client(f.router, &about(&got, 25)).bytes(), Replied(Redirected)),
-        ("error about another port", towards_client(f.real, &about(&other, 8)).bytes(), Passed(PassReason::NoService)),
+        (
+            "error about another port",
+            towards_client(f.real, &about(&other, 8)).bytes(),
+            Passed(PassReason::NoService),
+        ),
         (
             "error to somebody else",
             towards_client(f.real, &about(&got, 8)).with(|p| p.destination = ip(f.elsewhere)).bytes(),
