@@ -87,6 +87,18 @@ fn kernel_agrees_without_an_address_of_its_own() {
     });
 }
 
+/// It gives up after a million, and what it goes through grows with the program: not by accident.
+#[test]
+fn the_verifier_has_room_to_spare() {
+    isolated(|| {
+        let dataplane = open(&options());
+        let info = dataplane.program().expect("program").info().expect("what the kernel says of it");
+        let instructions = info.verified_instruction_count().expect("Linux 5.16 or later");
+        println!("{instructions} instructions verified");
+        assert!(instructions < 600_000, "{instructions}");
+    });
+}
+
 /// How many damaged packets: some in every run, more where somebody asks for it.
 fn fuzz_cases() -> u32 {
     let asked = std::env::var("DIRECTOR_FUZZ_CASES").ok();

@@ -457,9 +457,9 @@ pub struct FragmentEntry {
     pub source_port: u16,
     /// The service's port.
     pub destination_port: u16,
-    /// Position of the real server within its service.
+    /// Position of the real server within its service; 0 if it is who sent the datagram.
     pub position: u32,
-    /// [`RealEntry::generation`] of the entry there.
+    /// [`RealEntry::generation`] of the entry there; 0 likewise.
     pub generation: u32,
     /// When it came: seconds of [`Tables::now`].
     pub seen: u32,

@@ -82,11 +82,6 @@ fn real_address(
         return Err(source.at(real, message));
     }
     match service.forwarding {
-        Forwarding::Nat if service.addresses.iter().any(|vip| !address::is_host(&vip.prefix)) => {
-            let message = "forwarding = \"nat\" needs single VIPs: of a prefix nobody could tell which VIP an answer \
-                           is to come from; list the addresses in `also`";
-            Err(source.at(real, message))
-        }
         Forwarding::Dr | Forwarding::Nat => {
             let other = |vip: &&VirtualAddress| vip.prefix.addr().is_ipv4() != address.is_ipv4();
             let Some(vip) = service.addresses.iter().find(other) else { return Ok(()) };

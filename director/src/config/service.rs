@@ -234,6 +234,14 @@ fn service(
 ) -> Result<(Service, Vec<Range<usize>>), ConfigError> {
     let (addresses, places): (Vec<_>, Vec<_>) = addresses(source, &entry)?.into_iter().unzip();
     let forwarding = forwarding(source, &entry)?;
+    let many = |(address, _): &(&VirtualAddress, &Range<usize>)| !address::is_host(&address.prefix);
+    if forwarding == Forwarding::Nat
+        && let Some((_, place)) = addresses.iter().zip(&places).find(many)
+    {
+        let message = "nat needs single VIPs, for of a prefix nobody could tell which one an answer is to come from; list \
+                       the addresses in `also`";
+        return Err(source.error(Some(place.clone()), message.to_owned()));
+    }
     let scheduler = match &entry.scheduler {
         None => Scheduler::Maglev,
         Some(name) => Scheduler::from_name(name.get_ref()).ok_or_else(|| {
