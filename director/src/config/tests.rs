@@ -256,7 +256,7 @@ fn a_port_of_a_real_server_has_one_vip_by_nat() {
     let message =
         other("203.0.113.11", "port = 443\n", "address = \"10.0.2.11\"\nport = 80\n").expect_err("port 80");
     assert!(message.contains("services \"web\" and \"other\"") && message.contains("10.0.2.11"), "{message}");
-    assert!(message.starts_with("d.toml:40:11: "), "{message}");
+    assert!(message.starts_with("d.toml:41:11: "), "{message}");
     let all = other("203.0.113.11", "port = 0\n", "address = \"10.0.2.11\"\n").expect_err("all ports");
     assert!(all.contains("services \"web\" and \"other\""), "{all}");
     let also = "port = 443\nalso = [{ vip = \"203.0.113.12\" }]\n";
