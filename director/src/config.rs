@@ -8,6 +8,7 @@ mod areas;
 mod authentication;
 mod file;
 mod health;
+mod nat;
 mod overlap;
 mod real;
 mod service;

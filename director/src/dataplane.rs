@@ -8,6 +8,7 @@
 //! | `maps` | typed handles of the maps |
 //! | `shelves` | slot tables in maps of maps |
 //! | `plan` | which service has which index, table and block of real servers |
+//! | `replies` | whose answers a real server's packets are, in services with NAT |
 //! | `seats` | positions of a service's real servers |
 //! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
@@ -39,6 +40,7 @@ pub(crate) mod pins;
 mod plan;
 mod probe;
 mod replicas;
+mod replies;
 mod seats;
 mod shelves;
 mod spec;
@@ -67,6 +69,7 @@ pub use explain::{
 };
 pub use probe::{Probe, ProbeError, TcpFlags};
 pub use replicas::PinReport;
+pub use replies::{ReplyClaim, conflict as reply_conflict};
 pub use spec::{
     Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
     TunnelSources,
@@ -87,6 +90,8 @@ use sweep::Sweep;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director.bpf.o"));
 /// Name of the program in it.
 const PROGRAM: &str = "director";
+/// Name of the one that answers about routes: see `explain`.
+const ROUTE_PROGRAM: &str = "route";
 
 /// How the program is run on an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -225,6 +230,12 @@ impl Dataplane {
             .try_into()
             .map_err(OpenError::Program)?;
         program.load().map_err(OpenError::Program)?;
+        let routes: &mut Xdp = ebpf
+            .program_mut(ROUTE_PROGRAM)
+            .ok_or(OpenError::Object("it has no program 'route'"))?
+            .try_into()
+            .map_err(OpenError::Program)?;
+        routes.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&mut maps)?;
@@ -299,6 +310,12 @@ impl Dataplane {
             .ok_or(OpenError::Object("it has no program 'director'"))?
             .try_into()
             .map_err(OpenError::Program)
+    }
+
+    /// The program that answers about routes.
+    fn route_program(&self) -> &Xdp {
+        let program = self.ebpf.program(ROUTE_PROGRAM).and_then(|program| program.try_into().ok());
+        program.expect("invariant: it was there when it was loaded")
     }
 
     /// Declares an interface's link address to the program without attaching to it: a test's packets come in by

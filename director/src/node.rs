@@ -16,6 +16,7 @@ mod answers;
 mod cluster;
 pub(crate) mod drain;
 mod explain;
+mod forwarding;
 mod health;
 mod ospf;
 mod plan;
@@ -319,6 +320,9 @@ impl Node {
         self.dataplane.set_hash_key(tables.hash_key).context("hash key")?;
         let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
         tracing::debug!(?report, "services applied");
+        if !report.is_unchanged() {
+            forwarding::warn_if_off(&self.config);
+        }
         let (reals, leaving) = (cluster::real_addresses(&self.config, tables), self.dataplane.retained());
         self.resolver.watch(reals.union(&leaving).copied());
         if !self.attached {

@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 8] = [
+const SUITES: [&str; 9] = [
     "dataplane_kernel",
+    "dataplane_nat",
     "dataplane_apply",
     "dataplane_forwarding",
     "dataplane_pins",
@@ -90,6 +91,11 @@ fn passes_under_stock_kernel(suite: &str) {
 #[test]
 fn program_decides_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_kernel");
+}
+
+#[test]
+fn addresses_are_translated_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_nat");
 }
 
 #[test]

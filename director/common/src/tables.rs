@@ -4,6 +4,8 @@
 //! assertion beside each. Whatever changes their meaning or layout increments [`LAYOUT_VERSION`].
 
 mod class;
+mod reply;
+mod route;
 mod shelf;
 
 use crate::hash::FlowHash;
@@ -12,6 +14,8 @@ use crate::siphash::HashKey;
 use crate::slot::Slot;
 
 pub use class::RangeKey;
+pub use reply::{ReplyEntry, ReplyKey};
+pub use route::{RouteEntry, RouteQuery, Routes};
 pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small, shelf_of, table_slots};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
@@ -36,6 +40,8 @@ pub const MAX_TABLES: usize = MAX_SERVICES * 2;
 pub const MAX_FRAGMENTS: usize = 16_384;
 /// Most QUIC server ids of all services together.
 pub const MAX_QUIC_IDS: usize = MAX_REALS;
+/// Most addresses, ports and protocols of real servers that answer by NAT, markers included.
+pub const MAX_REPLY_KEYS: usize = 131_072;
 /// Most interfaces with the program on them.
 pub const MAX_INTERFACES: usize = 64;
 /// Interfaces with an index below this are found in an array too, which costs a packet less than a hash does.
@@ -158,6 +164,8 @@ impl Config {
     pub const FLAG_ANY_PORT: u32 = 2;
     /// Some service owns a prefix or a range of ports: look for the address's class last.
     pub const FLAG_CLASSES: u32 = 4;
+    /// Some service forwards by NAT: what is for no service may be a real server's answer.
+    pub const FLAG_NAT: u32 = 8;
     /// Packets that [`CaptureFilter`](crate::capture::CaptureFilter) wants are captured as they came.
     pub const FLAG_CAPTURE: u32 = 1 << 30;
     /// The same, as they leave.
@@ -307,6 +315,8 @@ impl ServiceEntry {
     pub const FORWARD_GRE: u16 = 2;
     /// In a tunnel, see [`Encapsulation::Gue`].
     pub const FORWARD_GUE: u16 = 3;
+    /// The destination becomes the real server, and answers pass here: see [`ReplyEntry`].
+    pub const FORWARD_NAT: u16 = 4;
 
     /// The tunnel to the real servers, if they are reached by one.
     #[inline(always)]
@@ -317,6 +327,12 @@ impl ServiceEntry {
             Self::FORWARD_GUE => Some(Encapsulation::Gue),
             _ => None,
         }
+    }
+
+    /// Whether the real servers are reached by NAT.
+    #[inline(always)]
+    pub const fn is_nat(&self) -> bool {
+        self.forwarding == Self::FORWARD_NAT
     }
 
     /// Whether every bit of `flag` is set.
@@ -480,9 +496,9 @@ pub struct FragmentEntry {
     pub source_port: u16,
     /// The service's port.
     pub destination_port: u16,
-    /// Position of the real server within its service.
+    /// Position of the real server within its service; 0 if it is who sent the datagram.
     pub position: u32,
-    /// [`RealEntry::generation`] of the entry there.
+    /// [`RealEntry::generation`] of the entry there; 0 likewise.
     pub generation: u32,
     /// When it came: seconds of [`Tables::now`].
     pub seen: u32,
@@ -572,6 +588,8 @@ pub trait Tables {
     fn remove_pin(&self, key: &FlowKey);
     /// The real server that a QUIC server id stands for.
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry>;
+    /// As whose a real server's answer leaves.
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry>;
     /// The interface a packet came in by.
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
 }

@@ -10,9 +10,9 @@ use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
     Address, Config, FlowKey, FragmentEntry, Interface, MAX_CLASSES, MAX_FRAGMENTS, MAX_INTERFACES,
-    MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
-    RangeKey, RealEntry, SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, SlotTable,
-    SmallTable, Tables, TokenBucket, WindowEntry, is_small, shelf_of,
+    MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES,
+    NEAR_INTERFACES, RangeKey, RealEntry, ReplyEntry, ReplyKey, SHELF, SMALL_SHELF, ServiceEntry, ServiceKey,
+    ServiceKeyV4, ServiceName, SlotTable, SmallTable, Tables, TokenBucket, WindowEntry, is_small, shelf_of,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS, Slot};
@@ -43,6 +43,8 @@ static SMALL_TABLES: ArrayOfMaps<Array<SmallTable, SMALL_SHELF>, { MAX_TABLES / 
     ArrayOfMaps::new();
 #[btf_map]
 static REALS: Array<RealEntry, MAX_REALS> = Array::new();
+#[btf_map]
+static REPLIES: HashMap<ReplyKey, ReplyEntry, MAX_REPLY_KEYS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, Interface, MAX_INTERFACES, ON_DEMAND> = HashMap::new();
 /// Those of [`INTERFACES`] with a low index, by it.
@@ -209,6 +211,12 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
+        // SAFETY: as in `service`.
+        unsafe { REPLIES.get(key) }
+    }
+
+    #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         // The kernel's compiler puts an array's look-up in line and calls a function for a hash's.
         if ifindex < NEAR_INTERFACES as u32 {
@@ -237,7 +245,7 @@ pub fn count_outcome(outcome: u32) {
 }
 
 /// Words of [`SCRATCH`].
-const SCRATCH_WORDS: usize = 24;
+const SCRATCH_WORDS: usize = 32;
 const _: () = assert!(size_of::<Judged>() <= SCRATCH_WORDS * 8);
 
 /// Room for the packet that this processor has in hand.

@@ -367,6 +367,8 @@ pub(super) enum Protocol {
     Sctp,
 }
 
+/// With `nat` real servers must send their answers to the directors, any of them: these are their gateway, or whoever
+/// is sends on to them what comes from there (the lab's switches do).
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Forwarding {

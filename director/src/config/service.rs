@@ -13,6 +13,7 @@ use toml::Spanned;
 
 use super::address::{self, Protocol, VirtualAddress};
 use super::health::{self, HealthCheck};
+use super::nat;
 use super::overlap::{self, Claim};
 use super::real::{self, Real};
 use super::{ConfigError, Source, TunnelSources, file};
@@ -49,20 +50,22 @@ pub struct Service {
 }
 
 impl Service {
-    /// The port the service is known by, which its real servers are known by too: the lowest of its first
-    /// address, 0 for all.
+    /// The port the service is known by: the lowest of its first address, 0 for all.
     pub fn port(&self) -> u16 {
         self.addresses.first().map_or(0, |address| address.ports.first)
     }
 
+    /// The port of all its addresses, if it is one and the same.
+    pub fn one_port(&self) -> Option<u16> {
+        let first = self.addresses.first()?.ports;
+        let same = self.addresses.iter().all(|address| address.ports == first);
+        (same && first.is_one()).then_some(first.first)
+    }
+
     /// The real servers, as slots are dealt to them.
     pub fn members(&self) -> Vec<Member> {
-        let member = |real: &Real| Member {
-            address: real.address,
-            port: self.port(),
-            weight: real.weight,
-            dead: false,
-        };
+        let member =
+            |real: &Real| Member { address: real.address, port: real.port, weight: real.weight, dead: false };
         self.reals.iter().map(member).collect()
     }
 
@@ -92,6 +95,9 @@ pub enum Forwarding {
     Dr,
     /// In a tunnel, between any two families.
     Tunnel(Tunnel),
+    /// By network address translation, both ways: real servers are of the VIP's family, and send their answers to the
+    /// directors.
+    Nat,
 }
 
 /// Kind of a tunnel.
@@ -112,6 +118,7 @@ impl fmt::Display for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dr => f.write_str("dr"),
+            Self::Nat => f.write_str("nat"),
             Self::Tunnel(Tunnel::Ipip) => f.write_str("tunnel ipip"),
             Self::Tunnel(Tunnel::Gre) => f.write_str("tunnel gre"),
             Self::Tunnel(Tunnel::Gue { port }) => write!(f, "tunnel gue port {port}"),
@@ -189,8 +196,9 @@ pub(super) fn services(
         return Err(source.at(&entry.name, format!("at most {MAX_SERVICES} services are possible")));
     }
     let mut services = BTreeMap::new();
-    let mut claims = Vec::new();
+    let (mut claims, mut nat) = (Vec::new(), nat::Claims::default());
     for entry in list {
+        let reals: Vec<_> = entry.real.iter().map(|real| real.address.span()).collect();
         let (name, place) = (entry.name.get_ref().clone(), entry.name.span());
         if name.is_empty()
             || name.len() > MAX_SERVICE_NAME
@@ -208,11 +216,13 @@ pub(super) fn services(
             }
             claims.push(Claim { address: *address, service: name.clone(), place });
         }
+        nat.add(&name, &service, &reals);
         if services.insert(name.clone(), service).is_some() {
             return Err(source.error(Some(place), format!("two services are called {name:?}")));
         }
     }
     overlap::check(source, claims)?;
+    nat.check(source)?;
     Ok(services)
 }
 
@@ -224,6 +234,14 @@ fn service(
 ) -> Result<(Service, Vec<Range<usize>>), ConfigError> {
     let (addresses, places): (Vec<_>, Vec<_>) = addresses(source, &entry)?.into_iter().unzip();
     let forwarding = forwarding(source, &entry)?;
+    let many = |(address, _): &(&VirtualAddress, &Range<usize>)| !address::is_host(&address.prefix);
+    if forwarding == Forwarding::Nat
+        && let Some((_, place)) = addresses.iter().zip(&places).find(many)
+    {
+        let message = "nat needs single VIPs, for of a prefix nobody could tell which one an answer is to come from; list \
+                       the addresses in `also`";
+        return Err(source.error(Some(place.clone()), message.to_owned()));
+    }
     let scheduler = match &entry.scheduler {
         None => Scheduler::Maglev,
         Some(name) => Scheduler::from_name(name.get_ref()).ok_or_else(|| {
@@ -262,7 +280,7 @@ fn service(
     };
     service.reals = real::reals(source, &service, entry.real, tunnel_sources)?;
     if let Some(health) = entry.health {
-        let targets: Vec<_> = service.reals.iter().map(|real| (real.address, service.port())).collect();
+        let targets: Vec<_> = service.reals.iter().map(|real| (real.address, real.port)).collect();
         let health = health::check(source, health, &targets)?;
         service.health = Some(health).filter(|health| health.check != Check::None);
     }
@@ -298,16 +316,17 @@ fn addresses(
 
 fn forwarding(source: &Source<'_>, entry: &file::Service) -> Result<Forwarding, ConfigError> {
     match entry.forwarding.get_ref() {
-        file::Forwarding::Dr => match &entry.tunnel {
+        plain @ (file::Forwarding::Dr | file::Forwarding::Nat) => match &entry.tunnel {
+            None if *plain == file::Forwarding::Nat => Ok(Forwarding::Nat),
             None => Ok(Forwarding::Dr),
             Some(tunnel) => Err(source.at(tunnel, "a tunnel needs forwarding = \"tunnel\"; or leave it out")),
         },
         file::Forwarding::Tunnel => {
             tunnel(source, entry.tunnel.as_ref().map(Spanned::get_ref)).map(Forwarding::Tunnel)
         }
-        other @ (file::Forwarding::Nat | file::Forwarding::Fullnat | file::Forwarding::Local) => {
+        other @ (file::Forwarding::Fullnat | file::Forwarding::Local) => {
             let what = format!("forwarding {other:?}").to_lowercase();
-            Err(source.unsupported(&entry.forwarding, &what, "use \"dr\" or \"tunnel\""))
+            Err(source.unsupported(&entry.forwarding, &what, "use \"dr\", \"tunnel\" or \"nat\""))
         }
     }
 }

@@ -18,7 +18,7 @@ use super::keys::{Key, Keys, Prefix, look_ups};
 use super::maps::{self, Shared};
 use super::plan::{Block, Placement};
 use super::seats::Seating;
-use super::spec::{Datagrams, HashInput, Protocol, RealSpec, ServiceSpec, check};
+use super::spec::{Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceSpec, check};
 use super::window::{SlotWindows, seconds};
 use super::{Dataplane, EchoPolicy, monotonic_seconds, with_way};
 
@@ -61,6 +61,7 @@ impl Dataplane {
         // Where the program has to look, and that an address is a VIP, is told before there is anything to find.
         let (before, after) =
             (look_ups(self.plan.keys.keys(), !self.plan.classes.is_empty()), keys.look_ups());
+        let (before, after) = (before | self.nat_in_force(), after | nat(services));
         self.set_look_ups(before | after)?;
         for (vip, served) in &keys.vips {
             self.set_key(*vip, self.marker(*served), &mut report)?;
@@ -74,6 +75,7 @@ impl Dataplane {
         let wanted: BTreeSet<&str> = services.iter().map(|service| service.name).collect();
         self.remove_services(&wanted, &mut report)?;
         self.prune_quic_ids()?;
+        self.settle_replies(services)?;
         self.clear_retired()?;
         Ok(report)
     }
@@ -99,9 +101,15 @@ impl Dataplane {
 
     /// Sets the flags that say where the program looks besides for exact keys.
     fn set_look_ups(&mut self, wanted: u32) -> Result<(), ApplyError> {
-        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES;
+        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES | Config::FLAG_NAT;
         self.maps.write_config(|config| Config { flags: config.flags & !all | wanted, ..config })?;
         Ok(())
+    }
+
+    /// The flags for what services with NAT have left in the kernel.
+    fn nat_in_force(&self) -> u32 {
+        let any_port = self.plan.replies.keys().any(|key| key.protocol != 0 && key.port == 0);
+        nat_flags(!self.plan.replies.is_empty(), any_port)
     }
 
     /// Leads prefixes to their classes, which are complete, and others no longer to theirs.
@@ -158,6 +166,7 @@ impl Dataplane {
             None => self.write_table(service, &slots, report)?,
         };
         self.add_quic_ids(index, service, &seating)?;
+        self.add_replies(service, index, block, &seating.servers)?;
         let hash = match service.hash {
             HashInput::Source => 0,
             HashInput::SourcePort => ServiceEntry::FLAG_HASH_PORT,
@@ -386,6 +395,21 @@ fn slots_of(
         slots.settle_at(&seating.owners)
     };
     (slots, changed)
+}
+
+/// The flags for what services with NAT need.
+fn nat(services: &[ServiceSpec<'_>]) -> u32 {
+    let nat = || services.iter().filter(|service| service.forwarding == Forwarding::Nat);
+    let any_port = nat().flat_map(|service| &service.addresses).any(|address| address.ports == Ports::ALL);
+    nat_flags(nat().next().is_some(), any_port)
+}
+
+const fn nat_flags(any: bool, any_port: bool) -> u32 {
+    match (any, any_port) {
+        (true, true) => Config::FLAG_NAT | Config::FLAG_ANY_PORT,
+        (true, false) => Config::FLAG_NAT,
+        _ => 0,
+    }
 }
 
 fn window_entry(

@@ -13,6 +13,7 @@
 //! | `REAL_STATS` | its limit | 65,536 x 40 x `C`: 2.5 MiB a processor |
 //! | `SERVICE_STATS` | its limit | 16,384 x 40 x `C`: 0.6 MiB a processor |
 //! | `NAMES` | its limit | 1 MiB |
+//! | `REPLIES` | its limit, then use | 2 MiB of buckets, about 100 a port of a real server with NAT |
 //! | `FLOWS` | the option | about 150 a flow, if flows are accounted |
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
@@ -30,9 +31,9 @@ use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry,
-    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, WindowEntry,
-    is_small,
+    MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey,
+    RealEntry, ReplyEntry, ReplyKey, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceKeyV4,
+    ServiceName, WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -46,7 +47,7 @@ use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 18] = [
+pub(super) const NAMES: [&str; 19] = [
     "SERVICES",
     "SERVICES_V4",
     "CLASSES",
@@ -63,6 +64,7 @@ pub(super) const NAMES: [&str; 18] = [
     "FLOWS",
     "PINS",
     "QUIC_IDS",
+    "REPLIES",
     "WINDOWS",
     "CONFIG",
 ];
@@ -88,6 +90,7 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "REAL_STATS" => of::<u32, TrafficCounters>(MAX_REALS),
         "PINS" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
         "QUIC_IDS" => of::<QuicKey, QuicEntry>(MAX_QUIC_IDS),
+        "REPLIES" => of::<ReplyKey, ReplyEntry>(MAX_REPLY_KEYS),
         "WINDOWS" => of::<u32, WindowEntry>(MAX_SERVICES),
         "CONFIG" => of::<u32, Config>(1),
         _ => (size_of::<FlowKey>() as u32, size_of::<FlowCounters>() as u32, None),
@@ -121,6 +124,7 @@ pub(super) struct Maps {
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
     pub(super) pins: PinMap,
     pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
+    replies: HashMap<MapData, Shared<ReplyKey>, Shared<ReplyEntry>>,
     windows: Array<MapData, Shared<WindowEntry>>,
     pub(super) fragments: Fragments,
     pub(super) buckets: Buckets,
@@ -160,6 +164,7 @@ impl Maps {
             flows: take(ebpf, "FLOWS")?,
             pins: take(ebpf, "PINS")?,
             quic_ids: take(ebpf, "QUIC_IDS")?,
+            replies: take(ebpf, "REPLIES")?,
             windows: take(ebpf, "WINDOWS")?,
             fragments: take(ebpf, "FRAGMENTS")?,
             buckets: take(ebpf, "BUCKETS")?,
@@ -351,6 +356,26 @@ impl Maps {
             }
             Key::Range(key, bits) => self.ranges.remove(&TrieKey::new(bits, Shared(key))),
         }
+    }
+
+    /// Whose answer what comes from a real server is, for every port with NAT.
+    pub(super) fn replies(&self) -> Result<BTreeMap<ReplyKey, ReplyEntry>, MapError> {
+        self.replies.iter().map(|item| item.map(|(Shared(key), Shared(entry))| (key, entry))).collect()
+    }
+
+    /// The same of one.
+    pub(super) fn reply(&self, key: ReplyKey) -> Result<ReplyEntry, MapError> {
+        self.replies.get(&Shared(key), 0).map(|Shared(entry)| entry)
+    }
+
+    /// Says whose answer what comes from a real server is.
+    pub(super) fn set_reply(&mut self, key: ReplyKey, entry: ReplyEntry) -> Result<(), MapError> {
+        self.replies.insert(Shared(key), Shared(entry), 0)
+    }
+
+    /// Forgets it.
+    pub(super) fn remove_reply(&mut self, key: ReplyKey) -> Result<(), MapError> {
+        self.replies.remove(&Shared(key))
     }
 
     /// The class of every prefix.

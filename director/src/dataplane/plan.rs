@@ -14,7 +14,7 @@ use director_common::hash::FlowHash;
 use director_common::pin::{QuicEntry, QuicKey};
 use director_common::slot::slot_of_flow;
 use director_common::tables::{
-    Address, FlowKey, HashInput, MAX_SERVICES, ServiceEntry, WindowEntry, table_slots,
+    Address, FlowKey, HashInput, MAX_SERVICES, ReplyEntry, ReplyKey, ServiceEntry, WindowEntry, table_slots,
 };
 
 use super::NextHop;
@@ -88,6 +88,8 @@ pub(super) struct Plan {
     pub(super) classes: BTreeMap<Prefix, u32>,
     /// What is in the map of QUIC server ids.
     pub(super) quic_ids: BTreeMap<QuicKey, QuicEntry>,
+    /// What is in the map of real servers' answers.
+    pub(super) replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Highest generation that any server's entry ever had.
     pub(super) generation: u32,
     /// Tables and blocks that packets on their way may still use.
@@ -102,6 +104,7 @@ impl Plan {
     pub(super) fn read(maps: &mut Maps) -> Result<Self, MapError> {
         let mut plan = Self { keys: maps.keys()?, classes: maps.classes()?, ..Self::default() };
         maps.adopt_short_keys(&plan.keys)?;
+        plan.replies = maps.replies()?;
         let mut owned: BTreeMap<u32, Vec<ServiceEntry>> = BTreeMap::new();
         for (_, entry) in plan.keys.iter().filter(|(key, _)| !key.is_marker()) {
             owned.entry(entry.service).or_default().push(*entry);

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 pub use director_common::tables::HashInput;
 
 use super::keys::{self, Keys, Prefix};
+use super::replies;
 use super::window::Timeouts;
 
 /// Slot value in a specification that names no real server.
@@ -53,6 +54,9 @@ pub enum Forwarding {
         /// UDP port of the real servers' end.
         port: u16,
     },
+    /// Network address translation: the destination becomes the real server's address and port, and its answers, which
+    /// pass some director on their way to the client, come from the VIP again.
+    Nat,
 }
 
 impl Forwarding {
@@ -63,6 +67,7 @@ impl Forwarding {
             Self::Ipip => (ServiceEntry::FORWARD_IPIP, 0),
             Self::Gre => (ServiceEntry::FORWARD_GRE, 0),
             Self::Gue { port } => (ServiceEntry::FORWARD_GUE, port),
+            Self::Nat => (ServiceEntry::FORWARD_NAT, 0),
         }
     }
 }
@@ -153,7 +158,8 @@ impl fmt::Display for ServiceAddress {
 pub struct RealSpec {
     /// Its address.
     pub address: IpAddr,
-    /// Its port; 0 for the packet's own, as it must be where the service has several.
+    /// Its port; 0 for the packet's own, as it must be where the service has several. Only NAT can make it another than
+    /// the service's.
     pub port: u16,
     /// Whether it serves. One that does not takes no packet, and its connections are not waited for.
     pub alive: bool,
@@ -323,6 +329,41 @@ pub enum SpecError {
         /// The service's ports.
         wanted: ServiceAddress,
     },
+    /// Of a prefix nobody could tell which VIP an answer is to come from.
+    #[error("service '{service}': NAT needs single VIPs, and {prefix} is a prefix")]
+    NatPrefix {
+        /// The service.
+        service: String,
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// NAT changes addresses and not families.
+    #[error(
+        "service '{service}': NAT cannot take packets for {wanted} to {address}, which is of the other family"
+    )]
+    NatFamily {
+        /// The service.
+        service: String,
+        /// The real server.
+        address: IpAddr,
+        /// One of the service's addresses.
+        wanted: ServiceAddress,
+    },
+    /// Two VIPs or ports that a real server's answers could be of.
+    #[error(
+        "services '{service}' and '{other}' both have {ports} of real server {address} by NAT: nobody could tell whose \
+         its answers are"
+    )]
+    NatConflict {
+        /// One of them.
+        service: String,
+        /// The other (the same, if it has two addresses for that port).
+        other: String,
+        /// The real server.
+        address: IpAddr,
+        /// Its ports, as the first of them has them.
+        ports: Ports,
+    },
     /// Too many real servers.
     #[error("service '{service}' has {count} real servers, at most {limit} are possible")]
     TooManyReals {
@@ -407,6 +448,7 @@ pub(super) fn check(
             return Err(SpecError::DuplicateName(service.name.to_owned()));
         }
     }
+    replies::check(services)?;
     keys::compile(services, classes)
 }
 
@@ -428,6 +470,7 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
         return Err(SpecError::TooManyReals { service: name(), count, limit: max_reals.min(MAX_REALS) });
     }
     check_ports(service)?;
+    replies::check_service(service)?;
     check_reals(service)?;
     if service.slots.len() != SLOTS && service.slots.len() != SMALL_SLOTS {
         return Err(SpecError::SlotCount { service: name(), count: service.slots.len() });
@@ -443,7 +486,7 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 
 fn check_tunnel(service: &ServiceSpec<'_>, sources: &TunnelSources) -> Result<(), SpecError> {
     match service.forwarding {
-        Forwarding::DirectReturn => return Ok(()),
+        Forwarding::DirectReturn | Forwarding::Nat => return Ok(()),
         Forwarding::Gue { port: 0 } => return Err(SpecError::TunnelPort(service.name.to_owned())),
         Forwarding::Ipip | Forwarding::Gre | Forwarding::Gue { .. } => {}
     }
@@ -477,6 +520,9 @@ fn check_reals(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 }
 
 fn check_ports(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
+    if service.forwarding == Forwarding::Nat {
+        return Ok(());
+    }
     for wanted in &service.addresses {
         let fits = |port| port == 0 || wanted.ports.single() == Some(port);
         if let Some(real) = service.reals.iter().find(|real| !fits(real.port)) {

@@ -299,7 +299,8 @@ impl Dataplane {
             self.maps.clear_real(index)?;
             report.released.push(address);
         }
-        self.prune_quic_ids()
+        self.prune_quic_ids()?;
+        self.prune_replies()
     }
 
     pub(super) fn owners(&self) -> Owners {

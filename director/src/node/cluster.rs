@@ -81,9 +81,8 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
     let quic_id = |real: &TableReal| {
         service.reals.iter().find(|known| known.address == real.address).and_then(|known| known.quic_id)
     };
-    // A packet keeps its port, so only where there is one does a real server have it.
-    let one_port = service.addresses.iter().all(|address| address.ports == service.addresses[0].ports)
-        && service.addresses.iter().all(|address| address.ports.first == address.ports.last);
+    // Elsewhere packets keep their ports.
+    let one_port = service.one_port().is_some();
     let real = |real: &TableReal| RealSpec {
         alive: !real.dead,
         quic_id: quic_id(real),
@@ -95,6 +94,7 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
         hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
         forwarding: match service.forwarding {
             Way::Dr => Forwarding::DirectReturn,
+            Way::Nat => Forwarding::Nat,
             Way::Tunnel(Tunnel::Ipip) => Forwarding::Ipip,
             Way::Tunnel(Tunnel::Gre) => Forwarding::Gre,
             Way::Tunnel(Tunnel::Gue { port }) => Forwarding::Gue { port },

@@ -243,6 +243,7 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
             Some(old) if old.weight != real.weight => {
                 format!("weight {} -> {}{}", old.weight, real.weight, draining(real))
             }
+            Some(old) if old.port != real.port => format!("port {} -> {}", old.port, real.port),
             Some(_) => "quic_id changed".to_owned(),
         };
         lines.push(format!("service {name:?}: real server {address} {what}"));

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use director::dataplane::{Datagrams, Forwarding, HashInput, NextHop, ServiceSpec};
+use director::dataplane::{Datagrams, Forwarding, HashInput, NextHop, Ports, ServiceSpec};
 use director_common::decide::rewrite;
 use director_common::hash::FlowHash;
 use director_common::packet::{Buffer, Frame};
@@ -12,7 +12,8 @@ use director_common::shortcut::{self, Forwarded};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RangeKey, RealEntry,
-    SMALL_TABLE, ServiceEntry, ServiceKey, Tables, TokenBucket,
+    ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry, ServiceKey, Tables,
+    TokenBucket,
 };
 use director_common::{Decision, SMALL_SLOTS, Slot, decide};
 
@@ -58,6 +59,9 @@ pub struct Memory {
     /// Most pins at one time.
     pub pin_capacity: usize,
     pub quic: HashMap<QuicKey, QuicEntry>,
+    pub replies: HashMap<ReplyKey, ReplyEntry>,
+    /// Each leaked, as a pin.
+    pub routes: fn(&RouteQuery) -> RouteEntry,
 }
 
 pub fn mapped(address: std::net::IpAddr) -> Address {
@@ -74,7 +78,7 @@ impl Memory {
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
             hash: FlowHash::new(HashKey::from_bytes(key)),
-            flags: Config::FLAG_CLASSES,
+            flags: Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_ANY_PORT,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),
@@ -92,6 +96,8 @@ impl Memory {
             pins: RefCell::default(),
             pin_capacity: usize::MAX,
             quic: HashMap::new(),
+            replies: HashMap::new(),
+            routes: super::routes::answer,
         }
     }
 
@@ -113,6 +119,7 @@ impl Memory {
                 Forwarding::Ipip => ServiceEntry::FORWARD_IPIP,
                 Forwarding::Gre => ServiceEntry::FORWARD_GRE,
                 Forwarding::Gue { .. } => ServiceEntry::FORWARD_GUE,
+                Forwarding::Nat => ServiceEntry::FORWARD_NAT,
             },
             tunnel_port: if let Forwarding::Gue { port } = spec.forwarding { port } else { 0 },
         };
@@ -138,6 +145,7 @@ impl Memory {
             }
             self.reals.push(entry);
         }
+        self.add_replies(spec, entry);
         let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
         for address in &spec.addresses {
             self.matching.add(*address, entry, served);
@@ -147,6 +155,29 @@ impl Memory {
                 let vip = mapped(address.prefix.addr());
                 self.services.insert(ServiceKey::service(vip, address.protocol.number(), port), entry);
             }
+        }
+    }
+
+    /// A key for every port of every real server, or one for all.
+    fn add_replies(&mut self, spec: &ServiceSpec<'_>, service: ServiceEntry) {
+        if spec.forwarding != Forwarding::Nat {
+            return;
+        }
+        for (address, (position, real)) in
+            spec.addresses.iter().flat_map(|address| (0..).zip(&spec.reals).map(move |real| (address, real)))
+        {
+            let vip = mapped(address.prefix.addr());
+            let mut add = |from: u16, port| {
+                let key = ReplyKey::of(mapped(real.address), address.protocol.number(), from);
+                let (service, real) = (service.service, service.real_base + position);
+                self.replies.insert(key, ReplyEntry { vip, port, reserved: 0, service, real });
+            };
+            match (address.ports, real.port) {
+                (Ports::ALL, _) => add(0, 0),
+                (ports, 0) => (ports.first..=ports.last).for_each(|port| add(port, 0)),
+                (ports, port) => add(port, ports.first),
+            }
+            self.replies.insert(ReplyKey::marker(mapped(real.address)), ReplyEntry::default());
         }
     }
 
@@ -223,7 +254,16 @@ impl Tables for Memory {
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         self.quic.get(key)
     }
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
+        self.replies.get(key)
+    }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.interfaces.get(&ifindex)
+    }
+}
+
+impl Routes for Memory {
+    fn route(&self, query: &RouteQuery) -> Option<&RouteEntry> {
+        Some(Box::leak(Box::new((self.routes)(query))))
     }
 }
