@@ -164,6 +164,8 @@ pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), Dr
         let real = Translation { end: End::Destination, address: &way.address, port: way.port };
         let inner = usize::from(decision.forward.inner);
         real.emit(frame, &decision.ip, inner).ok_or(DropReason::RewriteFailed)?;
+        // Never with a tunnel: the verifier need not go through each of those for every way through this.
+        return emit_way(frame, way);
     }
     if let Some(encapsulation) = entry.encapsulation() {
         let outer = Outer {
@@ -175,6 +177,11 @@ pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), Dr
         };
         outer.emit(frame, &decision.ip).ok_or(DropReason::RewriteFailed)?;
     }
+    emit_way(frame, way)
+}
+
+#[inline(always)]
+fn emit_way(frame: &mut impl Frame, way: &RealEntry) -> Result<(), DropReason> {
     Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac).ok_or(DropReason::RewriteFailed)
 }
 

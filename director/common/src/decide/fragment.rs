@@ -4,7 +4,7 @@ use super::Decision;
 use super::owner::{find_fragment_owner, find_owner, unless_vip};
 use crate::packet::{Ip, PROTOCOL_TCP};
 use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, ServiceEntry, Tables};
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, PassReason, Verdict};
 
 /// Length of the part of a TCP header that every segment has, in units of fragment offsets, rounded up.
 const TCP_UNITS: u16 = 3;
@@ -30,14 +30,14 @@ pub(super) fn find_service<'a>(
 ) -> Result<&'a ServiceEntry, Verdict> {
     let mut entry = FragmentEntry::default();
     if find_first(tables, flow, decision.ip.identification, &mut entry) {
+        // No real server has this generation: it is who sent the datagram.
+        if entry.generation == 0 {
+            return Err(Verdict::Pass(PassReason::NoService));
+        }
         (flow.source_port, flow.destination_port) = (entry.source_port, entry.destination_port);
         let forward = &mut decision.forward;
         (forward.real, forward.generation, forward.follows) = (entry.position, entry.generation, 1);
-        let Some(service) = find_owner(flow, config, tables) else {
-            // Of a real server's answer, too, the first one is remembered.
-            return Err(unless_vip(&flow.destination, config, tables, Verdict::Drop(DropReason::Fragment)));
-        };
-        return Ok(service);
+        return find_owner(flow, config, tables).ok_or(Verdict::Drop(DropReason::Fragment));
     }
     let Some(service) = find_fragment_owner(flow, config, tables) else {
         return Err(unless_vip(&flow.destination, config, tables, Verdict::Drop(DropReason::Fragment)));

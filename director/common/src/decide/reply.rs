@@ -7,11 +7,16 @@
 
 use super::{Decision, answer_expired, check, fragment, may_answer};
 use crate::packet::icmp::{self, Icmp};
-use crate::packet::{Ethernet, Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Ports};
+use crate::packet::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Ports, parse_at,
+};
 use crate::tables::{
     Address, Config, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, Tables,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
+
+/// Most IPv6 extension headers of an answer: that of a fragment. One with more is not taken for an answer.
+const EXTENSIONS: usize = 1;
 
 /// The verdict on a packet that is none of ours.
 const NONE: Verdict = Verdict::Pass(PassReason::NoService);
@@ -43,7 +48,13 @@ fn judge<'a>(
     decision: &mut Decision<'a>,
 ) -> Verdict {
     let Some(ethernet) = Ethernet::parse(frame) else { return NONE };
-    let Ok(ip) = Ip::parse(frame, &ethernet, flow) else { return NONE };
+    if ethernet.ethertype != ETHERTYPE_IPV4 && ethernet.ethertype != ETHERTYPE_IPV6 {
+        return NONE;
+    }
+    let Ok(ip) = parse_at::<EXTENSIONS>(frame, ethernet.ethertype == ETHERTYPE_IPV6, ethernet.len, flow)
+    else {
+        return NONE;
+    };
     let Some(config) = tables.config() else { return NONE };
     let interface = match tables.interface(ifindex) {
         Some(interface) if interface.mac == ethernet.destination && ip.broken.is_none() => interface,
