@@ -7,6 +7,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`packet`] | bounds-checked access to a frame, and the headers found in it |
+//! | [`schedulers`] | which real server a new connection goes to |
 //! | [`siphash`] | the keyed hash |
 //! | [`slot`] | slots, their packing, and how a hash picks one |
 //! | [`pin`] | connections that do not follow their slot |
@@ -27,6 +28,7 @@ pub mod decapsulate;
 pub mod decide;
 pub mod packet;
 pub mod pin;
+pub mod schedulers;
 pub mod shortcut;
 pub mod siphash;
 pub mod slot;
