@@ -10,6 +10,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `choose` | the choice for one connection, by what is in the maps |
 //! | `least` | lc, wlc, sed, nq, fo, ovf: one scan, the lowest cost wins |
 //! | `wheel` | rr and wrr: the order of one whole turn; twos draws from it |
 //! | `locality` | lblc, lblcr: servers by destination |
@@ -18,6 +19,7 @@
 //! | `threshold` | when a server is overloaded |
 
 mod buckets;
+mod choose;
 pub mod least;
 mod locality;
 pub mod maglev;
@@ -27,7 +29,8 @@ mod threshold;
 pub mod wheel;
 
 pub use buckets::{BUCKETS, Buckets, destination, source};
-pub use least::least;
+pub use choose::choose;
+pub use least::{SCAN_WORDS, Scan, least};
 pub use locality::{Locality, MAX_SET, ReplicatedLocality};
 pub use threshold::Thresholds;
 pub use wheel::{Level, MAX_WHEEL, Wheel, next, two_choices};
@@ -88,6 +91,22 @@ impl Method {
     /// The one of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|method| method.name() == name)
+    }
+
+    /// The method of this number, as maps hold it; `wlc`, IPVS's own default, for what is none.
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        match bits {
+            1 => Self::RoundRobin,
+            2 => Self::WeightedRoundRobin,
+            3 => Self::LeastConnection,
+            5 => Self::ShortestExpectedDelay,
+            6 => Self::NeverQueue,
+            7 => Self::Failover,
+            8 => Self::Overflow,
+            9 => Self::TwoChoices,
+            _ => Self::WeightedLeastConnection,
+        }
     }
 
     /// Whether it goes by a [`Wheel`].

@@ -67,6 +67,8 @@ impl Forward {
     pub const PIN_STORED: u16 = 2;
     /// It should have got a pin, and there was no room.
     pub const PIN_REFUSED: u16 = 3;
+    /// It begins a tracked connection, and got an entry among the half-open ones.
+    pub const PIN_OPENED: u16 = 4;
 }
 
 macro_rules! reasons {
@@ -191,6 +193,10 @@ reasons! {
         BadTable = "bad-table",
         /// It came with a VLAN tag, which holds on its own link only, and would leave by another interface.
         VlanRedirect = "vlan-redirect",
+        /// It belongs to no connection that is known, and its service refuses such.
+        NoConnection = "no-connection",
+        /// It begins a connection, there is no room to track it, and its service refuses such.
+        TableFull = "table-full",
         /// A bounds check failed while the frame was rewritten.
         RewriteFailed = "rewrite-failed",
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use director_common::pin::Pin;
 use director_common::slot::SlotState;
 use director_common::tables::{
-    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, ServiceEntry, ServiceKey,
+    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, Roster, ServiceEntry, ServiceKey,
 };
 use director_proto::control as wire;
 
@@ -243,6 +243,11 @@ fn lookup(lookup: &Lookup) -> wire::ExplainedLookup {
             "fragment to remember",
             format!("of {}", ip_address(key.source)),
             Some(format!("position {}", entry.position)),
+        ),
+        Lookup::Schedule { method, position } => (
+            "scheduler",
+            method.name().to_owned(),
+            (*position != Roster::NOBODY).then(|| format!("position {position}")),
         ),
         Lookup::Token { rate, granted } => (
             "right to send an ICMP error",

@@ -144,7 +144,7 @@ impl Node {
             vip: first.map(VirtualAddress::vip).unwrap_or_default(),
             protocol: first.map(|address| address.protocol.name()).unwrap_or_default().to_owned(),
             port: service.port().into(),
-            scheduler: service.scheduler.name().to_owned(),
+            scheduler: service.scheduler_name().to_owned(),
             hash: if service.hash_port { "source-port" } else { "source" }.to_owned(),
             forwarding: service.forwarding.to_string(),
             table_digest: table.map(|table| table.digest().to_string()).unwrap_or_default(),

@@ -3,7 +3,7 @@
 //!
 //! What is remembered of one destination is here; who remembers it, and for how long, is the caller's.
 
-use super::{Method, Pool, Server, least};
+use super::{Method, Pool, Scan, Server, least};
 
 /// Most servers of one destination that `lblcr` remembers.
 pub const MAX_SET: usize = 64;
@@ -19,7 +19,7 @@ fn is_overloaded(server: &Server, pool: &(impl Pool + ?Sized)) -> bool {
 
 /// What any server that is available costs least by.
 fn lightest(pool: &(impl Pool + ?Sized)) -> Option<u32> {
-    Some(least(Method::WeightedLeastConnection, pool)).filter(|place| *place != u32::MAX)
+    Some(least(Method::WeightedLeastConnection, pool, &Scan::default())).filter(|place| *place != u32::MAX)
 }
 
 /// The server of one destination (`lblc`).

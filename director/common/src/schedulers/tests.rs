@@ -46,13 +46,17 @@ fn methods_weigh_connections_as_ipvs_does() {
         (Failover, 1),
         (Overflow, 1),
     ] {
-        assert_eq!(least(method, &pool[..]), expected, "{method:?}");
+        assert_eq!(least(method, &pool[..], &Scan::default()), expected, "{method:?}");
     }
-    assert_eq!(least(Overflow, &[server(2, 3, 0), server(1, 1, 0)][..]), 1, "its weight is its room");
-    assert_eq!(least(LeastConnection, &[server(0, 0, 0)][..]), u32::MAX);
+    assert_eq!(
+        least(Overflow, &[server(2, 3, 0), server(1, 1, 0)][..], &Scan::default()),
+        1,
+        "its weight is its room"
+    );
+    assert_eq!(least(LeastConnection, &[server(0, 0, 0)][..], &Scan::default()), u32::MAX);
     let overloaded = Server { overloaded: 1, ..server(9, 0, 0) };
     for method in Method::ALL {
-        assert_eq!(least(method, &[overloaded, server(1, 1, 1)][..]), 1, "{method:?}");
+        assert_eq!(least(method, &[overloaded, server(1, 1, 1)][..], &Scan::default()), 1, "{method:?}");
     }
 }
 

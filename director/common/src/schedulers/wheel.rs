@@ -137,20 +137,19 @@ pub fn next(
     entry: impl Fn(u32) -> u32,
     server: impl Fn(u32) -> Option<Server>,
 ) -> (u32, u32) {
-    let mut skipped = 0;
-    let mut at = on(cursor, length);
-    while skipped < MAX_SKIP && skipped < length {
-        let place = entry(at);
+    let mut skipped = 0_u32;
+    if length == 0 {
+        return (u32::MAX, 0);
+    }
+    // No other bound: the kernel's verifier would follow what each step tells of `length` to the end by itself.
+    while skipped < MAX_SKIP {
+        let place = entry(on(cursor.wrapping_add(u64::from(skipped)), length));
         if let Some(server) = server(place)
             && server.is_available()
         {
             return (place, skipped);
         }
         skipped = skipped.wrapping_add(1);
-        at = at.wrapping_add(1);
-        if at >= length {
-            at = 0;
-        }
     }
     (u32::MAX, skipped)
 }
