@@ -16,7 +16,7 @@ use director_common::siphash::HashKey;
 use director_common::tables::{FlowKey, LoadEntry};
 
 use super::apply::packed;
-use super::batch::Cursor;
+use super::batch::{Cursor, PinMap};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
@@ -72,6 +72,8 @@ pub struct PinRecord {
     pub real: SocketAddr,
     /// The client has sent a FIN or a RST.
     pub is_closing: bool,
+    /// Seconds since its last packet.
+    pub idle: u32,
     /// Seconds until it expires, if no packet comes.
     pub remaining: u32,
 }
@@ -153,11 +155,23 @@ impl Dataplane {
     /// # Errors
     /// [`ReadError`] if the kernel refuses.
     pub fn pins(&self, now: u32) -> Result<Vec<PinRecord>, ReadError> {
+        self.records(&self.maps.pins, now)
+    }
+
+    /// Every connection of tracked services that has begun and not gone on yet, at second `now`, in order.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the kernel refuses.
+    pub fn half_open(&self, now: u32) -> Result<Vec<PinRecord>, ReadError> {
+        self.records(&self.maps.half_open, now)
+    }
+
+    fn records(&self, map: &PinMap, now: u32) -> Result<Vec<PinRecord>, ReadError> {
         let owners = self.owners();
         let mut pins = Vec::new();
         let mut cursor = Cursor::Start;
         while cursor != Cursor::End {
-            cursor = self.maps.pins.read(cursor, &mut pins)?;
+            cursor = map.read(cursor, &mut pins)?;
         }
         let record = |(flow, pin): (FlowKey, Pin)| {
             let (name, position) = owners.get(&pin.server().generation())?;
@@ -176,6 +190,7 @@ impl Dataplane {
                 service: name.clone(),
                 real: SocketAddr::new(server.address, server.port),
                 is_closing: pin.state().is_closing(),
+                idle: u32::try_from(age).unwrap_or(u32::MAX),
                 remaining: life.saturating_sub(u32::try_from(age).unwrap_or(u32::MAX)),
             })
         };
