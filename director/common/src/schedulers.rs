@@ -143,6 +143,15 @@ impl Server {
     }
 }
 
+/// The greatest common divisor of two weights; of one of them and 0, that one.
+const fn divisor(a: u32, b: u32) -> u32 {
+    let (mut a, mut b) = (a, b);
+    while let Some(rest) = a.checked_rem(b) {
+        (a, b) = (b, rest);
+    }
+    a
+}
+
 /// The real servers to choose from, in the order in which IPVS would have them: where two are equal, the first wins.
 pub trait Pool {
     /// How many there are.

@@ -75,16 +75,11 @@ impl Rota {
         let mut left: Vec<(usize, Server)> =
             self.positions.iter().map(|position| load(*position).server()).enumerate().collect();
         let scan = Scan::default();
-        let is_before = |a: &(usize, Server), b: &(usize, Server)| {
-            // Both scans must agree: of two that cost the same the one further in front.
-            least(method, &[a.1, b.1][..], &scan) == 0
-                && (a.0 < b.0 || least(method, &[b.1, a.1][..], &scan) == 0)
-        };
         left.retain(|(_, server)| least(method, &[*server][..], &scan) == 0);
-        left.sort_by(|a, b| match (is_before(a, b), is_before(b, a)) {
-            (true, false) => std::cmp::Ordering::Less,
-            (false, true) => std::cmp::Ordering::Greater,
-            _ => a.0.cmp(&b.0),
+        // Of two that cost the same each wins where it comes first.
+        left.sort_by(|a, b| {
+            let wins = |first: &Server, second: &Server| least(method, &[*first, *second][..], &scan) == 0;
+            wins(&b.1, &a.1).cmp(&wins(&a.1, &b.1)).then(a.0.cmp(&b.0))
         });
         left.truncate(MAX_CANDIDATES);
         left.sort_by_key(|(place, _)| *place);

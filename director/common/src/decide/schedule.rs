@@ -141,7 +141,7 @@ fn recount(tables: &impl Tables, flow: &FlowKey, old: PinState, new: PinState, i
         return;
     }
     let by = if new.is_active() { 1 } else { -1 };
-    tables.count(index, by, -by);
+    tables.count(index, by, if new.is_active() { -1 } else { 1 });
 }
 
 /// A new connection: the scheduler chooses.

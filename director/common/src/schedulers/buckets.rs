@@ -5,6 +5,8 @@ use crate::tables::Address;
 
 /// Buckets of a table (`IP_VS_SH_TAB_BITS`, `IP_VS_DH_TAB_BITS`: 8).
 pub const BUCKETS: usize = 256;
+/// What of a number is the bucket.
+const MASK: usize = BUCKETS - 1;
 /// Multiplier of the kernel's `hash_32`.
 const GOLDEN_RATIO: u32 = 0x61c8_8647;
 
@@ -44,7 +46,7 @@ pub mod destination {
 
 /// `sh`: by the source, and by its port with `sh-port`.
 pub mod source {
-    use super::{Address, BUCKETS, Buckets, Pool, Server, bucket, folded};
+    use super::{Address, BUCKETS, Buckets, MASK, Pool, Server, bucket, folded};
 
     /// Deals the buckets to the servers of `pool` in turn, to each as many as its weight says, and at least one.
     pub fn deal(pool: &(impl Pool + ?Sized)) -> Buckets {
@@ -67,7 +69,7 @@ pub mod source {
 
     fn at(source: &Address, port: u16, offset: u32) -> usize {
         let hash = bucket(u32::from(port).wrapping_add(folded(source)));
-        offset.wrapping_add(hash) as usize & (BUCKETS - 1)
+        offset.wrapping_add(hash) as usize & MASK
     }
 
     /// The server of a source. `port` is 0 without `sh-port`. Is its server not available, there is none, or with
@@ -91,7 +93,7 @@ pub mod source {
             return None;
         }
         (0..BUCKETS as u32).find_map(|offset| {
-            let offset = offset.wrapping_add(first as u32) & (BUCKETS as u32 - 1);
+            let offset = offset.wrapping_add(first as u32) & MASK as u32;
             of(at(source, port, offset))
         })
     }

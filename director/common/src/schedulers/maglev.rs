@@ -3,7 +3,7 @@
 //! A service of ours with `scheduler = "mh"` is not dealt by this: its first table is Maglev's, its changes are minimal,
 //! and its hash has a key of the cluster's own, where IPVS's is the same everywhere.
 
-use super::{Pool, Server};
+use super::{Pool, Server, divisor};
 use crate::siphash::{HashKey, siphash13};
 use crate::tables::Address;
 
@@ -11,6 +11,7 @@ use super::buckets::folded;
 
 /// Entries of IPVS's table unless its kernel was built with another number.
 pub const ENTRIES: usize = 4_093;
+const SIZE: u32 = ENTRIES as u32;
 /// Half the number of bits of that (`IP_VS_MH_TAB_BITS`): weights are scaled down to so many.
 const WEIGHT_BITS: u32 = 6;
 /// The keys of IPVS's two hashes, each twice the same word.
@@ -38,6 +39,14 @@ pub struct Walk {
     turns: u32,
 }
 
+/// A remainder.
+const fn below(bound: u32, value: u32) -> u32 {
+    match value.checked_rem(bound) {
+        Some(rest) => rest,
+        None => 0,
+    }
+}
+
 fn hash(address: &Address, port: u16, key: u64, offset: u32) -> u32 {
     let value = offset.wrapping_add(u32::from(port)).wrapping_add(folded(address));
     let word = key.to_le_bytes();
@@ -48,14 +57,6 @@ fn hash(address: &Address, port: u16, key: u64, offset: u32) -> u32 {
     siphash13(HashKey::from_bytes(bytes), value.to_le_bytes()) as u32
 }
 
-const fn divisor(a: u32, b: u32) -> u32 {
-    let (mut a, mut b) = (a, b);
-    while b != 0 {
-        (a, b) = (b, a.wrapping_rem(b));
-    }
-    a
-}
-
 /// Fills `table`; `walks` is room, one for each of `members`.
 pub fn deal(members: &[Member], walks: &mut [Walk], table: &mut Table) {
     table.fill(u16::MAX);
@@ -63,12 +64,11 @@ pub fn deal(members: &[Member], walks: &mut [Walk], table: &mut Table) {
     let highest = members.iter().map(|member| member.weight).max().unwrap_or(0);
     let Some(highest) = highest.checked_div(common) else { return };
     let shift = (u32::BITS.wrapping_sub(highest.leading_zeros())).saturating_sub(WEIGHT_BITS);
-    let size = ENTRIES as u32;
     for (member, walk) in members.iter().zip(walks.iter_mut()) {
         let turns = member.weight.checked_div(common).unwrap_or(0) >> shift;
         *walk = Walk {
-            at: hash(&member.address, member.port, KEYS[0], 0) % size,
-            skip: (hash(&member.address, member.port, KEYS[1], 0) % (size - 1)).wrapping_add(1),
+            at: below(SIZE, hash(&member.address, member.port, KEYS[0], 0)),
+            skip: below(SIZE - 1, hash(&member.address, member.port, KEYS[1], 0)).wrapping_add(1),
             turns: if turns == 0 && member.weight != 0 { 1 } else { turns },
         };
     }
@@ -95,7 +95,7 @@ fn claim(table: &mut Table, walk: &mut Walk, place: u16) {
             *entry = place;
             return;
         }
-        walk.at = walk.at.wrapping_add(walk.skip) % ENTRIES as u32;
+        walk.at = below(SIZE, walk.at.wrapping_add(walk.skip));
     }
 }
 
@@ -108,7 +108,7 @@ pub fn pick(
     fallback: bool,
     pool: &(impl Pool + ?Sized),
 ) -> Option<u32> {
-    let at = |offset: u32| hash(source, port, KEYS[0], offset) % ENTRIES as u32;
+    let at = |offset: u32| below(SIZE, hash(source, port, KEYS[0], offset));
     let of = |entry: u32| {
         let place = u32::from(*table.get(entry as usize)?);
         pool.server(place).filter(Server::is_available).map(|_| place)
@@ -120,5 +120,5 @@ pub fn pick(
     if !fallback {
         return None;
     }
-    (0..ENTRIES as u32).find_map(|offset| of(at(offset.wrapping_add(first) % ENTRIES as u32)))
+    (0..ENTRIES as u32).find_map(|offset| of(at(below(SIZE, offset.wrapping_add(first)))))
 }

@@ -5,7 +5,7 @@
 //! every server comes as often as its weight (divided by that divisor) says: the wheel. A server that is not available
 //! is passed over, which leaves the order of the others as it was, in IPVS as here.
 
-use super::{Pool, Server};
+use super::{Pool, Server, divisor};
 
 /// Entries of a wheel. A turn that is longer (weights without a common divisor that add up to more) is made of the
 /// weights scaled down to it: the shares then differ by less than one in 4,096.
@@ -26,14 +26,6 @@ pub struct Wheel<'a> {
     /// Weights are multiplied by this, and divided by `whole`.
     scale: u64,
     whole: u64,
-}
-
-const fn divisor(a: u32, b: u32) -> u32 {
-    let (mut a, mut b) = (a, b);
-    while b != 0 {
-        (a, b) = (b, a.wrapping_rem(b));
-    }
-    a
 }
 
 impl<'a> Wheel<'a> {
