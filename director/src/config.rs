@@ -31,7 +31,7 @@ use toml::Spanned;
 pub use address::{Ports, Protocol, VirtualAddress, family};
 pub use health::HealthCheck;
 pub use real::Real;
-pub use service::{Datagrams, Forwarding, Service, Timeouts, Tunnel};
+pub use service::{Datagrams, Forwarding, Service, Timeouts, Tracking, Tunnel};
 
 /// Everything one director is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,10 @@ pub struct Node {
     pub echo: Echo,
     /// Most ICMP errors (packet too big) in a second, for each processor; 0 for none.
     pub icmp_rate: u32,
+    /// Room for connections, of tracked services and of slots that change; about 120 bytes each.
+    pub connections: u32,
+    /// Room for connections of tracked services that have begun and not gone on yet.
+    pub half_open: u32,
 }
 
 /// Outer source addresses of tunnels, by family of the real server. They should be addresses of this node, for
@@ -327,7 +331,18 @@ fn node(source: &Source<'_>, node: file::Node) -> Result<Node, ConfigError> {
             file::Echo::Kernel => Echo::Kernel,
         },
         icmp_rate: node.icmp_rate,
+        connections: capacity(source, "connections", &node.connections)?,
+        half_open: capacity(source, "half_open", &node.half_open)?,
     })
+}
+
+/// Room for connections in the kernel, of which all is taken from the start.
+fn capacity(source: &Source<'_>, name: &str, wanted: &Spanned<u32>) -> Result<u32, ConfigError> {
+    const MOST: u32 = 1 << 26;
+    match *wanted.get_ref() {
+        count @ 1..=MOST => Ok(count),
+        _ => Err(source.at(wanted, format!("{name} must be from 1 to {MOST}"))),
+    }
 }
 
 fn tunnel_sources(source: &Source<'_>, addresses: &[Spanned<IpAddr>]) -> Result<TunnelSources, ConfigError> {

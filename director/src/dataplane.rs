@@ -12,6 +12,8 @@
 //! | `seats` | positions of a service's real servers |
 //! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
+//! | `rosters` | whom tracked services choose from |
+//! | `loads` | real servers' connections, in memory shared with the kernel |
 //! | [`window`] | states of a service's slots, pure |
 //! | `sweep` | what time does: closing windows, expiry of pins |
 //! | `batch` | the map of connections' pins, many at a time |
@@ -35,12 +37,14 @@ mod explain;
 mod export;
 mod free;
 mod keys;
+mod loads;
 mod maps;
 pub(crate) mod pins;
 mod plan;
 mod probe;
 mod replicas;
 mod replies;
+mod rosters;
 mod seats;
 mod shelves;
 mod spec;
@@ -71,8 +75,8 @@ pub use probe::{Probe, ProbeError, TcpFlags};
 pub use replicas::PinReport;
 pub use replies::{ReplyClaim, conflict as reply_conflict};
 pub use spec::{
-    Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
-    TunnelSources,
+    Datagrams, Forwarding, HashInput, Method, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec,
+    SpecError, Thresholds, Tracking, TunnelSources, WhenFull,
 };
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters, SlotStates};
 pub use sweep::{PinRecord, TickReport, Window};
@@ -134,6 +138,9 @@ pub struct Options {
     /// Three quarters of them may be connections of other directors.
     /// A data plane that is adopted keeps the number it was made with.
     pub pins: u32,
+    /// Connections of tracked services that can be half-open at one time, apart from those: a flood of what begins and
+    /// never goes on fills this and nothing else. A data plane that is adopted keeps the number it was made with.
+    pub half_open: u32,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
@@ -153,6 +160,7 @@ impl Default for Options {
             flow_accounting: false,
             flow_capacity: 65_536,
             pins: 1 << 20,
+            half_open: 1 << 16,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),
@@ -222,8 +230,10 @@ impl Dataplane {
         let adopted = pins::check(&options.pin_dir)?;
         let flows = if options.flow_accounting { options.flow_capacity.max(1) } else { 1 };
         pins::drop_resized(&options.pin_dir, "FLOWS", flows)?;
-        let pins = pins_to_have(options)?;
-        let mut ebpf = load(&options.pin_dir, &[("FLOWS", flows), ("PINS", pins)])?;
+        let pins = entries_to_have(options, "PINS", options.pins)?;
+        let half_open = entries_to_have(options, "HALF_OPEN", options.half_open)?;
+        let sizes = [("FLOWS", flows), ("PINS", pins), ("HALF_OPEN", half_open)];
+        let mut ebpf = load(&options.pin_dir, &sizes)?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or(OpenError::Object("it has no program 'director'"))?
@@ -246,6 +256,9 @@ impl Dataplane {
         let capture = None;
         let mut dataplane =
             Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture };
+        if adopted {
+            dataplane.recount()?;
+        }
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))
@@ -341,15 +354,16 @@ pub fn monotonic_seconds() -> u32 {
     u32::try_from(now.tv_sec()).unwrap_or(u32::MAX)
 }
 
-/// The number of connections that the map of pins is made for, or was.
-fn pins_to_have(options: &Options) -> Result<u32, OpenError> {
-    let wanted = options.pins.max(1);
-    let found = pins::size_of_map(&options.pin_dir, "PINS")?.unwrap_or(wanted);
+/// The number of connections that a map is made for, or was.
+fn entries_to_have(options: &Options, map: &str, wanted: u32) -> Result<u32, OpenError> {
+    let wanted = wanted.max(1);
+    let found = pins::size_of_map(&options.pin_dir, map)?.unwrap_or(wanted);
     if found != wanted {
         tracing::warn!(
+            map,
             found,
             wanted,
-            "the map of connections' pins keeps its size until a start with --fresh"
+            "the map of connections keeps its size until a start with --fresh"
         );
     }
     Ok(found)

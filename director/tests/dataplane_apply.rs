@@ -41,6 +41,7 @@ fn web<'a>(name: &'a str, reals: &[&str], slots: &'a [u16]) -> ServiceSpec<'a> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 

@@ -67,6 +67,7 @@ fn deal_to(dataplane: &mut Dataplane, reals: &[RealSpec]) {
         slots: &slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     };
     dataplane.apply(&[service]).expect("apply");
 }

@@ -52,6 +52,7 @@ impl World {
             slots: &slots,
             timeouts: Timeouts::default(),
             datagrams: Datagrams::Tracked,
+            tracking: None,
         };
         let mut memory = Memory::new(KEY);
         memory.add(&spec, |_| Some(HERE));

@@ -9,6 +9,7 @@ mod icmp;
 mod owner;
 mod quic;
 mod reply;
+mod schedule;
 mod track;
 
 use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
@@ -124,10 +125,21 @@ pub fn decide_request<'a>(
         Ok(()) => Verdict::Redirect,
         Err(verdict) => verdict,
     };
-    if decision.forward.pin == Forward::PIN_STORED && !decision.verdict.is_forward() {
-        tables.remove_pin(flow);
+    if !decision.verdict.is_forward() {
+        forget(tables, flow, &decision.forward);
     }
     decision
+}
+
+/// Forgets what was stored for a packet that is not forwarded after all.
+#[inline(always)]
+pub fn forget(tables: &impl Tables, flow: &FlowKey, forward: &Forward) {
+    if forward.pin == Forward::PIN_STORED {
+        tables.remove_pin(flow);
+    }
+    if forward.pin == Forward::PIN_OPENED {
+        schedule::forget(tables, flow, forward.real);
+    }
 }
 
 /// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop
@@ -421,6 +433,9 @@ fn pick_real<'a>(
         && let Some(real) = quic::find(frame, ip, tables, service, forward)
     {
         return Ok(real);
+    }
+    if service.is_tracked() {
+        return schedule::pick(tables, service, slot, flow, forward);
     }
     let one_packet = service.has(ServiceEntry::FLAG_ONE_PACKET) && flow.protocol == PROTOCOL_UDP;
     if slot.is_settled() || one_packet {

@@ -7,6 +7,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`packet`] | bounds-checked access to a frame, and the headers found in it |
+//! | [`schedulers`] | which real server a new connection goes to |
 //! | [`hash`] | the slot hash: of what a flow's slot is picked |
 //! | [`siphash`] | how its secrets follow from the key |
 //! | [`slot`] | slots, their packing, and how a hash picks one |
@@ -29,6 +30,7 @@ pub mod decide;
 pub mod hash;
 pub mod packet;
 pub mod pin;
+pub mod schedulers;
 pub mod shortcut;
 pub mod siphash;
 pub mod slot;

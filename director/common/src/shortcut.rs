@@ -269,7 +269,7 @@ fn find<'a>(
         return None;
     }
     let (mut position, mut pin) = (slot.raw_current(), None);
-    if !slot.is_settled() && !one_packet {
+    if (service.is_tracked() || !slot.is_settled()) && !one_packet {
         let cell = find_pin(packet, tables)?;
         position = cell.load().server().position();
         pin = Some(cell);
@@ -297,7 +297,7 @@ fn find<'a>(
     }
     // Last: what is not forwarded here leaves no trace.
     if let Some(cell) = pin {
-        follow(cell, real, packet, tables)?;
+        follow(cell, real, packet, service.is_tracked(), tables)?;
     }
     Some(Way { service, real, index, tunnel, entropy: entropy_of(hash, packet.source_port) })
 }
@@ -323,11 +323,21 @@ fn find_pin<'a>(packet: &Packet, tables: &'a impl Tables) -> Option<&'a PinCell>
 /// another
 /// connection.
 #[inline(always)]
-fn follow(cell: &PinCell, real: &RealEntry, packet: &Packet, tables: &impl Tables) -> Option<()> {
+fn follow(
+    cell: &PinCell,
+    real: &RealEntry,
+    packet: &Packet,
+    is_tracked: bool,
+    tables: &impl Tables,
+) -> Option<()> {
     let pin = cell.load();
     let signals = tcp_signals(packet.segment.flags, packet.segment.data);
     let ended = signals & signal::OPENS != 0 && pin.state().is_closing();
     if ended || !pin.server().is(real) {
+        return None;
+    }
+    // What changes the state of a tracked connection is counted: not here.
+    if is_tracked && pin.state().after(signals) as u8 != pin.state() as u8 {
         return None;
     }
     cell.note(&pin, signals, tables.now());

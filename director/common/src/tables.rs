@@ -7,9 +7,11 @@ mod class;
 mod reply;
 mod route;
 mod shelf;
+mod tracking;
 
 use crate::hash::FlowHash;
 use crate::pin::{Pin, PinCell, QuicEntry, QuicKey};
+use crate::schedulers::Method;
 use crate::siphash::HashKey;
 use crate::slot::Slot;
 
@@ -17,6 +19,7 @@ pub use class::RangeKey;
 pub use reply::{ReplyEntry, ReplyKey};
 pub use route::{RouteEntry, RouteQuery, Routes};
 pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small, shelf_of, table_slots};
+pub use tracking::{LoadEntry, MAX_CANDIDATES, Roster};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
 pub const LAYOUT_VERSION: u32 = 4;
@@ -307,6 +310,11 @@ impl ServiceEntry {
     pub const FLAG_ECHO: u32 = 1 << 8;
     /// Of a VIP's marker: leave echo requests to the kernel, which answers if it owns the address.
     pub const FLAG_ECHO_KERNEL: u32 = 1 << 9;
+    /// New connections that find no room to be tracked are refused, as is whatever belongs to none; else both go by
+    /// their slot. Only in tracked services.
+    pub const FLAG_REFUSE: u32 = 1 << 10;
+    /// First bit of the scheduler's number, [`Method`], of a tracked service: 4 bits, 0 in any other.
+    const METHOD_SHIFT: u32 = 24;
     /// The link addresses change and nothing else.
     pub const FORWARD_DIRECT: u16 = 0;
     /// In a tunnel, see [`Encapsulation::Ipip`].
@@ -339,6 +347,23 @@ impl ServiceEntry {
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag == flag
+    }
+
+    /// Flags of a service whose connections are tracked, each with the server that `method` chooses.
+    pub const fn tracking_flags(method: Method) -> u32 {
+        (method as u32) << Self::METHOD_SHIFT
+    }
+
+    /// Whether every connection of it is tracked.
+    #[inline(always)]
+    pub const fn is_tracked(&self) -> bool {
+        self.flags >> Self::METHOD_SHIFT & 15 != 0
+    }
+
+    /// How a tracked service chooses.
+    #[inline(always)]
+    pub const fn method(&self) -> Method {
+        Method::from_bits(self.flags >> Self::METHOD_SHIFT & 15)
     }
 
     /// Flags of a service whose QUIC server ids have `length` bytes (1 to 4) and begin `offset` bytes (0 to 19) into
@@ -584,8 +609,26 @@ pub trait Tables {
     fn pin(&self, key: &FlowKey) -> Option<&PinCell>;
     /// Pins a flow that has no pin; false if there is no room, or it has one by now.
     fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool;
-    /// Removes the pin that [`Self::add_pin`] made for a packet which was not forwarded after all.
-    fn remove_pin(&self, key: &FlowKey);
+    /// Removes the pin of a flow; false if it has none.
+    fn remove_pin(&self, key: &FlowKey) -> bool;
+    /// The entry of a flow of a tracked service that has begun and not gone on yet.
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell>;
+    /// Adds such an entry; false if there is no room, or one by now.
+    fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool;
+    /// Removes such an entry; false if there is none.
+    fn remove_half_open(&self, key: &FlowKey) -> bool;
+    /// Makes an entry of a tracked service another at once; what it was until then. So of several processors that
+    /// change it each counts what itself has replaced.
+    fn exchange(&self, cell: &PinCell, next: &Pin) -> Pin {
+        let old = cell.load();
+        cell.replace(&old, next);
+        old
+    }
+    /// Adds to the counts of real server number `index`, and marks it if it has enough now.
+    fn count(&self, index: u32, active: i64, inactive: i64);
+    /// The position of the server that a tracked service's scheduler chooses for a new connection,
+    /// [`Roster::NOBODY`] if there is none.
+    fn schedule(&self, service: &ServiceEntry) -> u32;
     /// The real server that a QUIC server id stands for.
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry>;
     /// As whose a real server's answer leaves.

@@ -69,6 +69,8 @@ impl Forward {
     pub const PIN_STORED: u16 = 2;
     /// It should have got a pin, and there was no room.
     pub const PIN_REFUSED: u16 = 3;
+    /// It begins a tracked connection, and got an entry among the half-open ones.
+    pub const PIN_OPENED: u16 = 4;
 }
 
 macro_rules! reasons {
@@ -217,6 +219,10 @@ reasons! {
         Hairpin = "hairpin",
         /// A real server's answer to a client whose route says that it is to be refused.
         ReplyRefused = "reply-refused",
+        /// It belongs to no connection that is known, and its service refuses such.
+        NoConnection = "no-connection",
+        /// It begins a connection, there is no room to track it, and its service refuses such.
+        TableFull = "table-full",
         /// A bounds check failed while the frame was rewritten.
         RewriteFailed = "rewrite-failed",
     }

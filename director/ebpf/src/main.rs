@@ -1,7 +1,8 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 //!
 //! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`], and by [`judge_reply`] if it
-//! may be a real server's answer, and goes its way by [`finish`].
+//! may be a real server's answer, and goes its way by [`finish`]. Where a new connection's server is to be chosen,
+//! [`judge`] asks for it, [`appoint`] chooses, and [`judge`] runs once more.
 //! Each is a function of its own in the kernel too, for two reasons: the verifier checks it by itself, whereas in one
 //! piece it would follow every way through the last once for every way that leads there, and give up; and they use the
 //! same 512 bytes of stack, one after the other.
@@ -10,6 +11,7 @@
 // Inline assembly for BPF is not stable yet; building `core` for it is not either.
 #![feature(asm_experimental_arch)]
 
+mod appointment;
 mod capture;
 mod frame;
 mod judged;
@@ -23,7 +25,7 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
-use director_common::decide::{decide_reply, decide_request, may_be_reply, rewrite};
+use director_common::decide::{decide_reply, decide_request, forget, may_be_reply, rewrite};
 use director_common::shortcut::{self, Forwarded};
 use director_common::tables::Config;
 #[cfg(doc)]
@@ -45,6 +47,10 @@ pub fn director(context: XdpContext) -> u32 {
     }
     if judge(context.ctx) == MAY_BE_REPLY {
         judge_reply(context.ctx);
+    } else if appoint() != 0 {
+        // With the server that it asked for.
+        judge(context.ctx);
+        appointment::dismiss();
     }
     finish(context.ctx)
 }
@@ -136,6 +142,13 @@ pub extern "C" fn judge_reply(context: *mut xdp_md) -> u32 {
     1
 }
 
+/// Chooses the server that [`judge`] has asked for; 0 if it has asked for none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn appoint() -> u32 {
+    appointment::answer()
+}
+
 /// Does what [`judge`] has decided.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -154,9 +167,7 @@ pub extern "C" fn finish(context: *mut xdp_md) -> u32 {
         let (dropped, counter) = Verdict::Drop(reason).disposition();
         (action, outcome) = (dropped as u32, counter);
         (forwarded, replied) = (false, false);
-        if judged.forward.pin == Forward::PIN_STORED {
-            KernelTables.remove_pin(&judged.flow);
-        }
+        forget(&KernelTables, &judged.flow, &judged.forward);
     }
     if config.has(Config::FLAG_CAPTURE_AFTER) {
         watch(&context, judged, outcome, forwarded || replied);

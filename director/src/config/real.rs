@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use director_common::schedulers::Thresholds;
 use director_proto::tables::MAX_REALS;
 use ipnet::IpNet;
 use toml::Spanned;
@@ -20,6 +21,8 @@ pub struct Real {
     pub port: u16,
     /// Share of new flows relative to the others; 0 takes none: it is drained.
     pub weight: u32,
+    /// How many connections it takes.
+    pub thresholds: Thresholds,
     /// What connection ids name it by; only, and always, in a QUIC service.
     pub quic_id: Option<u32>,
 }
@@ -29,6 +32,7 @@ pub(super) fn reals(
     source: &Source<'_>,
     service: &Service,
     list: Vec<file::Real>,
+    sorry: Option<&Spanned<IpAddr>>,
     tunnel_sources: &TunnelSources,
 ) -> Result<Vec<Real>, ConfigError> {
     if let Some(real) = list.get(MAX_REALS) {
@@ -58,7 +62,19 @@ pub(super) fn reals(
             let message = format!("quic_id {id} is taken by real server {other}; each needs its own");
             return Err(source.at(place, message));
         }
-        reals.push(Real { address, port, weight: *real.weight.get_ref(), quic_id });
+        let threshold = |written: &Option<Spanned<u32>>| written.as_ref().map_or(0, |it| *it.get_ref());
+        let thresholds = Thresholds { upper: threshold(&real.upper), lower: threshold(&real.lower) };
+        reals.push(Real { address, port, weight: *real.weight.get_ref(), thresholds, quic_id });
+    }
+    if let Some(sorry) = sorry {
+        let address = *sorry.get_ref();
+        real_address(source, service, sorry, tunnel_sources)?;
+        if seen.contains(&address) {
+            return Err(source.at(
+                sorry,
+                format!("{address} is a real server of the service; use another, or leave it out"),
+            ));
+        }
     }
     Ok(reals)
 }

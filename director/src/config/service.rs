@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
+use director_common::schedulers::{MAX_WHEEL, Method};
 use director_common::tables::MAX_SERVICE_NAME;
 use director_proto::tables::MAX_SERVICES;
 use ipnet::IpNet;
@@ -29,6 +31,8 @@ pub struct Service {
     pub forwarding: Forwarding,
     /// How slots are dealt.
     pub scheduler: Scheduler,
+    /// How each new connection's real server is chosen, if they are tracked; the slots are for the others then.
+    pub tracking: Option<Tracking>,
     /// How many slots there are.
     pub slots: u32,
     /// Whether the slot depends on the source port, besides the source address.
@@ -62,6 +66,11 @@ impl Service {
         (same && first.is_one()).then_some(first.first)
     }
 
+    /// The name of the scheduler, as in the configuration.
+    pub fn scheduler_name(&self) -> &'static str {
+        self.tracking.as_ref().map_or(self.scheduler.name(), |tracking| tracking.method.name())
+    }
+
     /// The real servers, as slots are dealt to them.
     pub fn members(&self) -> Vec<Member> {
         let member =
@@ -77,14 +86,33 @@ impl Service {
     /// All of it that directors must have alike, as text, equal for services that are the same: real servers in any
     /// order, and without the checks, which may name a node's own files.
     pub(super) fn canonical(&self) -> String {
-        let Self { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = self;
+        let tracking = self.tracking.map(|tracking| tracking.to_string()).unwrap_or_default();
+        let Self { addresses, forwarding, slots, hash_port, timeouts, datagrams, .. } = self;
         let Self { metric, announce, quorum, reals, .. } = self;
         let mut reals = reals.clone();
         reals.sort();
-        let scheduler = scheduler.name();
+        let scheduler = self.scheduler_name();
         format!(
-            "{addresses:?} {forwarding} {scheduler} {slots} {hash_port} {timeouts} {datagrams:?} {metric} {announce:?} {quorum:?} {reals:?}"
+            "{addresses:?} {forwarding} {scheduler} {tracking} {slots} {hash_port} {timeouts} {datagrams:?} {metric} {announce:?} {quorum:?} {reals:?}"
         )
+    }
+}
+
+/// What it is to track every connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// The scheduler.
+    pub method: Method,
+    /// Connections that find no room, and packets of none that is known, are refused; else they go by their slots.
+    pub refuse: bool,
+    /// Takes new connections that nobody else takes.
+    pub sorry_server: Option<IpAddr>,
+}
+
+impl fmt::Display for Tracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "when full {}", if self.refuse { "refuse" } else { "forward" })?;
+        self.sorry_server.map_or(Ok(()), |sorry| write!(f, ", sorry server {sorry}"))
     }
 }
 
@@ -242,14 +270,8 @@ fn service(
                        the addresses in `also`";
         return Err(source.error(Some(place.clone()), message.to_owned()));
     }
-    let scheduler = match &entry.scheduler {
-        None => Scheduler::Maglev,
-        Some(name) => Scheduler::from_name(name.get_ref()).ok_or_else(|| {
-            let message =
-                format!("scheduler {:?} is not known to this version; use \"mh\" or \"ch\"", name.get_ref());
-            source.at(name, message)
-        })?,
-    };
+    let (scheduler, method) = scheduler(source, entry.scheduler.as_ref())?;
+    let tracking = tracking(source, &entry, method)?;
     let slots = match &entry.slots {
         Some(slots) if !SLOTS.contains(slots.get_ref()) => {
             let message = "slots must be 65537, or 4093 for one of many small services";
@@ -267,6 +289,7 @@ fn service(
         addresses,
         forwarding,
         scheduler,
+        tracking,
         slots,
         hash_port: matches!(entry.hash, file::Hash::SourcePort),
         metric: *entry.metric.get_ref(),
@@ -278,13 +301,88 @@ fn service(
         quorum: Quorum { needed: entry.quorum, hysteresis: entry.hysteresis },
         reals: Vec::new(),
     };
-    service.reals = real::reals(source, &service, entry.real, tunnel_sources)?;
+    let sorry = entry.sorry_server.as_ref();
+    service.reals = real::reals(source, &service, entry.real, sorry, tunnel_sources)?;
     if let Some(health) = entry.health {
         let targets: Vec<_> = service.reals.iter().map(|real| (real.address, real.port)).collect();
         let health = health::check(source, health, &targets)?;
         service.health = Some(health).filter(|health| health.check != Check::None);
     }
     Ok((service, places))
+}
+
+/// How slots are dealt, and how connections' servers are chosen, if that is another thing.
+fn scheduler(
+    source: &Source<'_>,
+    name: Option<&Spanned<String>>,
+) -> Result<(Scheduler, Option<Method>), ConfigError> {
+    let Some(place) = name else { return Ok((Scheduler::Maglev, None)) };
+    let name = place.get_ref().as_str();
+    if let Some(scheduler) = Scheduler::from_name(name) {
+        return Ok((scheduler, None));
+    }
+    if let Some(method) = Method::from_name(name) {
+        return Ok((Scheduler::Maglev, Some(method)));
+    }
+    let instead = match name {
+        "sh" => "use \"mh\", which hashes the source too, and moves fewer clients when servers change",
+        "dh" | "lblc" | "lblcr" => "use \"mh\", or \"wlc\"",
+        _ => {
+            let methods = Method::ALL.map(Method::name).join(", ");
+            let message = format!("scheduler {name:?} is not known; use one of mh, ch, {methods}");
+            return Err(source.at(place, message));
+        }
+    };
+    Err(source.unsupported(place, &format!("scheduler {name:?}"), instead))
+}
+
+/// What it is to track the connections of a service, if its scheduler needs that.
+fn tracking(
+    source: &Source<'_>,
+    entry: &file::Service,
+    method: Option<Method>,
+) -> Result<Option<Tracking>, ConfigError> {
+    let only = |what: &str| {
+        let methods = Method::ALL.map(Method::name).join(", ");
+        format!(
+            "{what} is for services whose connections are tracked: with scheduler = one of {methods}; or leave it out"
+        )
+    };
+    let Some(method) = method else {
+        if let Some(when_full) = &entry.when_full {
+            return Err(source.at(when_full, only("when_full")));
+        }
+        if let Some(sorry) = &entry.sorry_server {
+            return Err(source.at(sorry, only("sorry_server")));
+        }
+        let place = entry.real.iter().find_map(|real| real.upper.as_ref().or(real.lower.as_ref()));
+        return place.map_or(Ok(None), |place| Err(source.at(place, only("a threshold"))));
+    };
+    if let Some(one_packet) = entry.one_packet.as_ref().filter(|one_packet| *one_packet.get_ref()) {
+        let message = "datagrams that stand for themselves are not tracked: use scheduler = \"mh\", or leave one_packet out";
+        return Err(source.at(one_packet, message));
+    }
+    if let Some(quic) = &entry.quic {
+        let message =
+            "QUIC connections are found by their ids, not tracked: use scheduler = \"mh\", or leave quic out";
+        return Err(source.at(quic, message));
+    }
+    if let Some(real) = entry.real.get(MAX_WHEEL) {
+        let message = format!("at most {MAX_WHEEL} real servers are possible with this scheduler");
+        return Err(source.at(&real.address, message));
+    }
+    for real in &entry.real {
+        let (upper, lower) = (real.upper.as_ref(), real.lower.as_ref());
+        let most = upper.map_or(0, |upper| *upper.get_ref());
+        if let Some(lower) = lower.filter(|lower| *lower.get_ref() > most) {
+            return Err(source.at(lower, "lower must not be above upper, the threshold that it takes back"));
+        }
+    }
+    Ok(Some(Tracking {
+        method,
+        refuse: entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
+        sorry_server: entry.sorry_server.as_ref().map(|sorry| *sorry.get_ref()),
+    }))
 }
 
 fn addresses(

@@ -1,3 +1,5 @@
+mod tracking;
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -17,8 +17,11 @@ use super::free::Free;
 use super::keys::{Key, Keys, Prefix, look_ups};
 use super::maps::{self, Shared};
 use super::plan::{Block, Placement};
+use super::rosters::Turn;
 use super::seats::Seating;
-use super::spec::{Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceSpec, check};
+use super::spec::{
+    Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceSpec, Tracking, check,
+};
 use super::window::{SlotWindows, seconds};
 use super::{Dataplane, EchoPolicy, monotonic_seconds, with_way};
 
@@ -161,6 +164,7 @@ impl Dataplane {
         };
         let window = self.note_window(index, window_entry(window, service, &slots, self.plan.generation))?;
         self.write_reals(&seating, block, kept_block.is_none(), report)?;
+        let turn = self.write_roster(service, &seating, index, block)?;
         let table = match kept_table {
             Some(table) => table,
             None => self.write_table(service, &slots, report)?,
@@ -171,18 +175,21 @@ impl Dataplane {
             HashInput::Source => 0,
             HashInput::SourcePort => ServiceEntry::FLAG_HASH_PORT,
         };
-        let flags = hash | service.datagrams.flags();
+        let flags = hash | service.datagrams.flags() | service.tracking.map_or(0, Tracking::flags);
         let (forwarding, tunnel_port) = service.forwarding.packed();
         let (real_base, real_count) = (block.base, block.count);
         let entry =
             ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
         let Seating { servers, gone, .. } = seating;
         let (hash, timeouts) = (service.hash, service.timeouts);
-        let new = Placement { index, table, block, hash, slots, servers, timeouts, window };
+        let was_tracked = self.plan.services.get(service.name).is_some_and(Placement::is_tracked);
+        let Turn { rota, begun } = turn;
+        let new = Placement { index, table, block, hash, slots, servers, timeouts, rota, begun, window };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
         }
         keys.iter().try_for_each(|key| self.set_key(*key, entry, report))?;
+        self.end_roster(service, index, was_tracked, kept_block.is_none())?;
         if kept_block.is_some() {
             for position in gone {
                 self.maps.clear_real(block.base + u32::from(position))?;
@@ -345,6 +352,7 @@ impl Dataplane {
         for name in stale {
             if let Some(placement) = self.plan.services.remove(&name) {
                 self.maps.set_name(placement.index, None)?;
+                self.maps.remove_roster(placement.index)?;
                 self.retire(&placement, None);
             }
             report.removed.push(name);
@@ -389,11 +397,15 @@ fn slots_of(
     let mut slots = old.slots.clone();
     let tracks = service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp);
     // With another hash every connection has another slot, whose owners are no help.
-    let changed = if tracks && old.hash == service.hash {
+    let mut changed = if tracks && old.hash == service.hash {
         slots.change(&seating.owners, |position| seating.is_gone(position), now)
     } else {
         slots.settle_at(&seating.owners)
     };
+    if old.is_tracked() && service.tracking.is_none() {
+        slots.pin_all();
+        changed = true;
+    }
     (slots, changed)
 }
 

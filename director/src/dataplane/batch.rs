@@ -11,6 +11,7 @@ use director_common::tables::FlowKey;
 /// Commands of `bpf(2)` (`enum bpf_cmd`).
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
+const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_DELETE_BATCH: libc::c_long = 27;
 /// `BPF_NOEXIST`: not in place of another.
@@ -160,6 +161,23 @@ impl PinMap {
         match bpf(MAP_LOOKUP_ELEM, &mut attributes) {
             Ok(()) => Ok(pin),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Err(MapError::KeyNotFound),
+            Err(error) => Err(MapError::IoError(error)),
+        }
+    }
+
+    /// Removes the pin of a flow and returns what it was, if it had one (Linux 5.14).
+    pub(super) fn take(&mut self, key: &FlowKey) -> Result<Option<Pin>, MapError> {
+        let mut pin = Pin::default();
+        let mut attributes = ElementAttributes {
+            map_fd: self.fd(),
+            padding: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_mut(&mut pin) as u64,
+            flags: 0,
+        };
+        match bpf(MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) {
+            Ok(()) => Ok(Some(pin)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(MapError::IoError(error)),
         }
     }

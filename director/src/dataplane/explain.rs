@@ -13,10 +13,11 @@ use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, Xdp};
 use director_common::packet::Buffer;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
+use director_common::schedulers::{Method, Scan, choose};
 use director_common::slot::slot_of;
 use director_common::tables::{
     Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ReplyEntry, ReplyKey,
-    RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables, TokenBucket, table_slots,
+    Roster, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables, TokenBucket, table_slots,
 };
 use director_common::verdict::Outcome;
 use director_common::{Decision, Slot, SlotState, decide};
@@ -80,6 +81,13 @@ pub enum Lookup {
         pin: Pin,
         /// There is room.
         granted: bool,
+    },
+    /// The choice of a server for a new connection.
+    Schedule {
+        /// By which scheduler.
+        method: Method,
+        /// Position of the server; [`Roster::NOBODY`] if there is none.
+        position: u32,
     },
     /// The real server of a QUIC server id.
     Quic {
@@ -188,8 +196,29 @@ impl<T: Tables> Tables for Recorder<'_, T> {
         self.note(Lookup::AddPin { key: *key, pin: *pin, granted });
         granted
     }
-    fn remove_pin(&self, key: &FlowKey) {
-        self.tables.remove_pin(key);
+    fn remove_pin(&self, key: &FlowKey) -> bool {
+        self.tables.remove_pin(key)
+    }
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
+        let found = self.tables.half_open(key);
+        self.note(Lookup::Pin { key: *key, found: found.map(PinCell::load) });
+        found
+    }
+    fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
+        let granted = self.tables.add_half_open(key, pin);
+        self.note(Lookup::AddPin { key: *key, pin: *pin, granted });
+        granted
+    }
+    fn remove_half_open(&self, key: &FlowKey) -> bool {
+        self.tables.remove_half_open(key)
+    }
+    fn count(&self, index: u32, active: i64, inactive: i64) {
+        self.tables.count(index, active, inactive);
+    }
+    fn schedule(&self, service: &ServiceEntry) -> u32 {
+        let position = self.tables.schedule(service);
+        self.note(Lookup::Schedule { method: service.method(), position });
+        position
     }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         let found = self.tables.quic(key);
@@ -330,7 +359,34 @@ impl Tables for Live<'_> {
     fn add_pin(&self, _key: &FlowKey, _pin: &Pin) -> bool {
         true
     }
-    fn remove_pin(&self, _key: &FlowKey) {}
+    /// Removes none.
+    fn remove_pin(&self, _key: &FlowKey) -> bool {
+        false
+    }
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
+        Some(self.pins.keep(PinCell::new(self.read(self.maps.half_open.get(key))?)))
+    }
+    /// Adds none, as [`Self::add_pin`].
+    fn add_half_open(&self, _key: &FlowKey, _pin: &Pin) -> bool {
+        true
+    }
+    fn remove_half_open(&self, _key: &FlowKey) -> bool {
+        false
+    }
+    /// Counts nothing.
+    fn count(&self, _index: u32, _active: i64, _inactive: i64) {}
+    /// Whom the next connection goes to, whose turn that does not take. Of `twos` one of those that it may draw.
+    fn schedule(&self, service: &ServiceEntry) -> u32 {
+        let Some(Shared(roster)) = self.read(self.maps.rosters.get(&service.service, 0)) else {
+            return Roster::NOBODY;
+        };
+        let cursor = self.read(self.maps.cursors.get(&service.service, 0)).unwrap_or(0);
+        let load = |position: u32| {
+            let index = service.real_base.wrapping_add(position);
+            (position < service.real_count).then(|| self.maps.loads.get(index).server())
+        };
+        choose(service.method(), &roster, cursor, [0, 1], &Scan::default(), load).0
+    }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         let Shared(entry) = self.read(self.maps.quic_ids.get(&Shared(*key), 0))?;
         Some(self.quic_ids.keep(entry))

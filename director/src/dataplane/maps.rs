@@ -14,6 +14,10 @@
 //! | `SERVICE_STATS` | its limit | 16,384 x 40 x `C`: 0.6 MiB a processor |
 //! | `NAMES` | its limit | 1 MiB |
 //! | `REPLIES` | its limit, then use | 2 MiB of buckets, about 100 a port of a real server with NAT |
+//! | `LOADS` | its limit | 2 MiB |
+//! | `ROSTERS` | use | 128 KiB of buckets, about 8,400 a tracked service |
+//! | `CURSORS` | its limit | 128 KiB |
+//! | `PINS`, `HALF_OPEN` | the options | about 120 a connection |
 //! | `FLOWS` | the option | about 150 a flow, if flows are accounted |
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
@@ -30,10 +34,10 @@ use director_common::hash::FlowHash;
 use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
-    MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey,
-    RealEntry, ReplyEntry, ReplyKey, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceKeyV4,
-    ServiceName, WindowEntry, is_small,
+    Address, Config, FlowKey, Interface, LoadEntry, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS,
+    MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
+    Plain, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry,
+    ServiceKey, ServiceKeyV4, ServiceName, WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -43,11 +47,12 @@ use super::capture::CaptureMaps;
 use super::error::OpenError;
 use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
+use super::loads::Loads;
 use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 19] = [
+pub(super) const NAMES: [&str; 23] = [
     "SERVICES",
     "SERVICES_V4",
     "CLASSES",
@@ -63,6 +68,10 @@ pub(super) const NAMES: [&str; 19] = [
     "REAL_STATS",
     "FLOWS",
     "PINS",
+    "HALF_OPEN",
+    "LOADS",
+    "ROSTERS",
+    "CURSORS",
     "QUIC_IDS",
     "REPLIES",
     "WINDOWS",
@@ -88,7 +97,10 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "OUTCOMES" => of::<u32, u64>(OUTCOME_COUNTERS),
         "SERVICE_STATS" => of::<u32, TrafficCounters>(MAX_SERVICES),
         "REAL_STATS" => of::<u32, TrafficCounters>(MAX_REALS),
-        "PINS" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
+        "LOADS" => of::<u32, LoadEntry>(MAX_REALS),
+        "ROSTERS" => of::<u32, Roster>(MAX_SERVICES),
+        "CURSORS" => of::<u32, u64>(MAX_SERVICES),
+        "PINS" | "HALF_OPEN" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
         "QUIC_IDS" => of::<QuicKey, QuicEntry>(MAX_QUIC_IDS),
         "REPLIES" => of::<ReplyKey, ReplyEntry>(MAX_REPLY_KEYS),
         "WINDOWS" => of::<u32, WindowEntry>(MAX_SERVICES),
@@ -123,6 +135,10 @@ pub(super) struct Maps {
     pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
     pub(super) pins: PinMap,
+    pub(super) half_open: PinMap,
+    pub(super) loads: Loads,
+    pub(super) rosters: HashMap<MapData, u32, Shared<Roster>>,
+    pub(super) cursors: Array<MapData, u64>,
     pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
     replies: HashMap<MapData, Shared<ReplyKey>, Shared<ReplyEntry>>,
     windows: Array<MapData, Shared<WindowEntry>>,
@@ -163,6 +179,10 @@ impl Maps {
             real_stats: take(ebpf, "REAL_STATS")?,
             flows: take(ebpf, "FLOWS")?,
             pins: take(ebpf, "PINS")?,
+            half_open: take(ebpf, "HALF_OPEN")?,
+            loads: take(ebpf, "LOADS")?,
+            rosters: take(ebpf, "ROSTERS")?,
+            cursors: take(ebpf, "CURSORS")?,
             quic_ids: take(ebpf, "QUIC_IDS")?,
             replies: take(ebpf, "REPLIES")?,
             windows: take(ebpf, "WINDOWS")?,
@@ -207,6 +227,7 @@ impl Maps {
         self.real_stats.set(index, zero, 0)?;
         let old = self.real(index)?.address;
         self.forget_real(index, old);
+        self.loads.set(index, LoadEntry::default());
         self.reals.set(index, Shared(entry), 0)?;
         self.note_real(index, entry.address);
         Ok(())
@@ -246,6 +267,7 @@ impl Maps {
     pub(super) fn clear_real(&mut self, index: u32) -> Result<(), MapError> {
         let old = self.real(index)?;
         self.forget_real(index, old.address);
+        self.loads.set(index, LoadEntry::default());
         self.reals.set(index, Shared(RealEntry { ifindex: 0, generation: 0, ..old }), 0)?;
         self.reals.set(index, Shared(RealEntry::default()), 0)
     }
@@ -280,6 +302,28 @@ impl Maps {
             self.reals.set(index, Shared(new), 0)?;
         }
         Ok(())
+    }
+
+    /// Replaces whom a tracked service chooses from, and where on its wheel it is.
+    pub(super) fn set_roster(
+        &mut self,
+        index: u32,
+        roster: Roster,
+        cursor: Option<u64>,
+    ) -> Result<(), MapError> {
+        self.rosters.insert(index, Shared(roster), 0)?;
+        match cursor {
+            Some(cursor) => self.cursors.set(index, cursor, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets whom a service chose from.
+    pub(super) fn remove_roster(&mut self, index: u32) -> Result<(), MapError> {
+        match self.rosters.remove(&index) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            result => result,
+        }
     }
 
     /// A service's name by index; `None` where the index is free.

@@ -21,6 +21,7 @@ use super::NextHop;
 use super::free::Free;
 use super::keys::{Key, Prefix};
 use super::maps::{Maps, Shared, ip_address};
+use super::rosters::Rota;
 use super::window::{SlotWindows, Timeouts};
 
 /// Consecutive entries of the real-server map.
@@ -61,11 +62,20 @@ pub(super) struct Placement {
     /// By position.
     pub(super) servers: BTreeMap<u16, Server>,
     pub(super) timeouts: Timeouts,
+    /// Whose turn it is, if its connections are tracked.
+    pub(super) rota: Option<Rota>,
+    /// The cursor at which that began.
+    pub(super) begun: u64,
     /// What the kernel's memory of the windows is.
     pub(super) window: WindowEntry,
 }
 
 impl Placement {
+    /// Whether every connection of it is tracked, and counted.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.rota.is_some()
+    }
+
     /// The slot of a flow.
     pub(super) fn slot_of(&self, hash: &FlowHash, flow: &FlowKey) -> u32 {
         slot_of_flow(hash, flow.source, flow.source_port, self.hash, table_slots(self.table))
@@ -149,6 +159,9 @@ impl Plan {
             slots: SlotWindows::new(slots, window.opened),
             servers: read_servers(maps, block)?,
             timeouts: Placement::noted_timeouts(&window),
+            // What it was in detail the next specification says; until then its entries are kept as what they are.
+            rota: entry.is_tracked().then(Rota::default),
+            begun: 0,
             window,
         };
         self.services.insert(name, placement);

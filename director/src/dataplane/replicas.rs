@@ -269,11 +269,15 @@ impl Dataplane {
                 self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
             }
         }
-        self.maps.pins.remove(&changes.removed)?;
+        let owners = self.owners();
+        self.remove_pins(&owners, &changes.removed)?;
         report.removed = changes.removed.len();
         for (flow, pin) in changes.flows.iter().zip(&changes.pins) {
             let has_room = self.replicas.known.len() <= self.replicas.room;
             if has_room && self.maps.pins.add(flow, pin)? {
+                if let Some((index, is_active)) = self.counted(&owners, flow, pin) {
+                    self.maps.loads.arrive(index, is_active);
+                }
                 report.added += 1;
                 continue;
             }
@@ -326,8 +330,9 @@ fn take(
     let until = now.saturating_add(remaining);
     let slot = placement.slot_of(hash, flow);
     let of = placement.slots.slots().get(slot as usize).copied();
-    let is_needed =
-        remaining > 0 && of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position());
+    let is_needed = remaining > 0
+        && (placement.is_tracked()
+            || of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position()));
     let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
     if let Some(known) = replicas.known.get_mut(flow) {
         let ours = match known.kind {
@@ -366,6 +371,8 @@ fn take(
     replicas.known.insert(*flow, replica);
     changes.flows.push(*flow);
     changes.pins.push(Pin::new(server, pin.state, seen as u32));
-    placement.slots.pin(slot);
+    if !placement.is_tracked() {
+        placement.slots.pin(slot);
+    }
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
+use director_common::schedulers::MAX_WHEEL;
+pub use director_common::schedulers::{Method, Thresholds};
 use director_common::slot::MAX_POSITION;
 use director_common::tables::{MAX_REALS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry};
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -163,6 +165,12 @@ pub struct RealSpec {
     pub port: u16,
     /// Whether it serves. One that does not takes no packet, and its connections are not waited for.
     pub alive: bool,
+    /// Its share of new connections relative to the others, in a tracked service; 0 takes none.
+    pub weight: u32,
+    /// How many connections it takes, in a tracked service.
+    pub thresholds: Thresholds,
+    /// It takes, in a tracked service, what nobody else takes, and nothing else.
+    pub is_sorry: bool,
     /// The server id in QUIC connection ids that it gives out, first byte highest; see [`Datagrams::Quic`].
     pub quic_id: Option<u32>,
 }
@@ -170,7 +178,8 @@ pub struct RealSpec {
 impl RealSpec {
     /// A real server that serves.
     pub const fn new(address: IpAddr, port: u16) -> Self {
-        Self { address, port, alive: true, quic_id: None }
+        let thresholds = Thresholds { upper: 0, lower: 0 };
+        Self { address, port, alive: true, weight: 1, thresholds, is_sorry: false, quic_id: None }
     }
 }
 
@@ -207,6 +216,36 @@ impl Datagrams {
     }
 }
 
+/// What becomes of a connection that finds no room to be tracked, and of a packet that belongs to none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It goes by its slot, untracked.
+    #[default]
+    Forward,
+    /// It is dropped.
+    Refuse,
+}
+
+/// Every connection has an entry from its first packet on, with the server that a scheduler chose for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// The scheduler.
+    pub method: Method,
+    /// Where there is no room.
+    pub when_full: WhenFull,
+}
+
+impl Tracking {
+    /// The same as the maps say it: flags of a [`ServiceEntry`].
+    pub(super) const fn flags(self) -> u32 {
+        let refuse = match self.when_full {
+            WhenFull::Forward => 0,
+            WhenFull::Refuse => ServiceEntry::FLAG_REFUSE,
+        };
+        ServiceEntry::tracking_flags(self.method) | refuse
+    }
+}
+
 /// One service, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec<'a> {
@@ -224,8 +263,10 @@ pub struct ServiceSpec<'a> {
     pub slots: &'a [u16],
     /// How long idle connections are kept.
     pub timeouts: Timeouts,
-    /// What it takes datagrams for.
+    /// What it takes datagrams for. A tracked service takes flows.
     pub datagrams: Datagrams,
+    /// Its connections are tracked; else they go by their slots.
+    pub tracking: Option<Tracking>,
 }
 
 impl ServiceSpec<'_> {
@@ -421,6 +462,9 @@ pub enum SpecError {
         /// Its id.
         id: u32,
     },
+    /// A scheduler that chooses for connections, where there are none.
+    #[error("service '{0}' is tracked, so its datagrams are flows: neither one-packet nor QUIC")]
+    TrackedDatagrams(String),
     /// More services or addresses than the maps hold.
     #[error("{count} {what} are more than the {limit} the data plane holds")]
     TooMany {
@@ -468,6 +512,12 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
     let count = service.reals.len();
     if count > max_reals.min(MAX_REALS) {
         return Err(SpecError::TooManyReals { service: name(), count, limit: max_reals.min(MAX_REALS) });
+    }
+    if service.tracking.is_some() {
+        if service.datagrams != Datagrams::Tracked {
+            return Err(SpecError::TrackedDatagrams(name()));
+        }
+        limit("real servers of a tracked service", count, MAX_WHEEL)?;
     }
     check_ports(service)?;
     replies::check_service(service)?;

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::config::Forwarding as Way;
 use crate::config::{self, Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
-use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec};
+use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec, WhenFull};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
     dataplane::Options {
@@ -32,6 +32,8 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
             Echo::Kernel => dataplane::EchoPolicy::Kernel,
         },
         icmp_rate: config.node.icmp_rate,
+        pins: config.node.connections,
+        half_open: config.node.half_open,
         ..dataplane::Options::default()
     }
 }
@@ -83,11 +85,21 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
     };
     // Elsewhere packets keep their ports.
     let one_port = service.one_port().is_some();
+    let port = |port: u16| if one_port { port } else { 0 };
+    let known = |address: IpAddr| service.reals.iter().find(|known| known.address == address);
     let real = |real: &TableReal| RealSpec {
         alive: !real.dead,
+        weight: real.weight,
+        thresholds: known(real.address).map(|known| known.thresholds).unwrap_or_default(),
         quic_id: quic_id(real),
-        ..RealSpec::new(real.address, if one_port { real.port } else { 0 })
+        ..RealSpec::new(real.address, port(real.port))
     };
+    let mut reals: Vec<RealSpec> = table.reals.iter().map(real).collect();
+    // Not in the table: it has no slots, and nobody asks how it is.
+    let sorry = service.tracking.and_then(|tracking| tracking.sorry_server);
+    if let Some(address) = sorry.filter(|address| table.reals.iter().all(|real| real.address != *address)) {
+        reals.push(RealSpec { is_sorry: true, ..RealSpec::new(address, port(service.port())) });
+    }
     ServiceSpec {
         name,
         addresses: service.addresses.iter().map(address).collect(),
@@ -99,13 +111,17 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
             Way::Tunnel(Tunnel::Gre) => Forwarding::Gre,
             Way::Tunnel(Tunnel::Gue { port }) => Forwarding::Gue { port },
         },
-        reals: table.reals.iter().map(real).collect(),
+        reals,
         slots: &table.slots,
         timeouts: dataplane::Timeouts {
             established: service.timeouts.established,
             fin: service.timeouts.fin,
             udp: service.timeouts.udp,
         },
+        tracking: service.tracking.map(|tracking| dataplane::Tracking {
+            method: tracking.method,
+            when_full: if tracking.refuse { WhenFull::Refuse } else { WhenFull::Forward },
+        }),
         datagrams: match service.datagrams {
             config::Datagrams::Tracked => dataplane::Datagrams::Tracked,
             config::Datagrams::OnePacket => dataplane::Datagrams::OnePacket,
@@ -117,7 +133,9 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
 /// Addresses whose next hops the kernel needs.
 pub(super) fn real_addresses(config: &Config, tables: &TableSet) -> BTreeSet<IpAddr> {
     let tables = config.services.keys().filter_map(|name| tables.services.get(name));
-    tables.flat_map(|table| &table.reals).map(|real| real.address).collect()
+    let reals = tables.flat_map(|table| &table.reals).map(|real| real.address);
+    let sorry = config.services.values().filter_map(|service| service.tracking?.sorry_server);
+    reals.chain(sorry).collect()
 }
 
 /// Fills `bytes` from the operating system's source of randomness.

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use director_common::pin::Pin;
 use director_common::slot::SlotState;
 use director_common::tables::{
-    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry,
-    ServiceEntry, ServiceKey,
+    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster,
+    RouteEntry, ServiceEntry, ServiceKey,
 };
 use director_proto::control as wire;
 
@@ -286,6 +286,11 @@ fn lookup(lookup: &Lookup) -> wire::ExplainedLookup {
             "kernel's route",
             format!("{} -> {}", ip_address(query.source), ip_address(query.destination)),
             found.as_ref().map(route),
+        ),
+        Lookup::Schedule { method, position } => (
+            "scheduler",
+            method.name().to_owned(),
+            (*position != Roster::NOBODY).then(|| format!("position {position}")),
         ),
         Lookup::Token { rate, granted } => (
             "right to send an ICMP error",

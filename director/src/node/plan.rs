@@ -244,6 +244,12 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
                 format!("weight {} -> {}{}", old.weight, real.weight, draining(real))
             }
             Some(old) if old.port != real.port => format!("port {} -> {}", old.port, real.port),
+            Some(old) if old.thresholds != real.thresholds => {
+                format!(
+                    "thresholds {}/{} -> {}/{}",
+                    old.thresholds.upper, old.thresholds.lower, real.thresholds.upper, real.thresholds.lower
+                )
+            }
             Some(_) => "quic_id changed".to_owned(),
         };
         lines.push(format!("service {name:?}: real server {address} {what}"));
@@ -266,14 +272,17 @@ fn draining(real: &Real) -> &'static str {
 
 /// Everything of a service but its real servers, by name, as text. The pattern is exhaustive on purpose: a new
 /// setting must get its line.
-fn settings(service: &Service) -> [(&'static str, String); 11] {
-    let Service { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = service;
+fn settings(service: &Service) -> [(&'static str, String); 12] {
+    let Service {
+        addresses, forwarding, scheduler: _, tracking, slots, hash_port, timeouts, datagrams, ..
+    } = service;
     let Service { metric, announce, health, quorum, reals: _, .. } = service;
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     [
         ("addresses", addresses.join(", ")),
         ("forwarding", forwarding.to_string()),
-        ("scheduler", scheduler.name().to_owned()),
+        ("scheduler", service.scheduler_name().to_owned()),
+        ("tracking", tracking.map_or("none".to_owned(), |tracking| tracking.to_string())),
         ("slots", slots.to_string()),
         ("hash", if *hash_port { "source-port" } else { "source" }.to_owned()),
         ("timeouts", timeouts.to_string()),

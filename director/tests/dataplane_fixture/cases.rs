@@ -163,6 +163,7 @@ fn services_of_round(slots: &Slots, round: usize) -> Vec<ServiceSpec<'_>> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     };
     use HashInput::{Source, SourcePort};
     use Protocol::{Tcp, Udp};

@@ -3,17 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use director::dataplane::{Datagrams, Forwarding, HashInput, NextHop, Ports, ServiceSpec};
+use director::dataplane::{Datagrams, Forwarding, HashInput, Method, NextHop, Ports, ServiceSpec, WhenFull};
 use director_common::decide::rewrite;
 use director_common::hash::FlowHash;
 use director_common::packet::{Buffer, Frame};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
+use director_common::schedulers::{Scan, Thresholds, Wheel, choose};
 use director_common::shortcut::{self, Forwarded};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RangeKey, RealEntry,
-    ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry, ServiceKey, Tables,
-    TokenBucket,
+    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, LoadEntry, RangeKey,
+    RealEntry, ReplyEntry, ReplyKey, Roster, RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry,
+    ServiceKey, Tables, TokenBucket,
 };
 use director_common::{Decision, SMALL_SLOTS, Slot, decide};
 
@@ -56,6 +57,14 @@ pub struct Memory {
     pub bucket: Cell<TokenBucket>,
     /// Each leaked when it is made: a few bytes for every connection of a test.
     pub pins: RefCell<HashMap<FlowKey, &'static PinCell>>,
+    /// The same, of those that are half-open.
+    pub half_open: RefCell<HashMap<FlowKey, &'static PinCell>>,
+    /// Most of them at one time.
+    pub half_open_capacity: usize,
+    /// Of each real server.
+    pub loads: RefCell<Vec<LoadEntry>>,
+    /// Of tracked services, each with its cursor.
+    pub rosters: RefCell<HashMap<u32, (Roster, Cell<u64>)>>,
     /// Most pins at one time.
     pub pin_capacity: usize,
     pub quic: HashMap<QuicKey, QuicEntry>,
@@ -94,6 +103,10 @@ impl Memory {
             now: Cell::new(1_000),
             bucket: Cell::default(),
             pins: RefCell::default(),
+            half_open: RefCell::default(),
+            half_open_capacity: usize::MAX,
+            loads: RefCell::default(),
+            rosters: RefCell::default(),
             pin_capacity: usize::MAX,
             quic: HashMap::new(),
             replies: HashMap::new(),
@@ -109,6 +122,11 @@ impl Memory {
             real_base: self.reals.len() as u32,
             real_count: spec.reals.len() as u32,
             flags: flags
+                | spec.tracking.map_or(0, |tracking| ServiceEntry::tracking_flags(tracking.method))
+                | spec.tracking.map_or(0, |tracking| match tracking.when_full {
+                    WhenFull::Forward => 0,
+                    WhenFull::Refuse => ServiceEntry::FLAG_REFUSE,
+                })
                 | match spec.datagrams {
                     Datagrams::Tracked => 0,
                     Datagrams::OnePacket => ServiceEntry::FLAG_ONE_PACKET,
@@ -144,6 +162,17 @@ impl Memory {
                 entry.destination_mac = hop.destination_mac;
             }
             self.reals.push(entry);
+            let (weight, upper, lower) = (real.weight, real.thresholds.upper, real.thresholds.lower);
+            self.loads.borrow_mut().push(LoadEntry { weight, upper, lower, ..LoadEntry::default() });
+        }
+        if let Some(tracking) = spec.tracking {
+            let turns = tracking.method == Method::RoundRobin;
+            let weights: Vec<u32> =
+                spec.reals.iter().map(|real| if turns { real.weight.min(1) } else { real.weight }).collect();
+            let mut roster = Roster { count: spec.reals.len() as u32, ..Roster::EMPTY };
+            roster.length = Wheel::new(&weights).fill(&mut roster.wheel);
+            (0..).zip(&mut roster.candidates).for_each(|(at, entry)| *entry = at);
+            self.rosters.borrow_mut().insert(entry.service, (roster, Cell::new(0)));
         }
         self.add_replies(spec, entry);
         let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
@@ -248,8 +277,44 @@ impl Tables for Memory {
         pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
         true
     }
-    fn remove_pin(&self, key: &FlowKey) {
-        self.pins.borrow_mut().remove(key);
+    fn remove_pin(&self, key: &FlowKey) -> bool {
+        self.pins.borrow_mut().remove(key).is_some()
+    }
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
+        self.half_open.borrow().get(key).copied()
+    }
+    fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
+        let mut pins = self.half_open.borrow_mut();
+        if pins.len() >= self.half_open_capacity || pins.contains_key(key) {
+            return false;
+        }
+        pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
+        true
+    }
+    fn remove_half_open(&self, key: &FlowKey) -> bool {
+        self.half_open.borrow_mut().remove(key).is_some()
+    }
+    fn count(&self, index: u32, active: i64, inactive: i64) {
+        let mut loads = self.loads.borrow_mut();
+        let load = &mut loads[index as usize];
+        load.active = load.active.wrapping_add_signed(active);
+        load.inactive = load.inactive.wrapping_add_signed(inactive);
+        let thresholds = Thresholds { upper: load.upper, lower: load.lower };
+        if active + inactive > 0 && thresholds.after_arrival(false, load.total()) {
+            load.overloaded = 1;
+        }
+    }
+    fn schedule(&self, service: &ServiceEntry) -> u32 {
+        let rosters = self.rosters.borrow();
+        let Some((roster, cursor)) = rosters.get(&service.service) else { return Roster::NOBODY };
+        let load = |position: u32| {
+            let loads = self.loads.borrow();
+            loads.get((service.real_base + position) as usize).map(|load| load.server())
+        };
+        let draws = [0, 1];
+        let (position, moves) = choose(service.method(), roster, cursor.get(), draws, &Scan::default(), load);
+        cursor.set(cursor.get() + u64::from(moves));
+        position
     }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         self.quic.get(key)

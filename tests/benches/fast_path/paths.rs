@@ -232,6 +232,7 @@ pub(crate) fn service<'a>(
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 

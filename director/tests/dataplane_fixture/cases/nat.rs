@@ -27,6 +27,7 @@ pub fn services(slots: &[u16]) -> Vec<ServiceSpec<'_>> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     };
     use Protocol::{Tcp, Udp};
     let (one, same) = (Ports::one(PORT), Ports::one(ELSEWHERE));
