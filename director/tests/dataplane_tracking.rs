@@ -79,7 +79,11 @@ fn apply(dataplane: &mut Dataplane, tracking: Option<Tracking>, reals: &[RealSpe
 }
 
 fn frame(port: u16, flags: u8) -> Vec<u8> {
-    Packet::tcp(("198.51.100.7", port), (VIP, 80), flags).bytes()
+    frame_of("198.51.100.7", port, flags)
+}
+
+fn frame_of(client: &str, port: u16, flags: u8) -> Vec<u8> {
+    Packet::tcp((client, port), (VIP, 80), flags).bytes()
 }
 
 fn run(dataplane: &Dataplane, frame: &[u8]) -> u8 {
@@ -107,6 +111,7 @@ fn load(dataplane: &Dataplane, last: u8) -> (u32, u32) {
 #[test]
 fn the_kernel_chooses_as_user_space_does() {
     isolated(|| {
+        let mut dataplane = ready(&options());
         for method in Method::ALL.into_iter().filter(|method| *method != Method::TwoChoices) {
             for weights in [[1, 1, 1, 1, 1], [4, 1, 7, 0, 3]] {
                 let reals: Vec<RealSpec> = (11..)
@@ -117,8 +122,10 @@ fn the_kernel_chooses_as_user_space_does() {
                     })
                     .collect();
                 let slots = vec![0; SLOTS];
-                let service = spec(tracking(method), &reals, &slots);
-                let mut dataplane = ready(&Options { discard_pins: true, ..options() });
+                // One after the other, each with a client of its own: what was before is still remembered.
+                let name = format!("{} {weights:?}", method.name());
+                let client = format!("198.51.{}.{}", weights[0], method as u8);
+                let service = ServiceSpec { name: &name, ..spec(tracking(method), &reals, &slots) };
                 dataplane.apply(std::slice::from_ref(&service)).expect("apply");
                 let mut memory = Memory::new(KEY);
                 let flags = Interface::FLAG_KNOWN | Interface::FLAG_NATIVE;
@@ -134,17 +141,18 @@ fn the_kernel_chooses_as_user_space_does() {
                         8 => ((random >> 40) as u16 % (step + 1) + 1, RST),
                         _ => ((random >> 40) as u16 % (step + 1) + 1, FIN | ACK),
                     };
-                    let mut ours = frame(port, flags);
+                    let mut ours = frame_of(&client, port, flags);
+                    let theirs = run(&dataplane, &ours);
                     if memory.hasten(INGRESS, &mut ours).is_none() {
                         let _ = memory.run(INGRESS, &mut ours);
                     }
                     let expected = if ours[..5] == [2, 0, 0, 0, 9] { ours[5] } else { 0 };
-                    assert_eq!(sent(&dataplane, port, flags), expected, "{method:?} {weights:?} step {step}");
+                    assert_eq!(theirs, expected, "{name} step {step}");
                 }
                 for (at, real) in reals.iter().enumerate() {
                     let expected = memory.loads.borrow()[at].server();
-                    let found = dataplane.loads()[&("web".to_owned(), real.address, 80)];
-                    assert_eq!(found, (expected.active, expected.inactive), "{method:?} {weights:?}");
+                    let found = dataplane.loads()[&(name.clone(), real.address, 80)];
+                    assert_eq!(found, (expected.active, expected.inactive), "{name}");
                 }
             }
         }

@@ -133,7 +133,7 @@ fn every_mistake_is_named_with_its_place() {
         ("port = 80\nforwarding", "port = 65536\nforwarding", "d.toml:24:8: ", "65536"),
         ("\"dr\"", "\"fullnat\"", "d.toml:25:14: ", "use \"dr\", \"tunnel\" or \"nat\""),
         ("\"dr\"", "\"nat\"\ntunnel = {}", "d.toml:26:10: ", "needs forwarding = \"tunnel\""),
-        ("\"mh\"", "\"wlc\"", "d.toml:26:13: ", "use \"mh\" or \"ch\""),
+        ("\"mh\"", "\"fair\"", "d.toml:26:13: ", "use one of mh, ch, rr"),
         ("\"none\"", "\"telnet\"", "d.toml:29:9: ", "unknown variant `telnet`"),
         ("\"10.0.2.11\"\nport = 80", "\"10.0.2.11\"\nport = 8080", "d.toml:32:8: ", "write port = 80"),
         ("weight = 100", "weight = 70000", "d.toml:33:10: ", "0 to 65535"),
