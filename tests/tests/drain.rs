@@ -37,6 +37,9 @@ fn draining_a_director_under_load_loses_no_connection() -> Result<()> {
 
 fn history(ecmp: &Ecmp) -> Result<()> {
     all_next_hops(ecmp, 3)?;
+    wait("director2 knows that others announce the VIP", PATIENCE, || {
+        Ok(ecmp.ask("director2", "routes")?.to_string().contains(&format!("{VIP}/32")))
+    })?;
     start_downloads(ecmp)?;
     drain_under_load(ecmp)?;
     downloads_go_on(ecmp)?;

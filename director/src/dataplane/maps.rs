@@ -321,7 +321,10 @@ impl Maps {
     /// Forgets whom a service chose from.
     pub(super) fn remove_roster(&mut self, index: u32) -> Result<(), MapError> {
         match self.rosters.remove(&index) {
-            Err(MapError::KeyNotFound) => Ok(()),
+            // It had none.
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
             result => result,
         }
     }

@@ -236,14 +236,24 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
     };
     let (before, after) = (reals(old), reals(new));
     let mut lines = Vec::new();
+    // A port that is written, other than the service's: that is told of the service.
+    let mapped =
+        |service: &Service, real: &Real| Some(real.port).filter(|port| Some(*port) != service.one_port());
     for (address, real) in &after {
         let what = match before.get(address) {
             None => format!("added, {}", weight(real)),
-            Some(old) if old == real => continue,
+            Some(before)
+                if *before == (Real { port: before.port, ..*real })
+                    && mapped(old, before) == mapped(new, real) =>
+            {
+                continue;
+            }
             Some(old) if old.weight != real.weight => {
                 format!("weight {} -> {}{}", old.weight, real.weight, draining(real))
             }
-            Some(old) if old.port != real.port => format!("port {} -> {}", old.port, real.port),
+            Some(before) if mapped(old, before) != mapped(new, real) => {
+                format!("port {} -> {}", before.port, real.port)
+            }
             Some(old) if old.thresholds != real.thresholds => {
                 format!(
                     "thresholds {}/{} -> {}/{}",
