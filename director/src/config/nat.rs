@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
+use director_common::schedulers::Thresholds;
+use director_common::tables::MAX_REPLY_KEYS;
+
 use super::service::{Forwarding, Service};
-use super::{ConfigError, Ports, Source};
+use super::{ConfigError, Ports, Real, Source};
 use crate::dataplane::{self, ReplyClaim, reply_conflict};
 
 /// What services with NAT have of real servers' ports, and where that is written.
@@ -34,9 +37,33 @@ impl Claims {
         }
     }
 
+    /// Adds those of a service's sorry server, which is written at `place`.
+    pub(super) fn add_sorry(&mut self, name: &str, service: &Service, place: Range<usize>) {
+        let Some(address) = service.tracking.and_then(|tracking| tracking.sorry_server) else { return };
+        let real = Real {
+            address,
+            port: service.port(),
+            weight: 0,
+            thresholds: Thresholds::default(),
+            quic_id: None,
+        };
+        self.add(name, &Service { reals: vec![real], ..service.clone() }, &[place]);
+    }
+
     /// Refuses a port of a real server that two VIPs or two of their ports have: an answer from there could be
     /// either one's, and no director remembers what was asked.
     pub(super) fn check(self, source: &Source<'_>) -> Result<(), ConfigError> {
+        let mut taken = 0;
+        for (claim, (name, place)) in self.claims.iter().zip(&self.owners) {
+            taken += claim.keys_taken();
+            if taken + self.claims.len() > MAX_REPLY_KEYS {
+                let message = format!(
+                    "service {name:?}: real servers with NAT have more than {MAX_REPLY_KEYS} ports in all; narrow the \
+                     ranges, or take all ports (port = 0)"
+                );
+                return Err(source.error(Some(place.clone()), message));
+            }
+        }
         let Some((one, other)) = reply_conflict(&self.claims) else { return Ok(()) };
         let (ReplyClaim { real, port, ports, .. }, (first, _)) = (self.claims[one], &self.owners[one]);
         let (second, place) = &self.owners[other];

@@ -227,6 +227,7 @@ pub(super) fn services(
     let (mut claims, mut nat) = (Vec::new(), nat::Claims::default());
     for entry in list {
         let reals: Vec<_> = entry.real.iter().map(|real| real.address.span()).collect();
+        let sorry = entry.sorry_server.as_ref().map(Spanned::span);
         let (name, place) = (entry.name.get_ref().clone(), entry.name.span());
         if name.is_empty()
             || name.len() > MAX_SERVICE_NAME
@@ -245,6 +246,9 @@ pub(super) fn services(
             claims.push(Claim { address: *address, service: name.clone(), place });
         }
         nat.add(&name, &service, &reals);
+        if let Some(place) = sorry {
+            nat.add_sorry(&name, &service, place);
+        }
         if services.insert(name.clone(), service).is_some() {
             return Err(source.error(Some(place), format!("two services are called {name:?}")));
         }

@@ -50,6 +50,11 @@ impl ReplyClaim {
     }
 
     /// The ports of its keys: every port has one of its own, unless it is all of them.
+    /// How many keys of the kernel's map its answers take.
+    pub(crate) fn keys_taken(&self) -> usize {
+        self.key_ports().len()
+    }
+
     fn key_ports(&self) -> RangeInclusive<u16> {
         let Ports { first, last } = self.from();
         if self.from() == Ports::ALL { 0..=0 } else { first..=last }
@@ -119,7 +124,8 @@ pub(super) fn check(services: &[ServiceSpec<'_>]) -> Result<(), SpecError> {
     let (mut claims, mut names) = (Vec::new(), Vec::new());
     for service in services.iter().filter(|service| service.forwarding == Forwarding::Nat) {
         for address in &service.addresses {
-            claims.extend(service.reals.iter().map(|real| claim(address, real.address, real.port)));
+            let present = service.reals.iter().filter(|real| !real.is_left);
+            claims.extend(present.map(|real| claim(address, real.address, real.port)));
             names.resize(claims.len(), service.name);
         }
     }
@@ -143,7 +149,11 @@ fn replies<'a>(
     leaving: bool,
 ) -> impl Iterator<Item = (ReplyKey, ReplyEntry)> {
     let nat = spec.forwarding == Forwarding::Nat;
-    let servers = servers.iter().filter(move |(_, server)| nat && server.is_leaving == leaving);
+    let left = |server: &Server| {
+        let same = |real: &&RealSpec| (real.address, real.port) == (server.address, server.port);
+        server.is_leaving || spec.reals.iter().find(same).is_some_and(|real| real.is_left)
+    };
+    let servers = servers.iter().filter(move |(_, server)| nat && left(server) == leaving);
     servers.flat_map(move |(position, server)| {
         let real = block.base + u32::from(*position);
         let of_address = move |address: &ServiceAddress| {

@@ -171,6 +171,8 @@ pub struct RealSpec {
     pub thresholds: Thresholds,
     /// It takes, in a tracked service, what nobody else takes, and nothing else.
     pub is_sorry: bool,
+    /// It has left the service and keeps its connections. What it had to itself, by NAT, may be another service's by now.
+    pub is_left: bool,
     /// The server id in QUIC connection ids that it gives out, first byte highest; see [`Datagrams::Quic`].
     pub quic_id: Option<u32>,
 }
@@ -179,7 +181,16 @@ impl RealSpec {
     /// A real server that serves.
     pub const fn new(address: IpAddr, port: u16) -> Self {
         let thresholds = Thresholds { upper: 0, lower: 0 };
-        Self { address, port, alive: true, weight: 1, thresholds, is_sorry: false, quic_id: None }
+        Self {
+            address,
+            port,
+            alive: true,
+            weight: 1,
+            thresholds,
+            is_sorry: false,
+            is_left: false,
+            quic_id: None,
+        }
     }
 }
 

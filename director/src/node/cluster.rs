@@ -85,12 +85,20 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
     };
     // Elsewhere packets keep their ports.
     let one_port = service.one_port().is_some();
-    let port = |port: u16| if one_port { port } else { 0 };
+    // The table may still have the port of before a reload: only NAT makes a difference of it.
+    let port = |port: u16| match service.forwarding {
+        _ if !one_port => 0,
+        Way::Nat => port,
+        Way::Dr | Way::Tunnel(_) => service.port(),
+    };
     let known = |address: IpAddr| service.reals.iter().find(|known| known.address == address);
+    let is_left =
+        |real: &TableReal| known(real.address).is_none_or(|known| port(known.port) != port(real.port));
     let real = |real: &TableReal| RealSpec {
         alive: !real.dead,
         weight: real.weight,
         thresholds: known(real.address).map(|known| known.thresholds).unwrap_or_default(),
+        is_left: is_left(real),
         quic_id: quic_id(real),
         ..RealSpec::new(real.address, port(real.port))
     };

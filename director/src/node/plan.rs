@@ -10,7 +10,7 @@ use routing::AnnounceAs;
 use syncd::HealthView;
 
 use super::cluster;
-use crate::config::{Config, Real, Service};
+use crate::config::{Config, Forwarding, Real, Service};
 use crate::slots::{self, Member};
 
 /// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
@@ -25,6 +25,8 @@ pub(super) fn deal(
         .iter()
         .map(|(name, service)| {
             let previous = in_force.and_then(|tables| tables.services.get(name));
+            let previous = previous.map(|table| with_ports_of(service, table));
+            let previous = previous.as_ref();
             let members: Vec<Member> = service
                 .members()
                 .into_iter()
@@ -33,6 +35,19 @@ pub(super) fn deal(
             (name.clone(), slots::deal(service.scheduler, service.slots as usize, previous, &members))
         })
         .collect()
+}
+
+/// A table in force, with the ports that its real servers have by now. Where packets keep theirs, a service that is
+/// moved to another port has the same real servers as before.
+fn with_ports_of(service: &Service, table: &ServiceTable) -> ServiceTable {
+    let mut table = table.clone();
+    if service.forwarding != Forwarding::Nat {
+        for known in &mut table.reals {
+            let same = service.reals.iter().find(|real| real.address == known.address);
+            known.port = same.map_or(known.port, |real| real.port);
+        }
+    }
+    table
 }
 
 fn is_dead(
@@ -57,13 +72,13 @@ fn is_dead(
 }
 
 /// Whether two sets of tables forward alike and were dealt by the same weights. Positions that a server left
-/// behind do not count: they are no reason for an epoch.
+/// behind do not count: they are no reason for an epoch. That one of weight 0 is dead is: its connections are given up.
 pub(super) fn same_effect(
     ours: &BTreeMap<String, ServiceTable>,
     theirs: &BTreeMap<String, ServiceTable>,
 ) -> bool {
     let live = |table: &ServiceTable| {
-        let reals = table.reals.iter().enumerate().filter(|(_, real)| real.weight > 0);
+        let reals = table.reals.iter().enumerate().filter(|(_, real)| real.weight > 0 || real.dead);
         reals.map(|(position, real)| (position, real.clone())).collect::<Vec<_>>()
     };
     ours.keys().eq(theirs.keys())
@@ -317,7 +332,7 @@ mod tests {
     use director_proto::health::RealId;
     use syncd::{HealthView, Votes};
 
-    use super::{announcements, deal, differences, quorate};
+    use super::{announcements, deal, differences, quorate, same_effect};
     use crate::config::Config;
 
     const TEXT: &str = r#"
@@ -413,6 +428,33 @@ address = "10.0.2.12"
         let reals = &mut tables.services.get_mut("b").expect("service").reals;
         reals.iter_mut().for_each(|real| real.dead = true);
         assert_eq!(metric(&tables, |_| true), Some(10));
+    }
+
+    #[test]
+    fn death_of_a_drained_server_is_a_reason_for_an_epoch() {
+        let health = "weight = 0\n[service.health]\ncheck = \"tcp\"\n";
+        let config =
+            config(&TEXT.replace("address = \"10.0.2.12\"", &format!("address = \"10.0.2.12\"\n{health}")));
+        let tables = tables(&config);
+        let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
+        let after =
+            |up, down| deal(&config, Some(&tables), &HealthView::from([(real.clone(), Votes { up, down })]));
+        assert!(same_effect(&tables.services, &after(3, 0)));
+        assert!(!same_effect(&tables.services, &after(0, 3)));
+    }
+
+    #[test]
+    fn a_service_moved_to_another_port_keeps_its_servers_and_slots() {
+        let (before, after) = (config(TEXT), config(&TEXT.replace("port = 443", "port = 444")));
+        let mut tables = tables(&before);
+        let ports = |tables: &TableSet| -> Vec<u16> {
+            let specs = crate::node::cluster::specs(&after, tables);
+            specs.iter().flat_map(|spec| &spec.reals).map(|real| real.port).collect()
+        };
+        assert_eq!(ports(&tables), [80, 444], "also with the table of before");
+        let slots = tables.services["b"].slots.clone();
+        tables.services = deal(&after, Some(&tables), &HealthView::new());
+        assert_eq!((ports(&tables), &tables.services["b"].slots), (vec![80, 444], &slots));
     }
 
     #[test]
