@@ -227,6 +227,19 @@ fn a_flood_of_syns_takes_no_room_of_connections_under_way() {
 }
 
 #[test]
+fn a_connection_that_finds_no_room_stays_with_the_previous_owner_of_its_moving_slot() {
+    isolated(|| {
+        let mut dataplane = ready(&Options { half_open: 64, ..options() });
+        let reals = [server(11, 1), server(12, 1)];
+        let method = tracking(Method::RoundRobin);
+        apply(&mut dataplane, method, &reals);
+        dataplane.apply(&[spec(method, &reals, &vec![1; SLOTS])]).expect("apply");
+        (1_000..3_000).for_each(|port| _ = sent(&dataplane, port, SYN));
+        assert_eq!([SYN, ACK, ACK].map(|flags| sent(&dataplane, 9, flags)), [11; 3]);
+    });
+}
+
+#[test]
 fn new_weights_are_for_new_connections() {
     isolated(|| {
         let mut dataplane = ready(&options());

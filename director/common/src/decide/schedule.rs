@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | has an entry | the entry's, unless that one has ended | the entry's |
 //! | none | the scheduler's, gets an entry | by its slot, or refused; while the slot moves, to the previous owner, gets a pin |
-//! | none, and no room | by its slot, or refused | the same |
+//! | none, and no room | by its slot (the previous owner's while it moves), or refused | the same |
 //!
 //! By its slot: that needs no memory, so a connection that found no room stays with one server, too.
 
@@ -93,8 +93,13 @@ pub(super) fn pick<'a>(
     if service.has(ServiceEntry::FLAG_REFUSE) {
         return Err(DropReason::NoConnection);
     }
-    let position = if slot.is_moving() { slot.raw_previous() } else { slot.raw_current() };
-    at_position(tables, service, position, forward)
+    at_position(tables, service, by_slot(slot), forward)
+}
+
+/// The position that a connection without an entry goes to by its slot: the previous owner's while it moves.
+#[inline(always)]
+const fn by_slot(slot: Slot) -> u16 {
+    if slot.is_moving() { slot.raw_previous() } else { slot.raw_current() }
 }
 
 #[inline(always)]
@@ -179,7 +184,8 @@ fn begin<'a>(
         return Err(DropReason::TableFull);
     }
     forward.pin = Forward::PIN_REFUSED;
-    at_position(tables, service, slot.raw_current(), forward)
+    // Where what comes next goes, which has no entry either.
+    at_position(tables, service, by_slot(slot), forward)
 }
 
 /// A connection that is known by nobody and may be one of the previous owner of its slot, which is changing hands: it
