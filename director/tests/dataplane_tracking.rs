@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use dataplane_fixture::cases::{HERE, INGRESS, KEY};
+use dataplane_fixture::cases::{HERE, INGRESS, KEY, V4};
 use dataplane_fixture::memory::Memory;
 use dataplane_fixture::packets::{ACK, FIN, OUR_MAC, Packet, RST, SYN};
 use dataplane_fixture::{isolated, open, options};
@@ -280,6 +280,22 @@ fn who_has_enough_gets_no_more_and_then_the_sorry_server_answers() {
         assert_eq!([7, 8].map(|port| sent(&dataplane, port, SYN)), [11, 0]);
         dataplane.tick(monotonic_seconds() + LONG).expect("tick");
         assert_eq!(sent(&dataplane, 9, SYN), 11);
+    });
+}
+
+#[test]
+fn the_sorry_server_serves_where_no_real_server_is_alive() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        let dead = RealSpec { alive: false, ..server(11, 1) };
+        let sorry = RealSpec { is_sorry: true, ..server(19, 1) };
+        let echo = V4.echo(VIP).bytes();
+        apply(&mut dataplane, tracking(Method::RoundRobin), &[dead]);
+        assert_eq!((sent(&dataplane, 1, SYN), run(&dataplane, &echo)), (0, 0));
+        let nobody = vec![u16::MAX; SLOTS];
+        dataplane.apply(&[spec(tracking(Method::RoundRobin), &[dead, sorry], &nobody)]).expect("apply");
+        assert_eq!([SYN, ACK].map(|flags| sent(&dataplane, 2, flags)), [19; 2]);
+        assert_ne!(run(&dataplane, &echo), 0, "and the VIP answers");
     });
 }
 
