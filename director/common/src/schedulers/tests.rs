@@ -26,6 +26,30 @@ fn heavier_servers_have_their_turns_first_and_a_turn_is_as_long_as_the_weights()
 }
 
 #[test]
+fn light_servers_have_an_entry_each_of_a_turn_that_is_scaled_down() {
+    for (heavy, light) in [(8, 60), (1, 4_000), (63, 1), (4_000, 96), (1, 4_095)] {
+        let weights = [std::vec![1_000; heavy], std::vec![1; light]].concat();
+        assert!(!Wheel::new(&weights).is_exact());
+        let order = order(&weights);
+        assert!((MAX_WHEEL - heavy..=MAX_WHEEL).contains(&order.len()), "{heavy}, {light}: {}", order.len());
+        let mut turns = std::vec![0; weights.len()];
+        order.iter().for_each(|place| turns[usize::from(*place)] += 1);
+        let each = (MAX_WHEEL - light) / heavy;
+        assert!(turns[..heavy].iter().all(|turns| *turns == each), "{heavy}, {light}");
+        assert!(turns[heavy..].iter().all(|turns| *turns == 1), "{heavy}, {light}");
+    }
+}
+
+#[test]
+fn of_more_servers_than_entries_each_has_one_at_most() {
+    for weights in [std::vec![1; MAX_WHEEL + 5], [std::vec![1_000], std::vec![1; MAX_WHEEL]].concat()] {
+        let mut wheel = [0; MAX_WHEEL];
+        assert_eq!(Wheel::new(&weights).fill(&mut wheel) as usize, MAX_WHEEL);
+        assert!((0..).zip(wheel).all(|(place, entry)| place == entry));
+    }
+}
+
+#[test]
 fn a_change_goes_on_at_the_level_that_was() {
     let wheel = Wheel::new(&[1, 3]);
     assert_eq!([0, 1, 4, 3].map(|level| wheel.adopt(Level(level)).0), [3, 1, 3, 3]);
