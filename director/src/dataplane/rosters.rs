@@ -21,6 +21,8 @@ pub(super) struct Rota {
     pub(super) positions: Vec<u16>,
     pub(super) weights: Vec<u32>,
     sorry: Option<u16>,
+    /// Somebody has an upper threshold, so a turn may find too many overloaded.
+    is_limited: bool,
 }
 
 impl Rota {
@@ -36,14 +38,16 @@ impl Rota {
             } else {
                 rota.positions.push(*position);
                 rota.weights.push(real.weight);
+                rota.is_limited |= real.thresholds.upper != 0;
             }
         }
         rota
     }
 
-    /// Whether one choice cannot look at all servers.
+    /// Whether one choice cannot look at all servers. A turn need not, unless it finds nobody who is not overloaded.
     pub(super) fn is_long(&self) -> bool {
-        self.positions.len() > MAX_CANDIDATES && self.method.is_some_and(|method| !method.turns())
+        self.positions.len() > MAX_CANDIDATES
+            && self.method.is_some_and(|method| self.is_limited || !method.turns())
     }
 
     /// The weights as turns go by them.
@@ -215,7 +219,7 @@ mod tests {
 
     fn rota(method: Method, weights: &[u32]) -> Rota {
         let positions = (0..weights.len() as u16).collect();
-        Rota { method: Some(method), positions, weights: weights.to_vec(), sorry: None }
+        Rota { method: Some(method), positions, weights: weights.to_vec(), ..Rota::default() }
     }
 
     #[test]
@@ -242,6 +246,11 @@ mod tests {
         let roster = many.roster(load);
         assert_eq!(roster.candidates[..], (135..199).collect::<Vec<u16>>()[..]);
         assert_eq!(roster.count as usize, MAX_CANDIDATES);
+        // A turn needs them only where somebody can be overloaded.
+        let mut turning = rota(Method::RoundRobin, &[1; 200]);
+        assert_eq!(turning.roster(load).candidates[..3], [0, 1, 2]);
+        turning.is_limited = true;
+        assert_eq!(turning.roster(load).candidates, roster.candidates);
         let few = rota(Method::WeightedLeastConnection, &[1, 0, 2]).roster(load);
         assert_eq!((few.count, &few.candidates[..3]), (3, &[0, 1, 2][..]));
     }
