@@ -284,6 +284,30 @@ fn who_has_enough_gets_no_more_and_then_the_sorry_server_answers() {
 }
 
 #[test]
+fn a_server_that_the_program_took_connections_off_takes_new_ones_again() {
+    isolated(|| {
+        for restarts in [false, true] {
+            let mut dataplane = ready(&Options { discard_pins: true, ..options() });
+            let limited = RealSpec { thresholds: Thresholds { upper: 2, lower: 0 }, ..server(11, 1) };
+            apply(&mut dataplane, tracking(Method::RoundRobin), &[limited, server(12, 1)]);
+            assert_eq!([1, 2, 3].map(|port| sent(&dataplane, port, SYN)), [11, 12, 11]);
+            // With the same ports again it is another connection.
+            assert_eq!([ACK, FIN | ACK, SYN].map(|flags| sent(&dataplane, 1, flags)), [11, 11, 12]);
+            assert_eq!((load(&dataplane, 11), load(&dataplane, 12)), ((1, 0), (2, 0)));
+            assert_eq!([4, 5].map(|port| sent(&dataplane, port, SYN)), [12, 12]);
+            if restarts {
+                drop(dataplane);
+                dataplane = open(&options());
+            } else {
+                dataplane.tick(monotonic_seconds()).expect("tick");
+            }
+            let next = [6, 7].map(|port| sent(&dataplane, port, SYN));
+            assert!(next.contains(&11), "{next:?}");
+        }
+    });
+}
+
+#[test]
 fn the_sorry_server_serves_where_no_real_server_is_alive() {
     isolated(|| {
         let mut dataplane = ready(&options());
