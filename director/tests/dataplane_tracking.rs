@@ -308,6 +308,22 @@ fn a_server_that_the_program_took_connections_off_takes_new_ones_again() {
 }
 
 #[test]
+fn the_counts_of_a_new_service_begin_at_zero_where_another_was() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        let (reals, method) = ([server(11, 1), server(12, 1)], tracking(Method::RoundRobin));
+        apply(&mut dataplane, method, &reals);
+        assert_eq!([1, 2, 3].map(|port| sent(&dataplane, port, SYN)), [11, 12, 11]);
+        dataplane.apply(&[]).expect("apply");
+        apply(&mut dataplane, method, &reals);
+        assert_eq!((load(&dataplane, 11), load(&dataplane, 12)), ((0, 0), (0, 0)));
+        assert_eq!(sent(&dataplane, 4, SYN), 11);
+        dataplane.tick(monotonic_seconds() + LONG).expect("tick");
+        assert_eq!((load(&dataplane, 11), load(&dataplane, 12)), ((0, 0), (0, 0)));
+    });
+}
+
+#[test]
 fn the_sorry_server_serves_where_no_real_server_is_alive() {
     isolated(|| {
         let mut dataplane = ready(&options());

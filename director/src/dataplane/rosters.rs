@@ -164,24 +164,24 @@ impl Dataplane {
         Ok(Turn { rota: Some(rota), begun: cursor.unwrap_or(begun) })
     }
 
-    /// What is left to do when every key says whether the service is tracked.
+    /// What is left to do when every key says whether the service is tracked. `was_tracked` is `None` for a service that
+    /// is new.
     pub(super) fn end_roster(
         &mut self,
         service: &ServiceSpec<'_>,
         index: u32,
-        was_tracked: bool,
+        was_tracked: Option<bool>,
         moved: bool,
     ) -> Result<(), ApplyError> {
-        match (was_tracked, service.tracking.is_some()) {
-            (false, true) => Ok(self.recount()?),
-            // Somebody may have been counted where the servers were before.
-            (true, true) if moved => Ok(self.recount()?),
-            (true, false) => {
-                self.sweep.demand();
-                Ok(self.maps.remove_roster(index)?)
-            }
-            _ => Ok(()),
+        let is_tracked = service.tracking.is_some();
+        if is_counted_anew(was_tracked, is_tracked, moved) {
+            return Ok(self.recount()?);
         }
+        if was_tracked == Some(true) && !is_tracked {
+            self.sweep.demand();
+            return Ok(self.maps.remove_roster(index)?);
+        }
+        Ok(())
     }
 
     /// Chooses anew the candidates of services with more servers than one choice can look at. To be called often: every
@@ -213,6 +213,17 @@ impl Dataplane {
     }
 }
 
+/// Whether the counts of a service's connections may be wrong, which takes a look at every connection to mend. Those of
+/// a service that is new begin at zero.
+fn is_counted_anew(was_tracked: Option<bool>, is_tracked: bool, moved: bool) -> bool {
+    match was_tracked {
+        None => false,
+        Some(false) => is_tracked,
+        // Somebody may have been counted where the servers were before.
+        Some(true) => is_tracked && moved,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +242,14 @@ mod tests {
         assert_eq!(rota(rr, &[1, 1, 1]).resume(&three, 3, 0), 0);
         assert_eq!(rota(wrr, &[3, 1]).resume(&rota(wrr, &[3, 2]), 2, 0), 1, "the second level");
         assert_eq!(rota(wrr, &[3, 1]).resume(&three, 2, 0), 0, "another method");
+    }
+
+    #[test]
+    fn only_what_was_there_before_is_counted_anew() {
+        // A new service has a new block, too.
+        assert!(!is_counted_anew(None, true, true));
+        assert!(is_counted_anew(Some(false), true, false) && is_counted_anew(Some(true), true, true));
+        assert!(!is_counted_anew(Some(true), true, false) && !is_counted_anew(Some(true), false, true));
     }
 
     #[test]
