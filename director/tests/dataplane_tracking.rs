@@ -240,6 +240,24 @@ fn a_connection_that_finds_no_room_stays_with_the_previous_owner_of_its_moving_s
 }
 
 #[test]
+fn a_flow_of_one_datagram_is_half_open_no_longer_than_a_syn() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        apply(&mut dataplane, tracking(Method::RoundRobin), &[server(11, 1)]);
+        let now = monotonic_seconds();
+        assert_eq!([1, 2, 2].map(|port| datagram(&dataplane, port)), [11; 3]);
+        assert_eq!(load(&dataplane, 11), (0, 2));
+        dataplane.tick(now + 55).expect("tick");
+        assert_eq!(load(&dataplane, 11), (0, 2));
+        dataplane.tick(now + 65).expect("tick");
+        assert_eq!(dataplane.half_open(now).expect("half-open").len(), 0);
+        assert_eq!(load(&dataplane, 11), (0, 1), "the second datagram makes it a flow");
+        dataplane.tick(now + 310).expect("tick");
+        assert_eq!(load(&dataplane, 11), (0, 0));
+    });
+}
+
+#[test]
 fn new_weights_are_for_new_connections() {
     isolated(|| {
         let mut dataplane = ready(&options());

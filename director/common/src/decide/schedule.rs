@@ -30,17 +30,15 @@ fn count(tables: &impl Tables, flow: &FlowKey, state: PinState, index: u32, by: 
     }
 }
 
-/// The state of a connection that begins with this packet.
-#[inline(always)]
-const fn first(flow: &FlowKey) -> PinState {
-    if flow.protocol == PROTOCOL_UDP { PinState::Open } else { PinState::Opening }
-}
+/// The state of a connection that begins: also of a flow of datagrams, most of which are of one, so that those do not
+/// fill the table of half-open connections for longer than a flood of SYNs does.
+const FIRST: PinState = PinState::Opening;
 
 /// Forgets the connection that began at real server number `index` with a packet which was not forwarded.
 #[inline(always)]
 pub(super) fn forget(tables: &impl Tables, flow: &FlowKey, index: u32) {
     if tables.remove_half_open(flow) {
-        count(tables, flow, first(flow), index, -1);
+        count(tables, flow, FIRST, index, -1);
     }
 }
 
@@ -167,7 +165,7 @@ fn begin<'a>(
     if real.ifindex == 0 {
         return Ok(real);
     }
-    let pin = Pin::new(ServerId::new(position as u16, real.generation), first(flow), now);
+    let pin = Pin::new(ServerId::new(position as u16, real.generation), FIRST, now);
     if tables.add_half_open(flow, &pin) {
         count(tables, flow, pin.state(), forward.real, 1);
         forward.pin = Forward::PIN_OPENED;
