@@ -363,8 +363,7 @@ impl Dataplane {
                 let load = self.maps.loads.get(index);
                 let thresholds = Thresholds { upper: load.upper, lower: load.lower };
                 let (marked, total) = (load.overloaded != 0, active + inactive);
-                let marked =
-                    thresholds.after_departure(thresholds.after_arrival(marked, total), total);
+                let marked = thresholds.after_departure(thresholds.after_arrival(marked, total), total);
                 let overloaded = u32::from(marked);
                 self.maps.loads.set(index, LoadEntry { active, inactive, overloaded, ..load });
             }
