@@ -418,7 +418,8 @@ address = "10.0.2.12"
 
     #[test]
     fn a_service_without_a_live_real_server_is_announced_while_its_sorry_server_can_be_reached() {
-        let keys = "port = 443\nscheduler = \"wlc\"\nsorry_server = \"10.0.2.99\"\nhealth = { check = \"tcp\" }";
+        let keys =
+            "port = 443\nscheduler = \"wlc\"\nsorry_server = \"10.0.2.99\"\nhealth = { check = \"tcp\" }";
         let config = config(&TEXT.replace("port = 443", keys));
         let mut tables = tables(&config);
         let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
