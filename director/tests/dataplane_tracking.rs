@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
-use dataplane_fixture::cases::{HERE, INGRESS, KEY};
+use dataplane_fixture::cases::{HERE, INGRESS, KEY, V4};
 use dataplane_fixture::memory::Memory;
 use dataplane_fixture::packets::{ACK, FIN, OUR_MAC, Packet, RST, SYN};
 use dataplane_fixture::{isolated, open, options};
@@ -227,6 +227,37 @@ fn a_flood_of_syns_takes_no_room_of_connections_under_way() {
 }
 
 #[test]
+fn a_connection_that_finds_no_room_stays_with_the_previous_owner_of_its_moving_slot() {
+    isolated(|| {
+        let mut dataplane = ready(&Options { half_open: 64, ..options() });
+        let reals = [server(11, 1), server(12, 1)];
+        let method = tracking(Method::RoundRobin);
+        apply(&mut dataplane, method, &reals);
+        dataplane.apply(&[spec(method, &reals, &vec![1; SLOTS])]).expect("apply");
+        (1_000..3_000).for_each(|port| _ = sent(&dataplane, port, SYN));
+        assert_eq!([SYN, ACK, ACK].map(|flags| sent(&dataplane, 9, flags)), [11; 3]);
+    });
+}
+
+#[test]
+fn a_flow_of_one_datagram_is_half_open_no_longer_than_a_syn() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        apply(&mut dataplane, tracking(Method::RoundRobin), &[server(11, 1)]);
+        let now = monotonic_seconds();
+        assert_eq!([1, 2, 2].map(|port| datagram(&dataplane, port)), [11; 3]);
+        assert_eq!(load(&dataplane, 11), (0, 2));
+        dataplane.tick(now + 55).expect("tick");
+        assert_eq!(load(&dataplane, 11), (0, 2));
+        dataplane.tick(now + 65).expect("tick");
+        assert_eq!(dataplane.half_open(now).expect("half-open").len(), 0);
+        assert_eq!(load(&dataplane, 11), (0, 1), "the second datagram makes it a flow");
+        dataplane.tick(now + 310).expect("tick");
+        assert_eq!(load(&dataplane, 11), (0, 0));
+    });
+}
+
+#[test]
 fn new_weights_are_for_new_connections() {
     isolated(|| {
         let mut dataplane = ready(&options());
@@ -267,6 +298,62 @@ fn who_has_enough_gets_no_more_and_then_the_sorry_server_answers() {
         assert_eq!([7, 8].map(|port| sent(&dataplane, port, SYN)), [11, 0]);
         dataplane.tick(monotonic_seconds() + LONG).expect("tick");
         assert_eq!(sent(&dataplane, 9, SYN), 11);
+    });
+}
+
+#[test]
+fn a_server_that_the_program_took_connections_off_takes_new_ones_again() {
+    isolated(|| {
+        for restarts in [false, true] {
+            let mut dataplane = ready(&Options { discard_pins: true, ..options() });
+            let limited = RealSpec { thresholds: Thresholds { upper: 2, lower: 0 }, ..server(11, 1) };
+            apply(&mut dataplane, tracking(Method::RoundRobin), &[limited, server(12, 1)]);
+            assert_eq!([1, 2, 3].map(|port| sent(&dataplane, port, SYN)), [11, 12, 11]);
+            // With the same ports again it is another connection.
+            assert_eq!([ACK, FIN | ACK, SYN].map(|flags| sent(&dataplane, 1, flags)), [11, 11, 12]);
+            assert_eq!((load(&dataplane, 11), load(&dataplane, 12)), ((1, 0), (2, 0)));
+            assert_eq!([4, 5].map(|port| sent(&dataplane, port, SYN)), [12, 12]);
+            if restarts {
+                drop(dataplane);
+                dataplane = open(&options());
+            } else {
+                dataplane.tick(monotonic_seconds()).expect("tick");
+            }
+            let next = [6, 7].map(|port| sent(&dataplane, port, SYN));
+            assert!(next.contains(&11), "{next:?}");
+        }
+    });
+}
+
+#[test]
+fn the_counts_of_a_new_service_begin_at_zero_where_another_was() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        let (reals, method) = ([server(11, 1), server(12, 1)], tracking(Method::RoundRobin));
+        apply(&mut dataplane, method, &reals);
+        assert_eq!([1, 2, 3].map(|port| sent(&dataplane, port, SYN)), [11, 12, 11]);
+        dataplane.apply(&[]).expect("apply");
+        apply(&mut dataplane, method, &reals);
+        assert_eq!((load(&dataplane, 11), load(&dataplane, 12)), ((0, 0), (0, 0)));
+        assert_eq!(sent(&dataplane, 4, SYN), 11);
+        dataplane.tick(monotonic_seconds() + LONG).expect("tick");
+        assert_eq!((load(&dataplane, 11), load(&dataplane, 12)), ((0, 0), (0, 0)));
+    });
+}
+
+#[test]
+fn the_sorry_server_serves_where_no_real_server_is_alive() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        let dead = RealSpec { alive: false, ..server(11, 1) };
+        let sorry = RealSpec { is_sorry: true, ..server(19, 1) };
+        let echo = V4.echo(VIP).bytes();
+        apply(&mut dataplane, tracking(Method::RoundRobin), &[dead]);
+        assert_eq!((sent(&dataplane, 1, SYN), run(&dataplane, &echo)), (0, 0));
+        let nobody = vec![u16::MAX; SLOTS];
+        dataplane.apply(&[spec(tracking(Method::RoundRobin), &[dead, sorry], &nobody)]).expect("apply");
+        assert_eq!([SYN, ACK].map(|flags| sent(&dataplane, 2, flags)), [19; 2]);
+        assert_ne!(run(&dataplane, &echo), 0, "and the VIP answers");
     });
 }
 

@@ -71,6 +71,11 @@ impl Service {
         self.tracking.as_ref().map_or(self.scheduler.name(), |tracking| tracking.method.name())
     }
 
+    /// Who takes new connections that nobody else takes.
+    pub fn sorry_server(&self) -> Option<IpAddr> {
+        self.tracking.as_ref().and_then(|tracking| tracking.sorry_server)
+    }
+
     /// The real servers, as slots are dealt to them.
     pub fn members(&self) -> Vec<Member> {
         let member =

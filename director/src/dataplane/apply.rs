@@ -182,7 +182,7 @@ impl Dataplane {
             ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
         let Seating { servers, gone, .. } = seating;
         let (hash, timeouts) = (service.hash, service.timeouts);
-        let was_tracked = self.plan.services.get(service.name).is_some_and(Placement::is_tracked);
+        let was_tracked = self.plan.services.get(service.name).map(Placement::is_tracked);
         let Turn { rota, begun } = turn;
         let new = Placement { index, table, block, hash, slots, servers, timeouts, rota, begun, window };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {

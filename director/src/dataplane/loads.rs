@@ -125,6 +125,12 @@ impl Loads {
         let Some(load) = self.at(index) else { return };
         let count = if was_active { &load.active } else { &load.inactive };
         count.fetch_sub(1, Ordering::Relaxed);
+        self.relieve(index);
+    }
+
+    /// Takes the mark off an overloaded server that has few enough connections now.
+    pub(super) fn relieve(&self, index: u32) {
+        let Some(load) = self.at(index) else { return };
         let entry = self.get(index);
         let thresholds = Thresholds { upper: entry.upper, lower: entry.lower };
         if entry.overloaded != 0 && !thresholds.after_departure(true, entry.total()) {

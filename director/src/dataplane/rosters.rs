@@ -21,6 +21,8 @@ pub(super) struct Rota {
     pub(super) positions: Vec<u16>,
     pub(super) weights: Vec<u32>,
     sorry: Option<u16>,
+    /// Somebody has an upper threshold, so a turn may find too many overloaded.
+    is_limited: bool,
 }
 
 impl Rota {
@@ -36,14 +38,16 @@ impl Rota {
             } else {
                 rota.positions.push(*position);
                 rota.weights.push(real.weight);
+                rota.is_limited |= real.thresholds.upper != 0;
             }
         }
         rota
     }
 
-    /// Whether one choice cannot look at all servers.
+    /// Whether one choice cannot look at all servers. A turn need not, unless it finds nobody who is not overloaded.
     pub(super) fn is_long(&self) -> bool {
-        self.positions.len() > MAX_CANDIDATES && self.method.is_some_and(|method| !method.turns())
+        self.positions.len() > MAX_CANDIDATES
+            && self.method.is_some_and(|method| self.is_limited || !method.turns())
     }
 
     /// The weights as turns go by them.
@@ -160,24 +164,24 @@ impl Dataplane {
         Ok(Turn { rota: Some(rota), begun: cursor.unwrap_or(begun) })
     }
 
-    /// What is left to do when every key says whether the service is tracked.
+    /// What is left to do when every key says whether the service is tracked. `was_tracked` is `None` for a service that
+    /// is new.
     pub(super) fn end_roster(
         &mut self,
         service: &ServiceSpec<'_>,
         index: u32,
-        was_tracked: bool,
+        was_tracked: Option<bool>,
         moved: bool,
     ) -> Result<(), ApplyError> {
-        match (was_tracked, service.tracking.is_some()) {
-            (false, true) => Ok(self.recount()?),
-            // Somebody may have been counted where the servers were before.
-            (true, true) if moved => Ok(self.recount()?),
-            (true, false) => {
-                self.sweep.demand();
-                Ok(self.maps.remove_roster(index)?)
-            }
-            _ => Ok(()),
+        let is_tracked = service.tracking.is_some();
+        if is_counted_anew(was_tracked, is_tracked, moved) {
+            return Ok(self.recount()?);
         }
+        if was_tracked == Some(true) && !is_tracked {
+            self.sweep.demand();
+            return Ok(self.maps.remove_roster(index)?);
+        }
+        Ok(())
     }
 
     /// Chooses anew the candidates of services with more servers than one choice can look at. To be called often: every
@@ -209,13 +213,24 @@ impl Dataplane {
     }
 }
 
+/// Whether the counts of a service's connections may be wrong, which takes a look at every connection to mend. Those of
+/// a service that is new begin at zero.
+fn is_counted_anew(was_tracked: Option<bool>, is_tracked: bool, moved: bool) -> bool {
+    match was_tracked {
+        None => false,
+        Some(false) => is_tracked,
+        // Somebody may have been counted where the servers were before.
+        Some(true) => is_tracked && moved,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn rota(method: Method, weights: &[u32]) -> Rota {
         let positions = (0..weights.len() as u16).collect();
-        Rota { method: Some(method), positions, weights: weights.to_vec(), sorry: None }
+        Rota { method: Some(method), positions, weights: weights.to_vec(), ..Rota::default() }
     }
 
     #[test]
@@ -227,6 +242,14 @@ mod tests {
         assert_eq!(rota(rr, &[1, 1, 1]).resume(&three, 3, 0), 0);
         assert_eq!(rota(wrr, &[3, 1]).resume(&rota(wrr, &[3, 2]), 2, 0), 1, "the second level");
         assert_eq!(rota(wrr, &[3, 1]).resume(&three, 2, 0), 0, "another method");
+    }
+
+    #[test]
+    fn only_what_was_there_before_is_counted_anew() {
+        // A new service has a new block, too.
+        assert!(!is_counted_anew(None, true, true));
+        assert!(is_counted_anew(Some(false), true, false) && is_counted_anew(Some(true), true, true));
+        assert!(!is_counted_anew(Some(true), true, false) && !is_counted_anew(Some(true), false, true));
     }
 
     #[test]
@@ -242,6 +265,11 @@ mod tests {
         let roster = many.roster(load);
         assert_eq!(roster.candidates[..], (135..199).collect::<Vec<u16>>()[..]);
         assert_eq!(roster.count as usize, MAX_CANDIDATES);
+        // A turn needs them only where somebody can be overloaded.
+        let mut turning = rota(Method::RoundRobin, &[1; 200]);
+        assert_eq!(turning.roster(load).candidates[..3], [0, 1, 2]);
+        turning.is_limited = true;
+        assert_eq!(turning.roster(load).candidates, roster.candidates);
         let few = rota(Method::WeightedLeastConnection, &[1, 0, 2]).roster(load);
         assert_eq!((few.count, &few.candidates[..3]), (3, &[0, 1, 2][..]));
     }

@@ -286,9 +286,10 @@ impl ServiceSpec<'_> {
         self.reals.get(usize::from(slot)).filter(|real| real.alive)
     }
 
-    /// Whether some slot has an owner that serves.
+    /// Whether some slot has an owner that serves, or a sorry server takes what nobody else takes.
     pub(super) fn is_served(&self) -> bool {
-        self.slots.iter().any(|slot| self.owner(*slot).is_some())
+        let has_sorry = || self.reals.iter().any(|real| real.is_sorry && real.alive);
+        self.slots.iter().any(|slot| self.owner(*slot).is_some()) || (self.tracking.is_some() && has_sorry())
     }
 
     /// Whether some address has this protocol.

@@ -13,6 +13,7 @@ use aya::maps::MapError;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
+use director_common::schedulers::Thresholds;
 use director_common::tables::{FlowKey, LoadEntry};
 
 use super::apply::packed;
@@ -121,7 +122,18 @@ impl Dataplane {
         self.close_windows(now, &mut report)?;
         self.sweep(now, &mut report)?;
         self.sweep_half_open(now, &mut report)?;
+        self.relieve_servers();
         Ok(report)
+    }
+
+    /// Takes the mark off overloaded servers that have few enough connections now: the program takes connections off
+    /// the counts, but only user space says what follows.
+    fn relieve_servers(&self) {
+        for placement in self.plan.services.values().filter(|placement| placement.is_tracked()) {
+            for position in placement.servers.keys() {
+                self.maps.loads.relieve(placement.block.base + u32::from(*position));
+            }
+        }
     }
 
     /// Addresses of real servers that are in no specification any more and still have connections: the ways to them
@@ -349,7 +361,11 @@ impl Dataplane {
                 let index = placement.block.base + u32::from(*position);
                 let (active, inactive) = counts.get(&index).copied().unwrap_or_default();
                 let load = self.maps.loads.get(index);
-                self.maps.loads.set(index, LoadEntry { active, inactive, ..load });
+                let thresholds = Thresholds { upper: load.upper, lower: load.lower };
+                let (marked, total) = (load.overloaded != 0, active + inactive);
+                let marked = thresholds.after_departure(thresholds.after_arrival(marked, total), total);
+                let overloaded = u32::from(marked);
+                self.maps.loads.set(index, LoadEntry { active, inactive, overloaded, ..load });
             }
         }
         Ok(())

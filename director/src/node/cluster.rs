@@ -103,10 +103,13 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
         ..RealSpec::new(real.address, port(real.port))
     };
     let mut reals: Vec<RealSpec> = table.reals.iter().map(real).collect();
-    // Not in the table: it has no slots, and nobody asks how it is.
-    let sorry = service.tracking.and_then(|tracking| tracking.sorry_server);
-    if let Some(address) = sorry.filter(|address| table.reals.iter().all(|real| real.address != *address)) {
-        reals.push(RealSpec { is_sorry: true, ..RealSpec::new(address, port(service.port())) });
+    // Not in the table, unless it was a real server: it has no slots, and nobody asks how it is.
+    if let Some(address) = service.sorry_server().filter(|address| known(*address).is_none()) {
+        let sorry = RealSpec { is_sorry: true, ..RealSpec::new(address, port(service.port())) };
+        match reals.iter_mut().find(|real| (real.address, real.port) == (sorry.address, sorry.port)) {
+            Some(former) => *former = sorry,
+            None => reals.push(sorry),
+        }
     }
     ServiceSpec {
         name,
@@ -142,7 +145,7 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
 pub(super) fn real_addresses(config: &Config, tables: &TableSet) -> BTreeSet<IpAddr> {
     let tables = config.services.keys().filter_map(|name| tables.services.get(name));
     let reals = tables.flat_map(|table| &table.reals).map(|real| real.address);
-    let sorry = config.services.values().filter_map(|service| service.tracking?.sorry_server);
+    let sorry = config.services.values().filter_map(Service::sorry_server);
     reals.chain(sorry).collect()
 }
 
@@ -197,5 +200,58 @@ pub(super) fn seed() -> u32 {
     match random(&mut bytes) {
         Ok(()) => u32::from_ne_bytes(bytes),
         Err(_) => std::process::id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use director_proto::tables::{Epoch, TableSet};
+    use syncd::HealthView;
+
+    use super::specs;
+    use crate::config::Config;
+    use crate::node::plan::deal;
+
+    const TEXT: &str = r#"
+[node]
+router_id = "10.255.0.1"
+interfaces = ["eth1"]
+[[service]]
+name = "web"
+vip = "203.0.113.10"
+port = 80
+scheduler = "wlc"
+[[service.real]]
+address = "10.0.2.11"
+[[service.real]]
+address = "10.0.2.12"
+"#;
+
+    #[test]
+    fn a_real_server_that_becomes_the_sorry_server_is_that_where_it_was() {
+        let config = |text: &str| Config::parse(Path::new("d.toml"), text).expect("valid");
+        let before = config(TEXT);
+        let after = config(
+            &TEXT
+                .replace("[[service.real]]\naddress = \"10.0.2.12\"\n", "")
+                .replace("\"wlc\"", "\"wlc\"\nsorry_server = \"10.0.2.12\""),
+        );
+        let set = |services| TableSet {
+            epoch: Epoch { number: 1, leader: before.node.router_id },
+            hash_key: [1; 16],
+            services,
+        };
+        let mut tables = set(deal(&before, None, &HealthView::new()));
+        let former = tables.services.get_mut("web").expect("service").reals.iter_mut();
+        former.for_each(|real| real.dead = real.address.to_string() == "10.0.2.12");
+        let tables = set(deal(&after, Some(&tables), &HealthView::new()));
+        let sorry = |config: &Config| -> Vec<(String, bool)> {
+            let reals = specs(config, &tables).remove(0).reals;
+            reals.iter().map(|real| (real.address.to_string(), real.is_sorry && real.alive)).collect()
+        };
+        assert_eq!(sorry(&after), [("10.0.2.11".to_owned(), false), ("10.0.2.12".to_owned(), true)]);
+        assert!(sorry(&before).iter().all(|(_, is_sorry)| !is_sorry));
     }
 }

@@ -132,8 +132,8 @@ fn drained<'a>(service: &'a Service, table: &'a ServiceTable) -> impl Iterator<I
 }
 
 /// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with its
-/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric, and is a
-/// stub link if it is for one of them.
+/// quorum (`quorate`) and a real server to forward to, or with a sorry server that can be reached. A VIP shared by
+/// services takes the lowest metric, and is a stub link if it is for one of them.
 pub(super) fn announcements(
     config: &Config,
     tables: Option<&TableSet>,
@@ -150,8 +150,9 @@ pub(super) fn announcements(
         return announcements;
     }
     for (name, service) in &config.services {
-        let table = tables.and_then(|tables| tables.services.get(name));
-        if !quorate.contains(name) || !table.is_some_and(|table| can_serve(service, table, &reachable)) {
+        let Some(table) = tables.and_then(|tables| tables.services.get(name)) else { continue };
+        let by_reals = quorate.contains(name) && can_serve(service, table, &reachable);
+        if !by_reals && !service.sorry_server().is_some_and(&reachable) {
             continue;
         }
         for prefix in service.prefixes() {
@@ -455,6 +456,27 @@ address = "10.0.2.12"
         let slots = tables.services["b"].slots.clone();
         tables.services = deal(&after, Some(&tables), &HealthView::new());
         assert_eq!((ports(&tables), &tables.services["b"].slots), (vec![80, 444], &slots));
+    }
+
+    #[test]
+    fn a_service_without_a_live_real_server_is_announced_while_its_sorry_server_can_be_reached() {
+        let keys =
+            "port = 443\nscheduler = \"wlc\"\nsorry_server = \"10.0.2.99\"\nhealth = { check = \"tcp\" }";
+        let config = config(&TEXT.replace("port = 443", keys));
+        let mut tables = tables(&config);
+        let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
+        let health = HealthView::from([(real, Votes { up: 0, down: 2 })]);
+        tables.services = deal(&config, Some(&tables), &health);
+        let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
+        assert!(!quorate.contains("b"));
+        let metric = |tables: Option<&TableSet>, reachable: fn(IpAddr) -> bool| {
+            let all = announcements(&config, tables, &quorate, reachable, true);
+            all.get(&"203.0.113.10/32".parse::<IpNet>().expect("prefix")).map(|vip| vip.metric)
+        };
+        // The metric is that service's, as long as it is announced.
+        assert_eq!(metric(Some(&tables), |_| true), Some(5));
+        assert_eq!(metric(Some(&tables), |real| real.to_string() != "10.0.2.99"), Some(10));
+        assert_eq!(metric(None, |_| true), None);
     }
 
     #[test]

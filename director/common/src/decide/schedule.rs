@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | has an entry | the entry's, unless that one has ended | the entry's |
 //! | none | the scheduler's, gets an entry | by its slot, or refused; while the slot moves, to the previous owner, gets a pin |
-//! | none, and no room | by its slot, or refused | the same |
+//! | none, and no room | by its slot (the previous owner's while it moves), or refused | the same |
 //!
 //! By its slot: that needs no memory, so a connection that found no room stays with one server, too.
 
@@ -30,17 +30,15 @@ fn count(tables: &impl Tables, flow: &FlowKey, state: PinState, index: u32, by: 
     }
 }
 
-/// The state of a connection that begins with this packet.
-#[inline(always)]
-const fn first(flow: &FlowKey) -> PinState {
-    if flow.protocol == PROTOCOL_UDP { PinState::Open } else { PinState::Opening }
-}
+/// The state of a connection that begins: also of a flow of datagrams, most of which are of one, so that those do not
+/// fill the table of half-open connections for longer than a flood of SYNs does.
+const FIRST: PinState = PinState::Opening;
 
 /// Forgets the connection that began at real server number `index` with a packet which was not forwarded.
 #[inline(always)]
 pub(super) fn forget(tables: &impl Tables, flow: &FlowKey, index: u32) {
     if tables.remove_half_open(flow) {
-        count(tables, flow, first(flow), index, -1);
+        count(tables, flow, FIRST, index, -1);
     }
 }
 
@@ -93,8 +91,13 @@ pub(super) fn pick<'a>(
     if service.has(ServiceEntry::FLAG_REFUSE) {
         return Err(DropReason::NoConnection);
     }
-    let position = if slot.is_moving() { slot.raw_previous() } else { slot.raw_current() };
-    at_position(tables, service, position, forward)
+    at_position(tables, service, by_slot(slot), forward)
+}
+
+/// The position that a connection without an entry goes to by its slot: the previous owner's while it moves.
+#[inline(always)]
+const fn by_slot(slot: Slot) -> u16 {
+    if slot.is_moving() { slot.raw_previous() } else { slot.raw_current() }
 }
 
 #[inline(always)]
@@ -162,7 +165,7 @@ fn begin<'a>(
     if real.ifindex == 0 {
         return Ok(real);
     }
-    let pin = Pin::new(ServerId::new(position as u16, real.generation), first(flow), now);
+    let pin = Pin::new(ServerId::new(position as u16, real.generation), FIRST, now);
     if tables.add_half_open(flow, &pin) {
         count(tables, flow, pin.state(), forward.real, 1);
         forward.pin = Forward::PIN_OPENED;
@@ -179,7 +182,8 @@ fn begin<'a>(
         return Err(DropReason::TableFull);
     }
     forward.pin = Forward::PIN_REFUSED;
-    at_position(tables, service, slot.raw_current(), forward)
+    // Where what comes next goes, which has no entry either.
+    at_position(tables, service, by_slot(slot), forward)
 }
 
 /// A connection that is known by nobody and may be one of the previous owner of its slot, which is changing hands: it

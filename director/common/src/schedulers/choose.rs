@@ -22,7 +22,7 @@ impl<F: Fn(u32) -> Option<Server>> Pool for Candidates<'_, F> {
 }
 
 /// The position of the server that `method` chooses from `roster`, or [`Roster::NOBODY`]; and by how much the service's
-/// `cursor` moves on. `load` knows a server's load by its position; `draws` are random numbers,
+/// `cursor` moves on: if nobody was found on a part of the wheel, by that, so that the next choice looks further. `load` knows a server's load by its position; `draws` are random numbers,
 /// `scan` is room.
 #[inline(always)]
 pub fn choose(
@@ -39,7 +39,12 @@ pub fn choose(
         position = two_choices(roster.length, draws, |at| roster.on_wheel(at), &load);
     } else if method.turns() {
         let (place, skipped) = next(roster.length, cursor, |at| roster.on_wheel(at), &load);
-        (position, moves) = (place, skipped.wrapping_add(1));
+        position = place;
+        if place != Roster::NOBODY {
+            moves = skipped.wrapping_add(1);
+        } else if skipped < roster.length {
+            moves = skipped;
+        }
     }
     if position == Roster::NOBODY {
         let place = least(method, &Candidates { roster, load: &load }, scan);
@@ -47,5 +52,5 @@ pub fn choose(
             position = roster.candidate(place);
         }
     }
-    if position == Roster::NOBODY { (roster.sorry, 0) } else { (position, moves) }
+    if position == Roster::NOBODY { (roster.sorry, moves) } else { (position, moves) }
 }

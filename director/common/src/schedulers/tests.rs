@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::wheel::turn;
 use super::*;
-use crate::tables::Address;
+use crate::tables::{Address, Roster};
 
 fn server(weight: u32, active: u32, inactive: u32) -> Server {
     Server { weight, active, inactive, overloaded: 0 }
@@ -23,6 +23,30 @@ fn heavier_servers_have_their_turns_first_and_a_turn_is_as_long_as_the_weights()
     assert_eq!(order(&[0, 5]), [1]);
     assert_eq!(order(&[0, 0]), [0; 0]);
     assert_eq!(order(&[]), [0; 0]);
+}
+
+#[test]
+fn light_servers_have_an_entry_each_of_a_turn_that_is_scaled_down() {
+    for (heavy, light) in [(8, 60), (1, 4_000), (63, 1), (4_000, 96), (1, 4_095)] {
+        let weights = [std::vec![1_000; heavy], std::vec![1; light]].concat();
+        assert!(!Wheel::new(&weights).is_exact());
+        let order = order(&weights);
+        assert!((MAX_WHEEL - heavy..=MAX_WHEEL).contains(&order.len()), "{heavy}, {light}: {}", order.len());
+        let mut turns = std::vec![0; weights.len()];
+        order.iter().for_each(|place| turns[usize::from(*place)] += 1);
+        let each = (MAX_WHEEL - light) / heavy;
+        assert!(turns[..heavy].iter().all(|turns| *turns == each), "{heavy}, {light}");
+        assert!(turns[heavy..].iter().all(|turns| *turns == 1), "{heavy}, {light}");
+    }
+}
+
+#[test]
+fn of_more_servers_than_entries_each_has_one_at_most() {
+    for weights in [std::vec![1; MAX_WHEEL + 5], [std::vec![1_000], std::vec![1; MAX_WHEEL]].concat()] {
+        let mut wheel = [0; MAX_WHEEL];
+        assert_eq!(Wheel::new(&weights).fill(&mut wheel) as usize, MAX_WHEEL);
+        assert!((0..).zip(wheel).all(|(place, entry)| place == entry));
+    }
 }
 
 #[test]
@@ -70,6 +94,29 @@ fn a_server_is_overloaded_from_its_upper_threshold_to_its_lower_one() {
     assert!(!Thresholds::default().after_arrival(false, u64::MAX));
     assert!(!plain.after_change(&Thresholds { upper: 9, lower: 0 }, true));
     assert!(plain.after_change(&Thresholds { upper: 8, lower: 3 }, true));
+}
+
+#[test]
+fn a_turn_gets_past_any_number_of_overloaded_servers() {
+    let mut roster = Roster { count: 64, sorry: 900, ..Roster::EMPTY };
+    roster.length = Wheel::new(&[1; 200]).fill(&mut roster.wheel);
+    (0..).zip(&mut roster.candidates).for_each(|(at, entry)| *entry = at);
+    // Everybody but the last one is.
+    let load = |position| Some(Server { overloaded: u32::from(position != 199), ..server(1, 0, 0) });
+    for method in [Method::RoundRobin, Method::WeightedRoundRobin] {
+        let mut cursor = 0;
+        let chosen: Vec<u32> = (0..8)
+            .map(|_| {
+                let (position, moves) = choose(method, &roster, cursor, [0, 0], &Scan::default(), load);
+                cursor += u64::from(moves);
+                position
+            })
+            .collect();
+        assert_eq!(chosen, [900, 900, 900, 199, 900, 900, 900, 199], "{method:?}");
+    }
+    // Of few servers none is left out, and the turn stays where it is.
+    let few = Roster { length: 3, ..roster };
+    assert_eq!(choose(Method::RoundRobin, &few, 1, [0, 0], &Scan::default(), load), (900, 0));
 }
 
 #[test]

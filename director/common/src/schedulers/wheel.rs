@@ -8,7 +8,7 @@
 use super::{Pool, Server, divisor};
 
 /// Entries of a wheel. A turn that is longer (weights without a common divisor that add up to more) is made of the
-/// weights scaled down to it: the shares then differ by less than one in 4,096.
+/// weights scaled down to it: servers too light for an entry have one each, the others share the rest by their weights.
 pub const MAX_WHEEL: usize = 4_096;
 /// Entries that are passed over for one connection, at most.
 const MAX_SKIP: u32 = 64;
@@ -23,9 +23,10 @@ pub struct Wheel<'a> {
     weights: &'a [u32],
     divisor: u32,
     highest: u32,
-    /// Weights are multiplied by this, and divided by `whole`.
+    /// Weights are multiplied by this, and divided by `whole`. Those that this leaves nothing have 1.
     scale: u64,
     whole: u64,
+    is_exact: bool,
 }
 
 impl<'a> Wheel<'a> {
@@ -38,18 +39,17 @@ impl<'a> Wheel<'a> {
             sum = sum.wrapping_add(u64::from(*weight));
         }
         let entries = sum.checked_div(u64::from(divisor_of_all)).unwrap_or(0);
-        let (scale, whole) = if entries > MAX_WHEEL as u64 { (MAX_WHEEL as u64, sum) } else { (1, 1) };
-        let mut wheel = Self { weights, divisor: divisor_of_all.max(1), highest: 0, scale, whole };
-        if scale != 1 {
-            wheel.divisor = 1;
-        }
+        let is_exact = entries <= MAX_WHEEL as u64;
+        let (scale, whole) = if is_exact { (1, 1) } else { shares(weights, sum) };
+        let divisor = if is_exact { divisor_of_all.max(1) } else { 1 };
+        let mut wheel = Self { weights, divisor, highest: 0, scale, whole, is_exact };
         wheel.highest = weights.iter().map(|weight| wheel.scaled(*weight)).max().unwrap_or(0);
         wheel
     }
 
     /// The turn is that of the weights as they are.
     pub const fn is_exact(&self) -> bool {
-        self.scale == 1
+        self.is_exact
     }
 
     fn scaled(&self, weight: u32) -> u32 {
@@ -107,6 +107,27 @@ impl<'a> Wheel<'a> {
     /// The cursor at which `level` begins.
     pub fn begin(self, level: Level) -> u64 {
         self.entries().take_while(|(_, at)| at.0 > level.0).count() as u64
+    }
+}
+
+/// The entries that servers with these weights, which add up to `sum`, have by their weights, and the weights of those
+/// that do. Who has less than one by that has one nevertheless, and no part in it: then others may have too little, too.
+fn shares(weights: &[u32], sum: u64) -> (u64, u64) {
+    let (mut scale, mut whole) = (MAX_WHEEL as u64, sum);
+    loop {
+        let (mut left, mut heavy) = (MAX_WHEEL as u64, 0_u64);
+        for weight in weights.iter().map(|weight| u64::from(*weight)).filter(|weight| *weight != 0) {
+            if weight.wrapping_mul(scale) < whole {
+                left = left.saturating_sub(1);
+            } else {
+                heavy = heavy.wrapping_add(weight);
+            }
+        }
+        // Of more servers than entries all may be too light.
+        if heavy == whole || heavy == 0 {
+            return (left, heavy);
+        }
+        (scale, whole) = (left, heavy);
     }
 }
 
