@@ -114,6 +114,8 @@ struct Rule {
     phase_since: Instant,
     /// When the switches were first seen to know of this phase.
     known: Option<Instant>,
+    /// Why the VIPs may not be withdrawn although the traffic has moved, as of the last look.
+    refused: Option<String>,
 }
 
 impl Rule {
@@ -129,10 +131,12 @@ impl Rule {
             last_packet: None,
             phase_since: now,
             known: None,
+            refused: None,
         }
     }
 
     fn step(&mut self, now: Instant, sight: Sight) -> Step {
+        self.refused = None;
         if sight.packets != self.last {
             (self.last, self.last_packet) = (sight.packets, Some(now));
         }
@@ -151,8 +155,17 @@ impl Rule {
         }
     }
 
+    /// What follows where the VIPs may not be withdrawn, though it was time to.
+    fn refuse(&mut self, now: Instant, why: String) -> Step {
+        self.refused = Some(why);
+        if now >= self.limit { Step::GiveUp } else { Step::Wait }
+    }
+
     /// Why the VIPs are not withdrawn yet.
     fn objection(&self, now: Instant) -> String {
+        if let Some(why) = &self.refused {
+            return why.clone();
+        }
         let packets = self.last.saturating_sub(self.first);
         match (self.known, self.last_packet) {
             (None, _) => "a neighbour has not acknowledged the raised metrics".to_owned(),
@@ -283,6 +296,12 @@ fn save(file: &Path, phase: Option<Phase>) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// What speaks against withdrawing VIPs that nobody else announces; nothing if there are none.
+fn alone(vips: &[String]) -> Option<String> {
+    let vips = Some(vips.join(", ")).filter(|vips| !vips.is_empty())?;
+    Some(format!("nobody else announces {vips}: their clients would lose them"))
+}
+
 /// Waits until it is time to look; for ever while nothing is under way.
 pub(super) async fn due(look_at: Option<Instant>) {
     match look_at {
@@ -301,12 +320,9 @@ impl Node {
         let limit = Duration::from_millis(request.timeout_ms.into());
         let now = Instant::now();
         if self.drain.phase != Some(Phase::Withdrawn) {
-            let alone = self.announced_by_nobody_else().await?;
-            if !request.force && !alone.is_empty() {
-                return Err(format!(
-                    "nobody else announces {}: their clients would lose them. Start another director, or add --force",
-                    alone.join(", ")
-                ));
+            let alone = alone(&self.announced_by_nobody_else().await?);
+            if let Some(alone) = alone.filter(|_| !request.force) {
+                return Err(format!("{alone}. Start another director, or add --force"));
             }
         }
         let packets = self.packets()?;
@@ -355,7 +371,19 @@ impl Node {
         let Some(watch) = &mut self.drain.watch else { return };
         watch.look_at = now + PERIOD;
         let packets = packets.unwrap_or(watch.rule.last);
-        match watch.rule.step(now, Sight { packets, acknowledged }) {
+        let mut step = watch.rule.step(now, Sight { packets, acknowledged });
+        if step == Step::Withdraw && !watch.rule.force {
+            // Another look: whoever announced them at the start may be drained by now, or dead.
+            let objection = match self.announced_by_nobody_else().await {
+                Ok(vips) => alone(&vips),
+                Err(error) => Some(error),
+            };
+            if let (Some(why), Some(watch)) = (objection, &mut self.drain.watch) {
+                step = watch.rule.refuse(now, why);
+            }
+        }
+        let Some(watch) = &mut self.drain.watch else { return };
+        match step {
             Step::Wait => {
                 if now.duration_since(watch.told_at) >= NEWS {
                     watch.told_at = now;

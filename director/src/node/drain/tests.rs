@@ -4,7 +4,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, save};
+use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, save};
 
 fn announcement(service: &str, metric: u16) -> Announcement {
     Announcement { metric, announce: routing::AnnounceAs::Stub, service: service.to_owned() }
@@ -118,6 +118,26 @@ fn the_reason_for_giving_up_is_the_one_that_held() {
     rule.step(at(300), Sight { packets: 140, acknowledged: true });
     assert!(rule.objection(at(400)).starts_with("40 packets came"), "{}", rule.objection(at(400)));
     assert!(rule.objection(at(1_400)).contains("less than 2s"), "{}", rule.objection(at(1_400)));
+}
+
+#[test]
+fn a_vip_that_only_this_director_announces_by_then_is_not_withdrawn() {
+    let start = Instant::now();
+    let mut rule = Rule::new(start, 0, Duration::from_secs(5), false);
+    let at = |millis| start + Duration::from_millis(millis);
+    let look = |rule: &mut Rule, millis| rule.step(at(millis), Sight { packets: 0, acknowledged: true });
+    let why = || alone(&["203.0.113.10/32".to_owned()]).expect("one is enough");
+    look(&mut rule, 0);
+    for (millis, step) in [(2_000, Step::Wait), (4_900, Step::Wait), (5_000, Step::GiveUp)] {
+        assert_eq!(look(&mut rule, millis), Step::Withdraw, "the traffic has moved");
+        assert_eq!(rule.refuse(at(millis), why()), step);
+        assert!(rule.objection(at(millis)).starts_with("nobody else announces 203.0.113.10/32"));
+        assert_eq!(rule.phase, Phase::Raised);
+    }
+    // It holds for one look alone: somebody may be back.
+    assert_eq!(look(&mut rule, 5_100), Step::Withdraw);
+    assert!(!rule.objection(at(5_100)).contains("nobody else"));
+    assert_eq!(alone(&[]), None);
 }
 
 #[test]
