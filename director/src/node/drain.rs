@@ -30,7 +30,7 @@ pub(super) const METRIC: u16 = u16::MAX - 1;
 const MOVING: Duration = Duration::from_secs(2);
 /// Without a packet for this long, the traffic has moved.
 const QUIET: Duration = Duration::from_secs(1);
-/// Longest time for a withdrawal to be acknowledged; who is silent for this long is not waited for.
+/// How long a withdrawal may take to be acknowledged, and packets to stop; then it is said what is missing.
 const WITHDRAWING: Duration = Duration::from_secs(10);
 /// How often it is looked.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -94,7 +94,7 @@ enum Step {
     Withdraw,
     /// It is safe to power the node off.
     Finish,
-    /// The time is up, and packets still come.
+    /// The time is up, and packets still come, or a neighbour has not acknowledged.
     GiveUp,
 }
 
@@ -150,7 +150,11 @@ impl Rule {
             Phase::Raised if now >= self.limit && self.force => Step::Withdraw,
             Phase::Raised if now >= self.limit => Step::GiveUp,
             Phase::Withdrawn if self.known.is_some_and(|at| since(at) >= QUIET) && quiet => Step::Finish,
-            Phase::Withdrawn if since(self.phase_since) >= WITHDRAWING => Step::Finish,
+            Phase::Withdrawn
+                if since(self.phase_since) >= WITHDRAWING && (self.known.is_none() || !quiet) =>
+            {
+                Step::GiveUp
+            }
             Phase::Raised | Phase::Withdrawn => Step::Wait,
         }
     }
@@ -161,18 +165,21 @@ impl Rule {
         if now >= self.limit { Step::GiveUp } else { Step::Wait }
     }
 
-    /// Why the VIPs are not withdrawn yet.
+    /// Why it does not go on.
     fn objection(&self, now: Instant) -> String {
         if let Some(why) = &self.refused {
             return why.clone();
         }
-        let packets = self.last.saturating_sub(self.first);
+        let (first, what, since) = match self.withdrawn {
+            None => (self.first, "the raised metrics", "the metrics were raised"),
+            Some(then) => (then, "the withdrawal", "the VIPs were withdrawn"),
+        };
         match (self.known, self.last_packet) {
-            (None, _) => "a neighbour has not acknowledged the raised metrics".to_owned(),
+            (None, _) => format!("a neighbour has not acknowledged {what}"),
             (_, Some(last)) if now.duration_since(last) < QUIET => {
-                format!("{packets} packets came since the metrics were raised, and still do")
+                format!("{} packets came since {since}, and still do", self.last.saturating_sub(first))
             }
-            _ => format!("the switches have known the raised metrics for less than {MOVING:?}"),
+            _ => format!("the switches have known {what} for less than {MOVING:?}"),
         }
     }
 
@@ -406,12 +413,19 @@ impl Node {
             }
             Step::GiveUp => {
                 let why = watch.rule.objection(now);
-                tracing::warn!(why, "not drained in time: the VIPs stay announced with raised metrics");
-                let remedy = format!(
-                    "the VIPs stay announced with metric {METRIC}: look for who else should take them, then \
-                     `director drain` again, `director drain --force`, or `director undrain`"
-                );
-                self.drain.end(&Err(format!("not drained in time: {why}; {remedy}")));
+                let (left, remedy) = match watch.rule.phase {
+                    Phase::Raised => (
+                        format!("the VIPs stay announced with metric {METRIC}"),
+                        "look for who else should take them, then `director drain` again, \
+                         `director drain --force`, or `director undrain`",
+                    ),
+                    Phase::Withdrawn => (
+                        "the VIPs stay withdrawn, but this node is not safe to power off".to_owned(),
+                        "look for who does not follow, then `director drain` again, or `director undrain`",
+                    ),
+                };
+                tracing::warn!(why, left, "not drained in time");
+                self.drain.end(&Err(format!("not drained in time: {why}; {left}: {remedy}")));
             }
         }
     }

@@ -89,7 +89,31 @@ fn traffic_that_does_not_move_keeps_the_vips_unless_forced() {
     let forced = steps(true, |at| at.min(6_000), soon, 20_000);
     assert_eq!(forced, [(5_000, Step::Withdraw), (7_000, Step::Finish)]);
     let endless = steps(true, |at| at, soon, 20_000);
-    assert_eq!(endless, [(5_000, Step::Withdraw), (15_000, Step::Finish)], "it ends all the same");
+    assert_eq!(endless, [(5_000, Step::Withdraw), (15_000, Step::GiveUp)], "it ends all the same");
+}
+
+#[test]
+fn a_withdrawal_that_does_not_work_is_no_success_and_says_what_is_missing() {
+    let once = |began| if began == 0 { 100 } else { u64::MAX };
+    let unheard = steps(false, |_| 0, once, 20_000);
+    assert_eq!(unheard, [(2_100, Step::Withdraw), (12_100, Step::GiveUp)]);
+    let in_time = |began| if began == 0 { 100 } else { began + 9_500 };
+    let late = steps(false, |_| 0, in_time, 20_000);
+    assert_eq!(
+        late,
+        [(2_100, Step::Withdraw), (12_600, Step::Finish)],
+        "known, and the last second is quiet"
+    );
+    let start = Instant::now();
+    let mut rule = Rule::new(start, 100, Duration::from_secs(5), true);
+    let at = |millis| start + Duration::from_millis(millis);
+    rule.step(at(100), Sight { packets: 130, acknowledged: true });
+    rule.withdraw(at(200));
+    rule.step(at(300), Sight { packets: 140, acknowledged: false });
+    assert_eq!(rule.objection(at(300)), "a neighbour has not acknowledged the withdrawal");
+    assert_eq!(rule.step(at(10_200), Sight { packets: 150, acknowledged: true }), Step::GiveUp);
+    assert_eq!(rule.objection(at(10_200)), "20 packets came since the VIPs were withdrawn, and still do");
+    assert_eq!(rule.phase, Phase::Withdrawn, "it can be looked at again");
 }
 
 #[test]
