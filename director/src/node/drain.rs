@@ -7,7 +7,7 @@
 //! What the operator wanted outlives the process, in a file of the state folder: a director that is drained and starts
 //! again announces no VIP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -440,15 +440,18 @@ impl Node {
         let status = self.ospf_status().await?;
         let routes = self.ask_routing(routing::Handle::routes).await?;
         let vips = self.announced.iter().filter(|(_, announcement)| !announcement.service.is_empty());
-        let told = |vip: &IpNet| {
-            let pool = status.announced.keys().find(|prefix| prefix.contains(vip));
-            pool.copied().unwrap_or(*vip)
-        };
-        let told: std::collections::BTreeSet<IpNet> = vips.map(|(vip, _)| told(vip)).collect();
+        let told: BTreeSet<IpNet> = vips.map(|(vip, _)| told(vip, status.announced.keys())).collect();
         let elsewhere =
             |prefix: &IpNet| routes.iter().any(|route| route.prefix == *prefix && route.cost < METRIC.into());
         Ok(told.iter().filter(|prefix| !elsewhere(prefix)).map(ToString::to_string).collect())
     }
+}
+
+/// What others are told of a VIP: itself, or the aggregate that hides it. A shorter prefix of the node's own may contain
+/// either.
+fn told<'a>(vip: &IpNet, announced: impl Iterator<Item = &'a IpNet>) -> IpNet {
+    let around = announced.filter(|prefix| prefix.contains(vip));
+    around.max_by_key(|prefix| prefix.prefix_len()).copied().unwrap_or(*vip)
 }
 
 #[cfg(test)]

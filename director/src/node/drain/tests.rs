@@ -4,7 +4,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::Instant;
 
-use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, save};
+use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, save, told};
 
 fn announcement(service: &str, metric: u16) -> Announcement {
     Announcement { metric, announce: routing::AnnounceAs::Stub, service: service.to_owned() }
@@ -162,6 +162,21 @@ fn a_vip_that_only_this_director_announces_by_then_is_not_withdrawn() {
     assert_eq!(look(&mut rule, 5_100), Step::Withdraw);
     assert!(!rule.objection(at(5_100)).contains("nobody else"));
     assert_eq!(alone(&[]), None);
+}
+
+#[test]
+fn others_are_told_of_the_vip_or_of_its_aggregate_and_not_of_what_is_around_them() {
+    let told = |announced: &[&str]| {
+        let announced: Vec<IpNet> = announced.iter().map(|text| net(text)).collect();
+        told(&net("203.0.113.10/32"), announced.iter()).to_string()
+    };
+    assert_eq!(
+        told(&["203.0.113.0/24", "203.0.113.10/32"]),
+        "203.0.113.10/32",
+        "the node's own is around it"
+    );
+    assert_eq!(told(&["203.0.0.0/16", "203.0.113.0/24"]), "203.0.113.0/24", "the aggregate");
+    assert_eq!(told(&["10.255.0.1/32"]), "203.0.113.10/32", "not told yet");
 }
 
 #[test]
