@@ -80,7 +80,7 @@ impl Phase {
 /// What is seen at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sight {
-    /// Packets for VIPs that came in since the data plane was loaded.
+    /// Packets for VIPs and answers by NAT that passed since the data plane was loaded.
     packets: u64,
     /// The switches have acknowledged what is announced.
     acknowledged: bool,
@@ -177,7 +177,7 @@ impl Rule {
         match (self.known, self.last_packet) {
             (None, _) => format!("a neighbour has not acknowledged {what}"),
             (_, Some(last)) if now.duration_since(last) < QUIET => {
-                format!("{} packets came since {since}, and still do", self.last.saturating_sub(first))
+                format!("{} packets passed since {since}, and still do", self.last.saturating_sub(first))
             }
             _ => format!("the switches have known {what} for less than {MOVING:?}"),
         }
@@ -430,9 +430,9 @@ impl Node {
         }
     }
 
-    /// Packets for VIPs since the data plane was loaded.
+    /// Packets for VIPs and answers that passed since the data plane was loaded.
     fn packets(&self) -> Result<u64, String> {
-        self.dataplane.packets_in().map_err(|error| format!("packet counters: {error}"))
+        self.dataplane.packets().map_err(|error| format!("packet counters: {error}"))
     }
 
     /// VIPs that we announce, and nobody else with a metric that attracts anything.

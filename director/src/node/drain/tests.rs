@@ -112,7 +112,7 @@ fn a_withdrawal_that_does_not_work_is_no_success_and_says_what_is_missing() {
     rule.step(at(300), Sight { packets: 140, acknowledged: false });
     assert_eq!(rule.objection(at(300)), "a neighbour has not acknowledged the withdrawal");
     assert_eq!(rule.step(at(10_200), Sight { packets: 150, acknowledged: true }), Step::GiveUp);
-    assert_eq!(rule.objection(at(10_200)), "20 packets came since the VIPs were withdrawn, and still do");
+    assert_eq!(rule.objection(at(10_200)), "20 packets passed since the VIPs were withdrawn, and still do");
     assert_eq!(rule.phase, Phase::Withdrawn, "it can be looked at again");
 }
 
@@ -140,7 +140,7 @@ fn the_reason_for_giving_up_is_the_one_that_held() {
     rule.step(at(100), Sight { packets: 130, acknowledged: false });
     assert!(rule.objection(at(200)).contains("not acknowledged"));
     rule.step(at(300), Sight { packets: 140, acknowledged: true });
-    assert!(rule.objection(at(400)).starts_with("40 packets came"), "{}", rule.objection(at(400)));
+    assert!(rule.objection(at(400)).starts_with("40 packets passed"), "{}", rule.objection(at(400)));
     assert!(rule.objection(at(1_400)).contains("less than 2s"), "{}", rule.objection(at(1_400)));
 }
 
