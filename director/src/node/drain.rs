@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use director_proto::control as wire;
 use ipnet::IpNet;
+use routing::speaker::PathKind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -441,10 +442,21 @@ impl Node {
         let routes = self.ask_routing(routing::Handle::routes).await?;
         let vips = self.announced.iter().filter(|(_, announcement)| !announcement.service.is_empty());
         let told: BTreeSet<IpNet> = vips.map(|(vip, _)| told(vip, status.announced.keys())).collect();
-        let elsewhere =
-            |prefix: &IpNet| routes.iter().any(|route| route.prefix == *prefix && route.cost < METRIC.into());
+        let interfaces = self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces);
+        let several = interfaces.map(|interface| interface.area).collect::<BTreeSet<_>>().len() > 1;
+        let elsewhere = |prefix: &IpNet| {
+            routes
+                .iter()
+                .any(|route| route.prefix == *prefix && is_of_others(route.kind, route.cost, several))
+        };
         Ok(told.iter().filter(|prefix| !elsewhere(prefix)).map(ToString::to_string).collect())
     }
+}
+
+/// Whether a route to a VIP shows that somebody else announces it, with a metric that attracts anything. Where we are in
+/// several areas, the summary of an area border router may be of what we announce ourselves in another one.
+fn is_of_others(kind: PathKind, cost: u32, several_areas: bool) -> bool {
+    cost < METRIC.into() && !(several_areas && kind == PathKind::InterArea)
 }
 
 /// What others are told of a VIP: itself, or the aggregate that hides it. A shorter prefix of the node's own may contain

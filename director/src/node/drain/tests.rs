@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use routing::speaker::PathKind;
 use tokio::time::Instant;
 
-use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, save, told};
+use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, is_of_others, save, told};
 
 fn announcement(service: &str, metric: u16) -> Announcement {
     Announcement { metric, announce: routing::AnnounceAs::Stub, service: service.to_owned() }
@@ -177,6 +178,21 @@ fn others_are_told_of_the_vip_or_of_its_aggregate_and_not_of_what_is_around_them
     );
     assert_eq!(told(&["203.0.0.0/16", "203.0.113.0/24"]), "203.0.113.0/24", "the aggregate");
     assert_eq!(told(&["10.255.0.1/32"]), "203.0.113.10/32", "not told yet");
+}
+
+#[test]
+fn a_summary_may_be_of_our_own_vip_where_we_are_in_several_areas() {
+    let raised = u32::from(METRIC);
+    for (kind, cost, several, others) in [
+        (PathKind::IntraArea, 20, false, true),
+        (PathKind::IntraArea, 20, true, true),
+        (PathKind::IntraArea, raised + 10, false, false),
+        (PathKind::InterArea, 20, false, true),
+        (PathKind::InterArea, 20, true, false),
+        (PathKind::External2, 20, true, true),
+    ] {
+        assert_eq!(is_of_others(kind, cost, several), others, "{kind:?} {cost} {several}");
+    }
 }
 
 #[test]
