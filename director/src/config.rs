@@ -374,9 +374,10 @@ fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<(), Con
 }
 
 /// Whether there is an IPv6 prefix to announce.
-fn announces_ipv6(announce: &[IpNet], services: &BTreeMap<String, Service>) -> bool {
+fn announces_ipv6(announce: &[Spanned<IpNet>], services: &BTreeMap<String, Service>) -> bool {
     let is_v6 = |prefix: &IpNet| matches!(prefix, IpNet::V6(_));
-    announce.iter().any(is_v6) || services.values().any(|service| service.prefixes().iter().any(is_v6))
+    announce.iter().any(|prefix| is_v6(prefix.get_ref()))
+        || services.values().any(|service| service.prefixes().iter().any(is_v6))
 }
 
 fn ospf(
@@ -442,10 +443,33 @@ fn ospf(
         hello_interval,
         dead_interval,
         ipv6,
-        announce: ospf.announce.iter().map(IpNet::trunc).collect(),
+        announce: own_prefixes(source, &ospf.announce, services)?,
         import: ospf.import,
         interfaces,
     })
+}
+
+/// `announce`: prefixes of the node itself. A VIP among them would be announced whether or not it can be served, and by
+/// a drained director too.
+fn own_prefixes(
+    source: &Source<'_>,
+    announce: &[Spanned<IpNet>],
+    services: &BTreeMap<String, Service>,
+) -> Result<Vec<IpNet>, ConfigError> {
+    let own = |entry: &Spanned<IpNet>| {
+        let prefix = entry.get_ref().trunc();
+        match services.iter().find(|(_, service)| service.prefixes().contains(&prefix)) {
+            None => Ok(prefix),
+            Some((name, _)) => {
+                let message = format!(
+                    "{prefix} is a VIP of service {name:?}, which announces it while it can be served; leave it out \
+                     of `announce`"
+                );
+                Err(source.at(entry, message))
+            }
+        }
+    };
+    announce.iter().map(own).collect()
 }
 
 fn bfd(source: &Source<'_>, wanted: &file::Bfd) -> Result<Bfd, ConfigError> {

@@ -228,6 +228,7 @@ fn the_kernel_says_what_it_does_not_forward() {
             let real = counters.services[name].reals[0].counters;
             assert_eq!((real.packets_in, real.packets_out), (1, 1), "{name}");
         }
+        assert_eq!(dataplane.packets().expect("counters"), 4, "a request and an answer of each service");
         for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             std::fs::write(format!("/proc/sys/{setting}"), "0").expect(setting);
         }

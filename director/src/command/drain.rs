@@ -40,8 +40,8 @@ impl Drain {
 fn show(progress: &wire::DrainProgress) -> String {
     let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1000.0);
     let arrived = match (progress.packets, progress.last_packet_ms) {
-        (packets, Some(last)) => format!("{packets} packets arrived, the last after {}", seconds(last)),
-        (_, None) => "no packet arrived".to_owned(),
+        (packets, Some(last)) => format!("{packets} packets passed, the last after {}", seconds(last)),
+        (_, None) => "no packet passed".to_owned(),
     };
     let elapsed = seconds(progress.elapsed_ms);
     let state = match progress.state.as_str() {

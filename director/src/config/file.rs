@@ -99,7 +99,7 @@ pub(super) struct Ospf {
     pub(super) dead_interval: Option<Spanned<u32>>,
     /// Prefixes of the node itself, announced as stub links beside the VIPs.
     #[serde(default)]
-    pub(super) announce: Vec<IpNet>,
+    pub(super) announce: Vec<Spanned<IpNet>>,
     /// Which learned prefixes are installed; absent: all but VIPs and our own.
     pub(super) import: Option<Vec<IpNet>>,
     /// Speak OSPFv3 too; absent: if there is an IPv6 prefix to announce.

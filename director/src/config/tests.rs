@@ -90,6 +90,12 @@ fn every_mistake_is_named_with_its_place() {
         ("announce = [\"10.255.0.1/32\"]", "external = { type = 3 }", "d.toml:9:21: ", "use 1"),
         (
             "announce = [\"10.255.0.1/32\"]",
+            "announce = [\"10.255.0.1/32\", \"203.0.113.10/32\"]",
+            "d.toml:9:30: ",
+            "is a VIP of service \"web\", which announces it while it can be served; leave it out",
+        ),
+        (
+            "announce = [\"10.255.0.1/32\"]",
             "aggregate = [\"203.0.113.1/24\"]",
             "d.toml:9:14: ",
             "write 203.0.113.0/24",

@@ -7,7 +7,7 @@
 //! What the operator wanted outlives the process, in a file of the state folder: a director that is drained and starts
 //! again announces no VIP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use director_proto::control as wire;
 use ipnet::IpNet;
+use routing::speaker::PathKind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -30,7 +31,7 @@ pub(super) const METRIC: u16 = u16::MAX - 1;
 const MOVING: Duration = Duration::from_secs(2);
 /// Without a packet for this long, the traffic has moved.
 const QUIET: Duration = Duration::from_secs(1);
-/// Longest time for a withdrawal to be acknowledged; who is silent for this long is not waited for.
+/// How long a withdrawal may take to be acknowledged, and packets to stop; then it is said what is missing.
 const WITHDRAWING: Duration = Duration::from_secs(10);
 /// How often it is looked.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -80,7 +81,7 @@ impl Phase {
 /// What is seen at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sight {
-    /// Packets for VIPs that came in since the data plane was loaded.
+    /// Packets for VIPs and answers by NAT that passed since the data plane was loaded.
     packets: u64,
     /// The switches have acknowledged what is announced.
     acknowledged: bool,
@@ -94,7 +95,7 @@ enum Step {
     Withdraw,
     /// It is safe to power the node off.
     Finish,
-    /// The time is up, and packets still come.
+    /// The time is up, and packets still come, or a neighbour has not acknowledged.
     GiveUp,
 }
 
@@ -114,6 +115,8 @@ struct Rule {
     phase_since: Instant,
     /// When the switches were first seen to know of this phase.
     known: Option<Instant>,
+    /// Why the VIPs may not be withdrawn although the traffic has moved, as of the last look.
+    refused: Option<String>,
 }
 
 impl Rule {
@@ -129,10 +132,12 @@ impl Rule {
             last_packet: None,
             phase_since: now,
             known: None,
+            refused: None,
         }
     }
 
     fn step(&mut self, now: Instant, sight: Sight) -> Step {
+        self.refused = None;
         if sight.packets != self.last {
             (self.last, self.last_packet) = (sight.packets, Some(now));
         }
@@ -146,20 +151,36 @@ impl Rule {
             Phase::Raised if now >= self.limit && self.force => Step::Withdraw,
             Phase::Raised if now >= self.limit => Step::GiveUp,
             Phase::Withdrawn if self.known.is_some_and(|at| since(at) >= QUIET) && quiet => Step::Finish,
-            Phase::Withdrawn if since(self.phase_since) >= WITHDRAWING => Step::Finish,
+            Phase::Withdrawn
+                if since(self.phase_since) >= WITHDRAWING && (self.known.is_none() || !quiet) =>
+            {
+                Step::GiveUp
+            }
             Phase::Raised | Phase::Withdrawn => Step::Wait,
         }
     }
 
-    /// Why the VIPs are not withdrawn yet.
+    /// What follows where the VIPs may not be withdrawn, though it was time to.
+    fn refuse(&mut self, now: Instant, why: String) -> Step {
+        self.refused = Some(why);
+        if now >= self.limit { Step::GiveUp } else { Step::Wait }
+    }
+
+    /// Why it does not go on.
     fn objection(&self, now: Instant) -> String {
-        let packets = self.last.saturating_sub(self.first);
+        if let Some(why) = &self.refused {
+            return why.clone();
+        }
+        let (first, what, since) = match self.withdrawn {
+            None => (self.first, "the raised metrics", "the metrics were raised"),
+            Some(then) => (then, "the withdrawal", "the VIPs were withdrawn"),
+        };
         match (self.known, self.last_packet) {
-            (None, _) => "a neighbour has not acknowledged the raised metrics".to_owned(),
+            (None, _) => format!("a neighbour has not acknowledged {what}"),
             (_, Some(last)) if now.duration_since(last) < QUIET => {
-                format!("{packets} packets came since the metrics were raised, and still do")
+                format!("{} packets passed since {since}, and still do", self.last.saturating_sub(first))
             }
-            _ => format!("the switches have known the raised metrics for less than {MOVING:?}"),
+            _ => format!("the switches have known {what} for less than {MOVING:?}"),
         }
     }
 
@@ -283,6 +304,12 @@ fn save(file: &Path, phase: Option<Phase>) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// What speaks against withdrawing VIPs that nobody else announces; nothing if there are none.
+fn alone(vips: &[String]) -> Option<String> {
+    let vips = Some(vips.join(", ")).filter(|vips| !vips.is_empty())?;
+    Some(format!("nobody else announces {vips}: their clients would lose them"))
+}
+
 /// Waits until it is time to look; for ever while nothing is under way.
 pub(super) async fn due(look_at: Option<Instant>) {
     match look_at {
@@ -301,12 +328,9 @@ impl Node {
         let limit = Duration::from_millis(request.timeout_ms.into());
         let now = Instant::now();
         if self.drain.phase != Some(Phase::Withdrawn) {
-            let alone = self.announced_by_nobody_else().await?;
-            if !request.force && !alone.is_empty() {
-                return Err(format!(
-                    "nobody else announces {}: their clients would lose them. Start another director, or add --force",
-                    alone.join(", ")
-                ));
+            let alone = alone(&self.announced_by_nobody_else().await?);
+            if let Some(alone) = alone.filter(|_| !request.force) {
+                return Err(format!("{alone}. Start another director, or add --force"));
             }
         }
         let packets = self.packets()?;
@@ -355,7 +379,19 @@ impl Node {
         let Some(watch) = &mut self.drain.watch else { return };
         watch.look_at = now + PERIOD;
         let packets = packets.unwrap_or(watch.rule.last);
-        match watch.rule.step(now, Sight { packets, acknowledged }) {
+        let mut step = watch.rule.step(now, Sight { packets, acknowledged });
+        if step == Step::Withdraw && !watch.rule.force {
+            // Another look: whoever announced them at the start may be drained by now, or dead.
+            let objection = match self.announced_by_nobody_else().await {
+                Ok(vips) => alone(&vips),
+                Err(error) => Some(error),
+            };
+            if let (Some(why), Some(watch)) = (objection, &mut self.drain.watch) {
+                step = watch.rule.refuse(now, why);
+            }
+        }
+        let Some(watch) = &mut self.drain.watch else { return };
+        match step {
             Step::Wait => {
                 if now.duration_since(watch.told_at) >= NEWS {
                     watch.told_at = now;
@@ -378,19 +414,26 @@ impl Node {
             }
             Step::GiveUp => {
                 let why = watch.rule.objection(now);
-                tracing::warn!(why, "not drained in time: the VIPs stay announced with raised metrics");
-                let remedy = format!(
-                    "the VIPs stay announced with metric {METRIC}: look for who else should take them, then \
-                     `director drain` again, `director drain --force`, or `director undrain`"
-                );
-                self.drain.end(&Err(format!("not drained in time: {why}; {remedy}")));
+                let (left, remedy) = match watch.rule.phase {
+                    Phase::Raised => (
+                        format!("the VIPs stay announced with metric {METRIC}"),
+                        "look for who else should take them, then `director drain` again, \
+                         `director drain --force`, or `director undrain`",
+                    ),
+                    Phase::Withdrawn => (
+                        "the VIPs stay withdrawn, but this node is not safe to power off".to_owned(),
+                        "look for who does not follow, then `director drain` again, or `director undrain`",
+                    ),
+                };
+                tracing::warn!(why, left, "not drained in time");
+                self.drain.end(&Err(format!("not drained in time: {why}; {left}: {remedy}")));
             }
         }
     }
 
-    /// Packets for VIPs since the data plane was loaded.
+    /// Packets for VIPs and answers that passed since the data plane was loaded.
     fn packets(&self) -> Result<u64, String> {
-        self.dataplane.packets_in().map_err(|error| format!("packet counters: {error}"))
+        self.dataplane.packets().map_err(|error| format!("packet counters: {error}"))
     }
 
     /// VIPs that we announce, and nobody else with a metric that attracts anything.
@@ -398,15 +441,29 @@ impl Node {
         let status = self.ospf_status().await?;
         let routes = self.ask_routing(routing::Handle::routes).await?;
         let vips = self.announced.iter().filter(|(_, announcement)| !announcement.service.is_empty());
-        let told = |vip: &IpNet| {
-            let pool = status.announced.keys().find(|prefix| prefix.contains(vip));
-            pool.copied().unwrap_or(*vip)
+        let told: BTreeSet<IpNet> = vips.map(|(vip, _)| told(vip, status.announced.keys())).collect();
+        let interfaces = self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces);
+        let several = interfaces.map(|interface| interface.area).collect::<BTreeSet<_>>().len() > 1;
+        let elsewhere = |prefix: &IpNet| {
+            routes
+                .iter()
+                .any(|route| route.prefix == *prefix && is_of_others(route.kind, route.cost, several))
         };
-        let told: std::collections::BTreeSet<IpNet> = vips.map(|(vip, _)| told(vip)).collect();
-        let elsewhere =
-            |prefix: &IpNet| routes.iter().any(|route| route.prefix == *prefix && route.cost < METRIC.into());
         Ok(told.iter().filter(|prefix| !elsewhere(prefix)).map(ToString::to_string).collect())
     }
+}
+
+/// Whether a route to a VIP shows that somebody else announces it, with a metric that attracts anything. Where we are in
+/// several areas, the summary of an area border router may be of what we announce ourselves in another one.
+fn is_of_others(kind: PathKind, cost: u32, several_areas: bool) -> bool {
+    cost < METRIC.into() && !(several_areas && kind == PathKind::InterArea)
+}
+
+/// What others are told of a VIP: itself, or the aggregate that hides it. A shorter prefix of the node's own may contain
+/// either.
+fn told<'a>(vip: &IpNet, announced: impl Iterator<Item = &'a IpNet>) -> IpNet {
+    let around = announced.filter(|prefix| prefix.contains(vip));
+    around.max_by_key(|prefix| prefix.prefix_len()).copied().unwrap_or(*vip)
 }
 
 #[cfg(test)]

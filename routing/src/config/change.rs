@@ -23,6 +23,16 @@ pub enum ChangeError {
         /// What it is to be.
         to: String,
     },
+    /// BFD is taken off an interface. The session would end in AdminDown, on which some neighbours (FRR 8.4) drop the
+    /// adjacency, against RFC 5882 section 3.2.
+    #[error(
+        "interface {interface:?}: bfd is gone, and a neighbour that still watches us by BFD may drop the adjacency; \
+         take BFD off at the switch first, then restart this director (forwarding goes on meanwhile)"
+    )]
+    BfdGone {
+        /// The interface.
+        interface: String,
+    },
     /// An interface came or went.
     #[error("interface {name:?} is {what}; restart this director (forwarding goes on meanwhile)")]
     Interface {
@@ -145,6 +155,9 @@ impl InterfaceConfig {
         );
         lines.free("priority", priority, &next.priority, ToString::to_string);
         lines.free("mtu_ignore", mtu_ignore, &next.mtu_ignore, ToString::to_string);
+        if bfd.is_some() && next.bfd.is_none() {
+            return Err(ChangeError::BfdGone { interface: name.clone() });
+        }
         lines.free("bfd", bfd, &next.bfd, |bfd| {
             bfd.map_or_else(
                 || "none".to_owned(),
@@ -159,6 +172,7 @@ impl InterfaceConfig {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     use super::super::{AreaKind, BfdConfig, Config, InterfaceConfig, Network};
     use crate::auth::{Authentication, Secret};
@@ -206,6 +220,29 @@ mod tests {
         );
         assert_eq!(changes(|c| c.import.clear()), Ok(vec!["import changed".to_owned()]));
         assert_eq!(changes(|c| c.interfaces.reverse()), Ok(vec![]), "the order does not count");
+    }
+
+    #[test]
+    fn bfd_comes_and_changes_but_does_not_go() {
+        let slow = BfdConfig { interval: Duration::from_secs(1), ..BfdConfig::default() };
+        let change = |from, to| {
+            let (mut old, mut new) = (config(), config());
+            (old.interfaces[1].bfd, new.interfaces[1].bfd) = (from, to);
+            old.changes_to(&new).map_err(|error| error.to_string())
+        };
+        let usual = Some(BfdConfig::default());
+        for (from, to, line) in
+            [(None, usual, "bfd: none -> 300 ms x 3"), (usual, Some(slow), "bfd: 300 ms x 3 -> 1000 ms x 3")]
+        {
+            assert_eq!(change(from, to), Ok(vec![format!("interface \"eth2\": {line}")]));
+        }
+        let refused = change(usual, None).expect_err("the neighbour may drop the adjacency");
+        assert!(refused.starts_with("interface \"eth2\": bfd is gone"), "{refused}");
+        assert!(
+            refused.contains("take BFD off at the switch first, then restart this director"),
+            "{refused}"
+        );
+        assert_eq!(change(None, None), Ok(vec![]));
     }
 
     #[test]

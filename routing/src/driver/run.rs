@@ -281,9 +281,7 @@ impl<V: Transport> Driver<V> {
         let report = self.reported.borrow();
         for route in routes.iter_mut().filter(|route| route.reason.is_none()) {
             route.installed = report.installed.contains(&route.prefix);
-            let refused = report.refused.get(&route.prefix).cloned();
-            let waiting = || refused.unwrap_or_else(|| "not yet in the kernel".to_owned());
-            route.reason = (!route.installed).then(waiting);
+            route.reason = (!route.installed).then(|| missing(route, &report));
         }
         routes
     }
@@ -292,6 +290,16 @@ impl<V: Transport> Driver<V> {
         self.purge_at = None;
         self.wanted.send_modify(|wanted| wanted.complete = true);
     }
+}
+
+/// Why the kernel does not have a route that is meant for it.
+fn missing(route: &RouteStatus, report: &Report) -> String {
+    if let Some(refused) = report.refused.get(&route.prefix) {
+        return refused.clone();
+    }
+    // Without a gateway it is not for us to install: the kernel knows its links.
+    let on_link = !route.next_hops.is_empty() && route.next_hops.iter().all(|hop| hop.gateway.is_none());
+    if on_link { "on a link of this director" } else { "not yet in the kernel" }.to_owned()
 }
 
 pub(super) async fn sleep_until(at: Option<Instant>) {
@@ -339,5 +347,42 @@ fn log(version: u8, event: &Event) {
             let remedy = "change one of the two";
             tracing::error!(version, lsa, remedy, "another router originates LSAs under our router id");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{Report, RouteStatus, missing};
+    use crate::speaker::{PathKind, RouteHop, Selection};
+
+    fn route(gateways: &[Option<&str>]) -> RouteStatus {
+        let hop = |gateway: &Option<&str>| RouteHop {
+            interface: "eth1".to_owned(),
+            gateway: gateway.map(|text| text.parse().expect("an address")),
+        };
+        RouteStatus {
+            version: 2,
+            prefix: "198.51.100.0/24".parse().expect("a prefix"),
+            kind: PathKind::IntraArea,
+            cost: 10,
+            next_hops: gateways.iter().map(hop).collect(),
+            selection: Selection::Wanted,
+            installed: false,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn a_route_without_a_gateway_is_not_waited_for() {
+        let none = Report::default();
+        assert_eq!(missing(&route(&[None]), &none), "on a link of this director");
+        for gateways in [&[Some("192.0.2.1")][..], &[None, Some("192.0.2.1")], &[]] {
+            assert_eq!(missing(&route(gateways), &none), "not yet in the kernel", "{gateways:?}");
+        }
+        let refused = BTreeMap::from([(route(&[]).prefix, "no room".to_owned())]);
+        let report = Report { refused, ..Report::default() };
+        assert_eq!(missing(&route(&[Some("192.0.2.1")]), &report), "no room");
     }
 }

@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use routing::speaker::PathKind;
 use tokio::time::Instant;
 
-use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, save};
+use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, is_of_others, save, told};
 
 fn announcement(service: &str, metric: u16) -> Announcement {
     Announcement { metric, announce: routing::AnnounceAs::Stub, service: service.to_owned() }
@@ -89,7 +90,31 @@ fn traffic_that_does_not_move_keeps_the_vips_unless_forced() {
     let forced = steps(true, |at| at.min(6_000), soon, 20_000);
     assert_eq!(forced, [(5_000, Step::Withdraw), (7_000, Step::Finish)]);
     let endless = steps(true, |at| at, soon, 20_000);
-    assert_eq!(endless, [(5_000, Step::Withdraw), (15_000, Step::Finish)], "it ends all the same");
+    assert_eq!(endless, [(5_000, Step::Withdraw), (15_000, Step::GiveUp)], "it ends all the same");
+}
+
+#[test]
+fn a_withdrawal_that_does_not_work_is_no_success_and_says_what_is_missing() {
+    let once = |began| if began == 0 { 100 } else { u64::MAX };
+    let unheard = steps(false, |_| 0, once, 20_000);
+    assert_eq!(unheard, [(2_100, Step::Withdraw), (12_100, Step::GiveUp)]);
+    let in_time = |began| if began == 0 { 100 } else { began + 9_500 };
+    let late = steps(false, |_| 0, in_time, 20_000);
+    assert_eq!(
+        late,
+        [(2_100, Step::Withdraw), (12_600, Step::Finish)],
+        "known, and the last second is quiet"
+    );
+    let start = Instant::now();
+    let mut rule = Rule::new(start, 100, Duration::from_secs(5), true);
+    let at = |millis| start + Duration::from_millis(millis);
+    rule.step(at(100), Sight { packets: 130, acknowledged: true });
+    rule.withdraw(at(200));
+    rule.step(at(300), Sight { packets: 140, acknowledged: false });
+    assert_eq!(rule.objection(at(300)), "a neighbour has not acknowledged the withdrawal");
+    assert_eq!(rule.step(at(10_200), Sight { packets: 150, acknowledged: true }), Step::GiveUp);
+    assert_eq!(rule.objection(at(10_200)), "20 packets passed since the VIPs were withdrawn, and still do");
+    assert_eq!(rule.phase, Phase::Withdrawn, "it can be looked at again");
 }
 
 #[test]
@@ -116,8 +141,58 @@ fn the_reason_for_giving_up_is_the_one_that_held() {
     rule.step(at(100), Sight { packets: 130, acknowledged: false });
     assert!(rule.objection(at(200)).contains("not acknowledged"));
     rule.step(at(300), Sight { packets: 140, acknowledged: true });
-    assert!(rule.objection(at(400)).starts_with("40 packets came"), "{}", rule.objection(at(400)));
+    assert!(rule.objection(at(400)).starts_with("40 packets passed"), "{}", rule.objection(at(400)));
     assert!(rule.objection(at(1_400)).contains("less than 2s"), "{}", rule.objection(at(1_400)));
+}
+
+#[test]
+fn a_vip_that_only_this_director_announces_by_then_is_not_withdrawn() {
+    let start = Instant::now();
+    let mut rule = Rule::new(start, 0, Duration::from_secs(5), false);
+    let at = |millis| start + Duration::from_millis(millis);
+    let look = |rule: &mut Rule, millis| rule.step(at(millis), Sight { packets: 0, acknowledged: true });
+    let why = || alone(&["203.0.113.10/32".to_owned()]).expect("one is enough");
+    look(&mut rule, 0);
+    for (millis, step) in [(2_000, Step::Wait), (4_900, Step::Wait), (5_000, Step::GiveUp)] {
+        assert_eq!(look(&mut rule, millis), Step::Withdraw, "the traffic has moved");
+        assert_eq!(rule.refuse(at(millis), why()), step);
+        assert!(rule.objection(at(millis)).starts_with("nobody else announces 203.0.113.10/32"));
+        assert_eq!(rule.phase, Phase::Raised);
+    }
+    // It holds for one look alone: somebody may be back.
+    assert_eq!(look(&mut rule, 5_100), Step::Withdraw);
+    assert!(!rule.objection(at(5_100)).contains("nobody else"));
+    assert_eq!(alone(&[]), None);
+}
+
+#[test]
+fn others_are_told_of_the_vip_or_of_its_aggregate_and_not_of_what_is_around_them() {
+    let told = |announced: &[&str]| {
+        let announced: Vec<IpNet> = announced.iter().map(|text| net(text)).collect();
+        told(&net("203.0.113.10/32"), announced.iter()).to_string()
+    };
+    assert_eq!(
+        told(&["203.0.113.0/24", "203.0.113.10/32"]),
+        "203.0.113.10/32",
+        "the node's own is around it"
+    );
+    assert_eq!(told(&["203.0.0.0/16", "203.0.113.0/24"]), "203.0.113.0/24", "the aggregate");
+    assert_eq!(told(&["10.255.0.1/32"]), "203.0.113.10/32", "not told yet");
+}
+
+#[test]
+fn a_summary_may_be_of_our_own_vip_where_we_are_in_several_areas() {
+    let raised = u32::from(METRIC);
+    for (kind, cost, several, others) in [
+        (PathKind::IntraArea, 20, false, true),
+        (PathKind::IntraArea, 20, true, true),
+        (PathKind::IntraArea, raised + 10, false, false),
+        (PathKind::InterArea, 20, false, true),
+        (PathKind::InterArea, 20, true, false),
+        (PathKind::External2, 20, true, true),
+    ] {
+        assert_eq!(is_of_others(kind, cost, several), others, "{kind:?} {cost} {several}");
+    }
 }
 
 #[test]
