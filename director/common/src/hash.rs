@@ -108,7 +108,7 @@ mod tests {
         std::vec![
             ("consecutive", many.clone().map(|n| v4(0x0a00_0000 + n)).collect()),
             ("every 256th", many.clone().map(|n| v4(n << 8 | 1)).collect()),
-            ("every 4096th", many.clone().map(|n| v4(n << 12 | n >> 20)).collect()),
+            ("every 4096th", many.clone().map(|n| v4(n.rotate_left(12))).collect()),
             ("ports of one client", (1024..=65_535).map(|n| (v4(7).0, n)).collect()),
             ("consecutive, IPv6", many.clone().map(|n| v6(0, u64::from(n))).collect()),
             ("subnets, IPv6", many.clone().map(|n| v6(n, 1)).collect()),
