@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use cluster_tests::ecmp::{Ecmp, VIP, wait};
-use cluster_tests::requirement::{Requirement, met};
+use cluster_tests::ecmp::{Ecmp, VIP, in_a_lab, wait};
 use lab::routes::RouteWatch;
 use serde_json::Value;
 
@@ -19,20 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn draining_a_director_under_load_loses_no_connection() -> Result<()> {
-    let programs = ["bird", "nginx", "curl", "openssl", "ethtool"].map(Requirement::Program);
-    if !met(&[Requirement::Root]) || !met(&programs) {
-        return Ok(());
-    }
-    let folder = tempfile::tempdir()?;
-    let ecmp = Ecmp::up(&format!("drain-{}", std::process::id()), folder.path())?;
-    let told = history(&ecmp);
-    if told.is_err() {
-        for director in ["director1", "director2", "director3"] {
-            let log = ecmp.lab.sh(director, "tail -n 40 /var/log/director.log").unwrap_or_default();
-            eprintln!("--- {director}\n{log}");
-        }
-    }
-    told
+    in_a_lab("drain", history)
 }
 
 fn history(ecmp: &Ecmp) -> Result<()> {
