@@ -4,6 +4,7 @@
 //! and is never changed; only a packet that a service owns is checked in full. Before the destination is
 //! known to be a VIP a malformed packet is the kernel's to judge; after, it is dropped under its own name.
 
+mod assign;
 mod fragment;
 mod icmp;
 mod owner;
@@ -16,14 +17,13 @@ use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
 use crate::packet::{
     self, End, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, Translation, TransportError,
 };
-use crate::pin::{ServerId, signal};
-use crate::slot::{Slot, entropy_of, slot_of};
+use crate::pin::signal;
 use crate::tables::{
-    Address, Config, FlowKey, Interface, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry,
-    Tables, table_slots,
+    Address, Config, FlowKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry, Tables,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
+pub use assign::assign;
 use owner::{find_owner, unless_vip};
 pub use reply::decide_reply;
 
@@ -46,7 +46,7 @@ pub struct Decision<'a> {
     /// The way there, if it is forwarded: a reference into the tables, since link addresses copied byte by byte
     /// would fill the small stack of the program in the kernel.
     pub way: Option<&'a RealEntry>,
-    /// The service's entry, if it is forwarded.
+    /// The service's entry, if it got as far as a real server's choice.
     pub entry: Option<&'a ServiceEntry>,
     /// Our address, if it is forwarded by a tunnel; if it is answered as a router does, where that comes from, or
     /// `None` for the VIP.
@@ -110,24 +110,19 @@ pub fn may_be_reply(verdict: Verdict, tables: &impl Tables) -> bool {
         && tables.config().is_some_and(|config| config.has(Config::FLAG_NAT))
 }
 
-/// The part of [`decide()`] that is about packets to a VIP. (In the kernel each part is checked by itself.)
+/// The part of [`decide()`] that is about packets to a VIP.
 #[inline(always)]
-pub fn decide_request<'a>(
+fn decide_request<'a>(
     frame: &impl Frame,
     ifindex: u32,
     tables: &'a impl Tables,
     flow: &mut FlowKey,
 ) -> Decision<'a> {
-    *flow = FlowKey::default();
     let mut decision = Decision::new();
-    decision.verdict = match judge(frame, ifindex, tables, flow, &mut decision) {
-        Ok(()) if decision.forward.ifindex == ifindex => Verdict::Transmit,
-        Ok(()) => Verdict::Redirect,
+    decision.verdict = match examine(frame, ifindex, tables, flow, &mut decision) {
+        Ok(service) => assign(frame, ifindex, tables, service, flow, &mut decision),
         Err(verdict) => verdict,
     };
-    if !decision.verdict.is_forward() {
-        forget(tables, flow, &decision.forward);
-    }
     decision
 }
 
@@ -210,15 +205,23 @@ fn rewrite_reply(frame: &mut impl Frame, decision: &Decision<'_>, reason: ReplyR
     vip.emit(frame, &decision.ip, usize::from(decision.forward.inner))
 }
 
-/// Fills in `decision`; an error is the verdict of a packet that is not forwarded.
+/// The first step of [`decide()`]: the service that has the packet, if it may go on; then [`assign()`] is next, with
+/// `flow` and `decision` as they are left here. Else the verdict on it.
+///
+/// (The kernel's program has the two steps in functions of its own, which its verifier goes through one by one: in one
+/// piece it would go through the second for every way through the first.)
+///
+/// # Errors
+/// The verdict.
 #[inline(always)]
-fn judge<'a>(
+pub fn examine<'a>(
     frame: &impl Frame,
     ifindex: u32,
     tables: &'a impl Tables,
     flow: &mut FlowKey,
     decision: &mut Decision<'a>,
-) -> Result<(), Verdict> {
+) -> Result<&'a ServiceEntry, Verdict> {
+    *flow = FlowKey::default();
     let ethernet = Ethernet::parse(frame).ok_or(Verdict::Pass(PassReason::ShortFrame))?;
     let ip = Ip::parse(frame, &ethernet, flow).map_err(Verdict::Pass)?;
     let config = tables.config().ok_or(Verdict::Pass(PassReason::NotConfigured))?;
@@ -235,10 +238,9 @@ fn judge<'a>(
     forward.follows = frame.launder(usize::from(forward.follows)) as u16;
     forward.related = frame.launder(usize::from(forward.related)) as u16;
     forward.inner = frame.launder(usize::from(forward.inner)) as u16;
-    let interface = match tables.interface(ifindex) {
-        Some(interface) if interface.mac == ethernet.destination => interface,
-        _ => return Err(Verdict::Pass(PassReason::OtherStation)),
-    };
+    if tables.interface(ifindex).is_none_or(|interface| interface.mac != ethernet.destination) {
+        return Err(Verdict::Pass(PassReason::OtherStation));
+    }
     decision.service = service.service;
     decision.bytes = ip.total_len as u32;
     let signals = check(frame, &ip).map_err(Verdict::Drop)?;
@@ -257,27 +259,8 @@ fn judge<'a>(
         }
         return Err(Verdict::Answer(AnswerReason::Hairpin));
     }
-    let way = match choose(frame, tables, config, service, interface, flow, decision) {
-        Err(DropReason::TooBig)
-            if decision.mtu != 0
-                && ip.dont_fragment
-                && may_answer(decision, flow)
-                && tables.take_token(config.icmp_rate) =>
-        {
-            return Err(Verdict::Answer(AnswerReason::TooBig));
-        }
-        chosen => chosen.map_err(Verdict::Drop)?,
-    };
-    if ethernet.is_tagged() && way.ifindex != ifindex {
-        return Err(Verdict::Drop(DropReason::VlanRedirect));
-    }
-    if ip.more_fragments && ip.fragment_offset == 0 {
-        let position = decision.forward.real.wrapping_sub(service.real_base);
-        fragment::note(tables, flow, decision.ip.identification, position, way.generation);
-    }
-    decision.way = Some(way);
     decision.entry = Some(service);
-    Ok(())
+    Ok(service)
 }
 
 /// The verdict on a packet whose life ends here.
@@ -362,123 +345,4 @@ fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
     let first = if ip.is_v6() { six } else { four };
     let unicast = if ip.is_v6() { first != 0xff && first != 0 } else { first != 0 && first < 224 };
     ip.fragment_offset == 0 && decision.forward.related == 0 && bare && unicast
-}
-
-/// Chooses the packet's real server, and notes the way to it.
-#[inline(always)]
-fn choose<'a>(
-    frame: &impl Frame,
-    tables: &'a impl Tables,
-    config: &'a Config,
-    service: &ServiceEntry,
-    interface: &Interface,
-    flow: &FlowKey,
-    decision: &mut Decision<'a>,
-) -> Result<&'a RealEntry, DropReason> {
-    let ip = &decision.ip;
-    let forward = &mut decision.forward;
-    let real = pick_real(frame, ip, tables, config, service, flow, forward)?;
-    if real.ifindex == 0 {
-        return Err(DropReason::NoNextHop);
-    }
-    // NAT changes addresses and not families.
-    if service.is_nat() && real.address.is_v4() == ip.is_v6() {
-        return Err(DropReason::BadTable);
-    }
-    let (mut bytes, mut overhead) = (decision.bytes, 0);
-    if let Some(encapsulation) = service.encapsulation() {
-        let source = config.tunnel_source(real.address.is_v4());
-        if source.is_none() {
-            return Err(DropReason::BadTable);
-        }
-        decision.tunnel_source = source;
-        overhead = packet::overhead(encapsulation, &real.address) as u32;
-        bytes = bytes.wrapping_add(overhead);
-        // Longer than a length field can say, whatever the interface takes.
-        if bytes > u32::from(u16::MAX) {
-            return Err(DropReason::TooBig);
-        }
-    }
-    if interface.is_native() && real.mtu != 0 && bytes > u32::from(real.mtu) {
-        decision.mtu = u32::from(real.mtu).wrapping_sub(overhead);
-        return Err(DropReason::TooBig);
-    }
-    forward.ifindex = real.ifindex;
-    Ok(real)
-}
-
-/// The packet's real server: the one of the datagram's first fragment, the one that a connection id names, or, in a
-/// settled slot, its owner. Only the others ask for pins.
-#[inline(always)]
-fn pick_real<'a>(
-    frame: &impl Frame,
-    ip: &Ip,
-    tables: &'a impl Tables,
-    config: &Config,
-    service: &ServiceEntry,
-    flow: &FlowKey,
-    forward: &mut Forward,
-) -> Result<&'a RealEntry, DropReason> {
-    let hash = config.hash.of(flow.source, flow.source_port, service.hash_input());
-    forward.entropy = entropy_of(hash, flow.source_port);
-    let slot =
-        tables.slot(service.table, slot_of(hash, table_slots(service.table))).ok_or(DropReason::BadTable)?;
-    if forward.follows != 0 {
-        let server = ServerId::new(forward.real as u16, forward.generation);
-        if let Some(real) = find_server(tables, service, server, forward) {
-            return Ok(real);
-        }
-    }
-    if service.has(ServiceEntry::FLAG_QUIC)
-        && let Some(real) = quic::find(frame, ip, tables, service, forward)
-    {
-        return Ok(real);
-    }
-    if service.is_tracked() {
-        return schedule::pick(tables, service, slot, flow, forward);
-    }
-    let one_packet = service.has(ServiceEntry::FLAG_ONE_PACKET) && flow.protocol == PROTOCOL_UDP;
-    if slot.is_settled() || one_packet {
-        return at_position(tables, service, slot.raw_current(), forward);
-    }
-    track::pick(tables, service, slot, flow, forward)
-}
-
-/// The real server at a position that a slot names.
-#[inline(always)]
-fn at_position<'a>(
-    tables: &'a impl Tables,
-    service: &ServiceEntry,
-    position: u16,
-    forward: &mut Forward,
-) -> Result<&'a RealEntry, DropReason> {
-    if position == Slot::NO_POSITION {
-        return Err(DropReason::NoRealServer);
-    }
-    if u32::from(position) >= service.real_count {
-        return Err(DropReason::BadTable);
-    }
-    forward.real = service.real_base.wrapping_add(u32::from(position));
-    tables.real(forward.real).ok_or(DropReason::BadTable)
-}
-
-/// The real server that was remembered as `server`, unless it is gone.
-#[inline(always)]
-fn find_server<'a>(
-    tables: &'a impl Tables,
-    service: &ServiceEntry,
-    server: ServerId,
-    forward: &mut Forward,
-) -> Option<&'a RealEntry> {
-    let position = u32::from(server.position());
-    if position >= service.real_count {
-        return None;
-    }
-    let index = service.real_base.wrapping_add(position);
-    let real = tables.real(index)?;
-    if !server.is(real) {
-        return None;
-    }
-    forward.real = index;
-    Some(real)
 }

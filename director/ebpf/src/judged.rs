@@ -32,7 +32,8 @@ pub struct Judged {
     pub from_real: u32,
     /// As in [`Decision`].
     pub forward: Forward,
-    entry: ServiceEntry,
+    /// The service's entry, if one has the packet.
+    pub entry: ServiceEntry,
     reply: ReplyEntry,
     ip: Ip,
 }
@@ -49,12 +50,29 @@ impl Judged {
             self.ip = Ip { broken: None, ..decision.ip };
         }
         self.forward = decision.forward;
-        if let Some(entry) = decision.entry {
-            self.entry = *entry;
-        }
         self.from_real = u32::from(decision.reply.is_some());
         if let Some(reply) = decision.reply {
             self.reply = *reply;
+        }
+    }
+
+    /// Notes what [`examine`](director_common::decide::examine) has found out.
+    #[inline(always)]
+    pub fn set_examined(&mut self, decision: &Decision<'_>, service: &ServiceEntry) {
+        (self.service, self.bytes) = (decision.service, decision.bytes);
+        self.ip = Ip { broken: None, ..decision.ip };
+        (self.forward, self.entry) = (decision.forward, *service);
+    }
+
+    /// What was noted then.
+    #[inline(always)]
+    pub fn examined(&self) -> Decision<'static> {
+        Decision {
+            service: self.service,
+            bytes: self.bytes,
+            forward: self.forward,
+            ip: self.ip,
+            ..Decision::new()
         }
     }
 

@@ -1,8 +1,9 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 //!
-//! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`], and by [`judge_reply`] if it
-//! may be a real server's answer, and goes its way by [`finish`]. Where a new connection's server is to be chosen,
-//! [`judge`] asks for it, [`appoint`] chooses, and [`judge`] runs once more.
+//! Most packets take the [`shortcut`], by [`hasten`]. What is left is looked at by [`judge`]; if a service has it,
+//! [`assign`] finds its real server; if it may be a real server's answer, [`judge_reply`] decides; and it goes its way by
+//! [`finish`]. Where a new connection's server is to be chosen, [`assign`] asks for it, [`appoint`] chooses, and
+//! [`assign`] runs once more.
 //! Each is a function of its own in the kernel too, for two reasons: the verifier checks it by itself, whereas in one
 //! piece it would follow every way through the last once for every way that leads there, and give up; and they use the
 //! same 512 bytes of stack, one after the other.
@@ -25,7 +26,7 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
-use director_common::decide::{decide_reply, decide_request, forget, may_be_reply, rewrite};
+use director_common::decide::{self, decide_reply, examine, forget, may_be_reply, rewrite};
 use director_common::shortcut::{self, Forwarded};
 use director_common::tables::Config;
 #[cfg(doc)]
@@ -45,12 +46,16 @@ pub fn director(context: XdpContext) -> u32 {
     if action != NOT_TAKEN {
         return action;
     }
-    if judge(context.ctx) == MAY_BE_REPLY {
+    let step = judge(context.ctx);
+    if step == TO_BE_ASSIGNED {
+        assign(context.ctx);
+        if appoint() != 0 {
+            // With the server that it asked for.
+            assign(context.ctx);
+            appointment::dismiss();
+        }
+    } else if step == MAY_BE_REPLY {
         judge_reply(context.ctx);
-    } else if appoint() != 0 {
-        // With the server that it asked for.
-        judge(context.ctx);
-        appointment::dismiss();
     }
     finish(context.ctx)
 }
@@ -113,8 +118,11 @@ fn redirect(interface: u32) -> u32 {
 
 /// What [`judge`] returns of a packet that is for no service, where it may be from one.
 const MAY_BE_REPLY: u32 = 2;
+/// What [`judge`] returns of a packet that a service has.
+const TO_BE_ASSIGNED: u32 = 3;
 
-/// Decides what becomes of a packet; 0 if there was no room to note that, else 1 or [`MAY_BE_REPLY`].
+/// Looks at a packet: [`TO_BE_ASSIGNED`], [`MAY_BE_REPLY`], or 1 if it is decided what becomes of it; 0 if there was no
+/// room to note that.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn judge(context: *mut xdp_md) -> u32 {
@@ -122,9 +130,34 @@ pub extern "C" fn judge(context: *mut xdp_md) -> u32 {
     // SAFETY: as in `hasten`.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     let Some(judged) = maps::scratch() else { return 0 };
-    let decision = decide_request(&XdpFrame::new(&context), ifindex, &KernelTables, &mut judged.flow);
+    let mut decision = Decision::new();
+    match examine(&XdpFrame::new(&context), ifindex, &KernelTables, &mut judged.flow, &mut decision) {
+        Ok(service) => {
+            judged.set_examined(&decision, service);
+            TO_BE_ASSIGNED
+        }
+        Err(verdict) => {
+            decision.verdict = verdict;
+            judged.set(&decision);
+            if may_be_reply(verdict, &KernelTables) { MAY_BE_REPLY } else { 1 }
+        }
+    }
+}
+
+/// Decides which real server gets a packet that a service has; 0 if there was no room to note that.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn assign(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    // SAFETY: as in `hasten`.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let Some(judged) = maps::scratch() else { return 0 };
+    let mut decision = judged.examined();
+    let Judged { flow, entry, .. } = &mut *judged;
+    decision.verdict =
+        decide::assign(&XdpFrame::new(&context), ifindex, &KernelTables, entry, flow, &mut decision);
     judged.set(&decision);
-    if may_be_reply(decision.verdict, &KernelTables) { MAY_BE_REPLY } else { 1 }
+    1
 }
 
 /// Decides what becomes of a packet that is for no service; 0 if there was no room to note that.
@@ -142,14 +175,14 @@ pub extern "C" fn judge_reply(context: *mut xdp_md) -> u32 {
     1
 }
 
-/// Chooses the server that [`judge`] has asked for; 0 if it has asked for none.
+/// Chooses the server that [`assign`] has asked for; 0 if it has asked for none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn appoint() -> u32 {
     appointment::answer()
 }
 
-/// Does what [`judge`] has decided.
+/// Does what has been decided.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn finish(context: *mut xdp_md) -> u32 {

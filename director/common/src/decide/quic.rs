@@ -5,7 +5,7 @@
 //! Before the client knows such an id it sends Initial and 0-RTT packets with a random one: these go by the slot,
 //! and begin a connection there as a SYN does.
 
-use super::find_server;
+use super::assign::find_server;
 use crate::packet::{Frame, Ip, PROTOCOL_UDP, UDP_LEN};
 use crate::pin::{QuicKey, ServerId, signal};
 use crate::tables::{RealEntry, ServiceEntry, Tables};

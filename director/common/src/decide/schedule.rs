@@ -13,7 +13,7 @@
 //!
 //! By its slot: that needs no memory, so a connection that found no room stays with one server, too.
 
-use super::{at_position, find_server};
+use super::assign::{at_position, find_server};
 use crate::packet::PROTOCOL_UDP;
 use crate::pin::{Pin, PinCell, PinState, ServerId, signal};
 use crate::slot::Slot;

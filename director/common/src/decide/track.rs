@@ -1,6 +1,6 @@
 //! Slots that are not settled: which connection goes where, and what is remembered of it.
 
-use super::{at_position, find_server};
+use super::assign::{at_position, find_server};
 use crate::pin::{Pin, PinState, ServerId, signal};
 use crate::slot::Slot;
 use crate::tables::{FlowKey, RealEntry, ServiceEntry, Tables};
