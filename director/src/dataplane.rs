@@ -16,7 +16,8 @@
 //! | `loads` | real servers' connections, in memory shared with the kernel |
 //! | [`window`] | states of a service's slots, pure |
 //! | `sweep` | what time does: closing windows, expiry of pins |
-//! | `batch` | the map of connections' pins, many at a time |
+//! | `connections` | the tables of connections' pins, shared with the program |
+//! | `shared` | arrays that lie in our memory and the kernel's |
 //! | `replicas` | pins that other directors have told of |
 //! | `export` | our own pins, for the others |
 //! | `attach` | interfaces, and the programs on them |
@@ -30,8 +31,8 @@
 
 mod apply;
 mod attach;
-mod batch;
 mod capture;
+mod connections;
 mod error;
 mod explain;
 mod export;
@@ -46,6 +47,7 @@ mod replicas;
 mod replies;
 mod rosters;
 mod seats;
+mod shared;
 mod shelves;
 mod spec;
 mod statistics;
@@ -60,6 +62,7 @@ use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
 use aya::{Ebpf, EbpfLoader};
 use director_common::hash::FlowHash;
+use director_common::pin::table::{PinHash, buckets_for, connections_in};
 use director_common::siphash::HashKey;
 use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
 use nix::time::{ClockId, clock_gettime};
@@ -230,9 +233,15 @@ impl Dataplane {
         let adopted = pins::check(&options.pin_dir)?;
         let flows = if options.flow_accounting { options.flow_capacity.max(1) } else { 1 };
         pins::drop_resized(&options.pin_dir, "FLOWS", flows)?;
-        let pins = entries_to_have(options, "PINS", options.pins)?;
-        let half_open = entries_to_have(options, "HALF_OPEN", options.half_open)?;
-        let sizes = [("FLOWS", flows), ("PINS", pins), ("HALF_OPEN", half_open)];
+        let pins = buckets_to_have(options, "PINS", options.pins)?;
+        let half_open = buckets_to_have(options, "HALF_OPEN", options.half_open)?;
+        let sizes = [
+            ("FLOWS", flows),
+            ("PINS", pins),
+            ("PIN_FLOWS", pins),
+            ("HALF_OPEN", half_open),
+            ("HALF_OPEN_FLOWS", half_open),
+        ];
         let mut ebpf = load(&options.pin_dir, &sizes)?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
@@ -247,12 +256,17 @@ impl Dataplane {
             .map_err(OpenError::Program)?;
         routes.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
-        maps.write_config(|config| fresh_config(config, options))?;
+        let secret = draw_secret()?;
+        maps.write_config(|config| {
+            let config = fresh_config(config, options, secret);
+            Config { pin_buckets: pins, half_open_buckets: half_open, ..config }
+        })?;
+        maps.adopt_pin_hash()?;
         let plan = Plan::read(&mut maps)?;
         maps.adopt_reals(plan.real_indices())?;
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
-        let (replicas, export) = (Replicas::new(pins as usize / 4 * 3), Export::default());
+        let (replicas, export) = (Replicas::new(connections_in(pins) as usize / 4 * 3), Export::default());
         let capture = None;
         let mut dataplane =
             Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture };
@@ -354,19 +368,26 @@ pub fn monotonic_seconds() -> u32 {
     u32::try_from(now.tv_sec()).unwrap_or(u32::MAX)
 }
 
-/// The number of connections that a map is made for, or was.
-fn entries_to_have(options: &Options, map: &str, wanted: u32) -> Result<u32, OpenError> {
-    let wanted = wanted.max(1);
+/// Buckets of a table of connections: as many as are wanted, or as it was made with.
+fn buckets_to_have(options: &Options, map: &str, connections: u32) -> Result<u32, OpenError> {
+    let wanted = buckets_for(connections.max(1));
     let found = pins::size_of_map(&options.pin_dir, map)?.unwrap_or(wanted);
     if found != wanted {
         tracing::warn!(
             map,
-            found,
-            wanted,
-            "the map of connections keeps its size until a start with --fresh"
+            found = connections_in(found),
+            wanted = connections,
+            "the table of connections keeps its size until a start with --fresh"
         );
     }
     Ok(found)
+}
+
+/// A secret that nobody else has.
+fn draw_secret() -> Result<HashKey, OpenError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| OpenError::Secret(error.into()))?;
+    Ok(HashKey::from_bytes(bytes))
 }
 
 fn load(pin_dir: &Path, sizes: &[(&'static str, u32)]) -> Result<Ebpf, OpenError> {
@@ -382,14 +403,17 @@ fn load(pin_dir: &Path, sizes: &[(&'static str, u32)]) -> Result<Ebpf, OpenError
     loader.load(OBJECT).map_err(OpenError::Load)
 }
 
-fn fresh_config(config: Config, options: &Options) -> Config {
+fn fresh_config(config: Config, options: &Options, secret: HashKey) -> Config {
     // Nobody watches yet, whatever a process that died has left.
     let others = config.flags & !(Config::FLAG_FLOW_ACCOUNTING | Config::CAPTURE_FLAGS);
     let flags = if options.flow_accounting { others | Config::FLAG_FLOW_ACCOUNTING } else { others };
     let sources = options.tunnel_sources;
+    // What is in the tables is found by the secrets it was put there with.
+    let pins = if config.magic == CONFIG_MAGIC { config.pins } else { PinHash::new(secret) };
     Config {
         magic: CONFIG_MAGIC,
         layout: LAYOUT_VERSION,
+        pins,
         flags,
         icmp_rate: options.icmp_rate,
         tunnel_v4: sources.v4.map(|source| maps::address(source.into())).unwrap_or_default(),

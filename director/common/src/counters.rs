@@ -17,7 +17,7 @@ pub struct TrafficCounters {
     pub packets_out: u64,
     /// Bytes of `packets_out`.
     pub bytes_out: u64,
-    /// Connections begun: TCP segments with SYN and without ACK. Stays zero for other protocols.
+    /// Connections begun: TCP segments with SYN and without ACK, FIN or RST. Stays zero for other protocols.
     pub connections: u64,
     /// Packets of the service that were dropped, whatever the reason. Stays zero for real servers.
     pub dropped: u64,

@@ -59,10 +59,16 @@ impl FlowHash {
             .wrapping_add(c.wrapping_mul(y))
             .wrapping_add(d.wrapping_mul(z))
             .wrapping_add(port.wrapping_mul(self.port));
-        let once = (sum ^ (sum >> 32)).wrapping_mul(self.spread);
-        let twice = (once ^ (once >> 29)).wrapping_mul(self.spread);
-        twice ^ (twice >> 32)
+        spread(sum, self.spread)
     }
+}
+
+/// Spreads what is in every bit of a sum over all of them. `odd` is secret, and not even.
+#[inline(always)]
+pub(crate) const fn spread(sum: u64, odd: u64) -> u64 {
+    let once = (sum ^ (sum >> 32)).wrapping_mul(odd);
+    let twice = (once ^ (once >> 29)).wrapping_mul(odd);
+    twice ^ (twice >> 32)
 }
 
 #[cfg(test)]

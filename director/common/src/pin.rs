@@ -7,9 +7,11 @@
 //!
 //! A pin names a real server by [`ServerId`], which no other server ever has: a pin to one that is gone is void.
 
+pub mod table;
+
 use core::cell::Cell;
 
-use crate::tables::{Plain, RealEntry};
+use crate::tables::{Plain, RealEntry, Tables};
 
 /// One real server of one service: its position there, and the generation of the entry at that position, which is
 /// another for every server that ever has one. Zero is nobody.
@@ -58,7 +60,7 @@ pub enum PinState {
 
 /// What a packet says about its connection: bits, so that nothing branches on them where no pin is.
 pub mod signal {
-    /// It begins the connection: TCP SYN without ACK, or QUIC Initial.
+    /// It begins the connection: TCP SYN without ACK, FIN or RST, or QUIC Initial.
     pub const OPENS: u16 = 1;
     /// TCP FIN.
     pub const FIN: u16 = 2;
@@ -131,17 +133,12 @@ impl PinState {
 
 /// A pin as a value: what [`PinCell`] holds at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
 pub struct Pin {
-    /// [`ServerId`] in the low 48 bits, [`PinState`] above.
+    /// [`ServerId`] in the low 48 bits, [`PinState`] in the two above.
     word: u64,
-    /// Second of the last packet, of [`Tables::now`](crate::Tables::now).
+    /// Second of the last packet, of [`Tables::now`].
     pub seen: u64,
 }
-
-const _: () = assert!(size_of::<Pin>() == 16);
-// SAFETY: `repr(C)` of two u64.
-unsafe impl Plain for Pin {}
 
 /// Where the state begins in [`Pin`]'s word.
 const STATE_SHIFT: u32 = 48;
@@ -174,78 +171,112 @@ impl Pin {
     }
 }
 
-/// A pin where it lives. In the kernel processors change it under each other's eyes: server and state are one aligned
-/// word, so that neither is ever seen without the other. (Atomics would say it better: the compiler has none for BPF
-/// before the fourth version of its instructions.)
+/// A pin where it lives: an entry of a [table]. In the kernel processors change it under each other's eyes: server and
+/// state are one aligned word, so that neither is ever seen without the other. (Atomics would say it better: the
+/// compiler has none for BPF before the fourth version of its instructions.)
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct PinCell {
+    /// As in [`Pin`], and above it a part of the connection's trace; 0 if the entry is free.
     word: Cell<u64>,
-    seen: Cell<u64>,
+    /// Second of the last packet.
+    seen: Cell<u32>,
+    /// The rest of the trace.
+    tag: Cell<u32>,
 }
+
+const _: () = assert!(size_of::<PinCell>() == 16);
 
 /// The value of a word, read once: the compiler may neither split nor repeat it.
 #[inline(always)]
-pub(crate) fn read(word: &Cell<u64>) -> u64 {
+pub(crate) fn read<T: Copy>(word: &Cell<T>) -> T {
     // SAFETY: a pointer to a live, aligned word.
     unsafe { word.as_ptr().read_volatile() }
 }
 
-/// Makes a word another, if it is.
 #[inline(always)]
-pub(crate) fn write(word: &Cell<u64>, old: u64, new: u64) {
-    if old != new {
-        // SAFETY: as in `read`; a cell may be written through a shared reference.
-        unsafe { word.as_ptr().write_volatile(new) };
-    }
+pub(crate) fn write<T>(word: &Cell<T>, value: T) {
+    // SAFETY: as in `read`; a cell may be written through a shared reference.
+    unsafe { word.as_ptr().write_volatile(value) };
 }
-
-const _: () = assert!(size_of::<PinCell>() == size_of::<Pin>());
 
 impl PinCell {
     /// A cell of its own, for tables in user space.
     pub const fn new(pin: Pin) -> Self {
-        Self { word: Cell::new(pin.word), seen: Cell::new(pin.seen) }
+        Self { word: Cell::new(pin.word), seen: Cell::new(pin.seen as u32), tag: Cell::new(0) }
     }
 
     /// What it holds now.
     #[inline(always)]
     pub fn load(&self) -> Pin {
-        Pin { word: read(&self.word), seen: read(&self.seen) }
+        Pin { word: table::unmarked(read(&self.word)), seen: u64::from(read(&self.seen)) }
+    }
+
+    /// Its word as it is.
+    #[inline(always)]
+    pub fn word(&self) -> u64 {
+        read(&self.word)
+    }
+
+    /// Its tag.
+    #[inline(always)]
+    pub fn tag(&self) -> u32 {
+        read(&self.tag)
+    }
+
+    /// Where the word is, for whoever can exchange it at once.
+    #[inline(always)]
+    pub fn word_ptr(&self) -> *mut u64 {
+        self.word.as_ptr()
+    }
+
+    /// Fills in an entry that the caller has claimed, but for the word, which makes it the connection's.
+    #[inline(always)]
+    pub fn fill(&self, tag: u32, seen: u32) {
+        write(&self.tag, tag);
+        write(&self.seen, seen);
+    }
+
+    /// Makes a word another that nobody else changes.
+    #[inline(always)]
+    pub fn set_word(&self, word: u64) {
+        write(&self.word, word);
+    }
+
+    /// [`Tables::exchange`] of a cell that nobody else changes.
+    pub fn exchange(&self, old: &Pin, next: &Pin) -> bool {
+        let word = self.word();
+        let is = table::unmarked(word) == old.word;
+        if is {
+            self.set_word(table::marked(word, next));
+        }
+        is
     }
 
     /// Notes a packet of the connection, that came in second `now`: `pin` is what [`Self::load`] gave for it.
     /// Writes only what differs, at most once a second for most connections, since the cache line that it is in is
     /// in the way of other processors then.
     #[inline(always)]
-    pub fn note(&self, pin: &Pin, signals: u16, now: u32) {
+    pub fn note(&self, pin: &Pin, signals: u16, now: u32, tables: &impl Tables) {
         let next = Pin::new(pin.server(), pin.state().after(signals), now);
-        self.replace(pin, &next);
-    }
-
-    /// Where server and state are, for whoever can exchange them at once.
-    #[inline(always)]
-    pub fn word(&self) -> *mut u64 {
-        self.word.as_ptr()
-    }
-
-    /// The pin that has this word, and was seen when this one was.
-    #[inline(always)]
-    pub fn with_word(&self, word: u64) -> Pin {
-        Pin { word, seen: read(&self.seen) }
+        self.replace(pin, &next, tables);
     }
 
     /// Notes that a packet came in second `now`.
     #[inline(always)]
     pub fn touch(&self, pin: &Pin, now: u32) {
-        write(&self.seen, pin.seen, u64::from(now));
+        if pin.seen != u64::from(now) {
+            write(&self.seen, now);
+        }
     }
 
-    /// Makes the pin another, of which `pin` is what [`Self::load`] gave for it.
+    /// Makes the pin another, of which `pin` is what [`Self::load`] gave for it, unless another processor has just done
+    /// so.
     #[inline(always)]
-    pub fn replace(&self, pin: &Pin, next: &Pin) {
-        write(&self.word, pin.word, next.word);
-        write(&self.seen, pin.seen, next.seen);
+    pub fn replace(&self, pin: &Pin, next: &Pin, tables: &impl Tables) {
+        if pin.word == next.word || tables.exchange(self, pin, next) {
+            self.touch(pin, next.seen as u32);
+        }
     }
 }
 

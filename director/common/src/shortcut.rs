@@ -340,7 +340,7 @@ fn follow(
     if is_tracked && pin.state().after(signals) as u8 != pin.state() as u8 {
         return None;
     }
-    cell.note(&pin, signals, tables.now());
+    cell.note(&pin, signals, tables.now(), tables);
     Some(())
 }
 

@@ -10,6 +10,7 @@ mod shelf;
 mod tracking;
 
 use crate::hash::FlowHash;
+use crate::pin::table::PinHash;
 use crate::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use crate::schedulers::Method;
 use crate::siphash::HashKey;
@@ -22,7 +23,7 @@ pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small
 pub use tracking::{LoadEntry, MAX_CANDIDATES, Roster};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
@@ -146,6 +147,12 @@ pub struct Config {
     pub hash_key: HashKey,
     /// Those secrets.
     pub hash: FlowHash,
+    /// How pins are found.
+    pub pins: PinHash,
+    /// Buckets of the table of pins.
+    pub pin_buckets: u32,
+    /// Buckets of the table of half-open connections.
+    pub half_open_buckets: u32,
     /// Sum of `FLAG_*`.
     pub flags: u32,
     /// Most ICMP errors that are sent in a second, by each processor.
@@ -156,8 +163,8 @@ pub struct Config {
     pub tunnel_v6: Address,
 }
 
-const _: () = assert!(size_of::<Config>() == 120);
-// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 7 x 8 + 2 x 4 + 2 x 16 = 120).
+const _: () = assert!(size_of::<Config>() == 304);
+// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + (2 + 7 + 22) x 8 + 4 x 4 + 2 x 16 = 304).
 unsafe impl Plain for Config {}
 
 impl Config {
@@ -617,13 +624,10 @@ pub trait Tables {
     fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool;
     /// Removes such an entry; false if there is none.
     fn remove_half_open(&self, key: &FlowKey) -> bool;
-    /// Makes an entry of a tracked service another at once; what it was until then. So of several processors that
-    /// change it each counts what itself has replaced.
-    fn exchange(&self, cell: &PinCell, next: &Pin) -> Pin {
-        let old = cell.load();
-        cell.replace(&old, next);
-        old
-    }
+    /// Gives an entry that holds `old` the server and the state of `next`, at once; false if it holds something else by
+    /// now, and is left alone. So of several processors that change it each counts what itself has replaced, and nobody
+    /// writes to an entry that has become another connection's.
+    fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool;
     /// Adds to the counts of real server number `index`, and marks it if it has enough now.
     fn count(&self, index: u32, active: i64, inactive: i64);
     /// The position of the server that a tracked service's scheduler chooses for a new connection,

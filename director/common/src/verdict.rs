@@ -44,7 +44,7 @@ pub struct Forward {
     pub ifindex: u32,
     /// Bits that differ between flows and are the same within one: for the source port of a tunnel.
     pub entropy: u32,
-    /// 1 if it begins a connection (TCP SYN without ACK), else 0.
+    /// 1 if it begins a connection (TCP SYN alone), else 0.
     pub opens: u16,
     /// 1 if it goes where the first fragment of the same datagram went, else 0.
     pub follows: u16,

@@ -17,6 +17,7 @@ mod capture;
 mod frame;
 mod judged;
 mod maps;
+mod pins;
 mod routes;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};

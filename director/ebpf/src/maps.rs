@@ -2,13 +2,14 @@
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventByteArray};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use director_common::capture::{CaptureEvent, CaptureFilter};
 use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::pin::table::marked;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
     Address, Config, FlowKey, FragmentEntry, Interface, LoadEntry, MAX_CLASSES, MAX_FRAGMENTS,
@@ -23,6 +24,7 @@ use director_common::{SLOTS, SMALL_SLOTS, Slot};
 use crate::appointment;
 use crate::frame::opaque;
 use crate::judged::Judged;
+use crate::pins;
 
 /// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
 /// element out again at once, under the eyes of a program that still reads it.
@@ -67,13 +69,6 @@ static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
 
-/// Preallocated, and never an LRU: a pin is not given up for another. User space sets the real size when it creates
-/// the map, and removes what has had its time.
-#[btf_map]
-static PINS: HashMap<FlowKey, Pin, 1> = HashMap::new();
-/// Tracked connections that have begun and not gone on yet, as PINS.
-#[btf_map]
-static HALF_OPEN: HashMap<FlowKey, Pin, 1> = HashMap::new();
 #[btf_map]
 static LOADS: Array<LoadEntry, MAX_REALS, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
@@ -201,46 +196,38 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn pin(&self, key: &FlowKey) -> Option<&PinCell> {
-        // SAFETY: elements of a preallocated map stay mapped, and a cell is atomics in the layout of a pin. One that
-        // user space has removed meanwhile had not been used for its whole time; should another connection have it
-        // by now, that one is kept a little longer or goes to its slot's owner once, as if it had no pin.
-        PINS.get_ptr(key).map(|pin| unsafe { &*pin.cast::<PinCell>() })
+        pins::KNOWN.get(key)
     }
 
     #[inline(always)]
     fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool {
-        PINS.insert(key, pin, u64::from(BPF_NOEXIST)).is_ok()
+        pins::KNOWN.add(key, pin)
     }
 
     #[inline(always)]
     fn remove_pin(&self, key: &FlowKey) -> bool {
-        PINS.remove(key).is_ok()
+        pins::KNOWN.remove(key)
     }
 
     #[inline(always)]
     fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
-        // SAFETY: as in `pin`.
-        HALF_OPEN.get_ptr(key).map(|pin| unsafe { &*pin.cast::<PinCell>() })
+        pins::BEGUN.get(key)
     }
 
     #[inline(always)]
     fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
-        HALF_OPEN.insert(key, pin, u64::from(BPF_NOEXIST)).is_ok()
+        pins::BEGUN.add(key, pin)
     }
 
     #[inline(always)]
     fn remove_half_open(&self, key: &FlowKey) -> bool {
-        HALF_OPEN.remove(key).is_ok()
+        pins::BEGUN.remove(key)
     }
 
     #[inline(always)]
-    fn exchange(&self, cell: &PinCell, next: &Pin) -> Pin {
-        let mut word = next.word();
-        // SAFETY: an aligned word of a map's element, which stays mapped (see `pin`).
-        unsafe { asm!("{1} = xchg_64({0} + 0, {1})", in(reg) cell.word(), inout(reg) word) };
-        let old = cell.with_word(word);
-        cell.touch(&old, next.seen as u32);
-        old
+    fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
+        let word = cell.word();
+        pins::exchange(cell, marked(word, old), marked(word, next))
     }
 
     #[inline(always)]

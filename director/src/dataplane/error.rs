@@ -36,6 +36,9 @@ pub enum OpenError {
         /// What this version makes.
         expected: String,
     },
+    /// The operating system gives no random numbers.
+    #[error("no random numbers")]
+    Secret(#[source] io::Error),
     /// The kernel refused the object.
     #[error("the kernel refused the maps or the object of the data plane")]
     Load(#[source] EbpfError),

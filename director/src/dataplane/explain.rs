@@ -212,6 +212,9 @@ impl<T: Tables> Tables for Recorder<'_, T> {
     fn remove_half_open(&self, key: &FlowKey) -> bool {
         self.tables.remove_half_open(key)
     }
+    fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
+        self.tables.exchange(cell, old, next)
+    }
     fn count(&self, index: u32, active: i64, inactive: i64) {
         self.tables.count(index, active, inactive);
     }
@@ -353,7 +356,7 @@ impl Tables for Live<'_> {
     }
     /// A copy: what the decision notes in it is lost.
     fn pin(&self, key: &FlowKey) -> Option<&PinCell> {
-        Some(self.pins.keep(PinCell::new(self.read(self.maps.pins.get(key))?)))
+        Some(self.pins.keep(PinCell::new(self.maps.pins.get(key)?)))
     }
     /// Adds none. There is room, or it would be told by the counter of those that found none.
     fn add_pin(&self, _key: &FlowKey, _pin: &Pin) -> bool {
@@ -364,7 +367,7 @@ impl Tables for Live<'_> {
         false
     }
     fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
-        Some(self.pins.keep(PinCell::new(self.read(self.maps.half_open.get(key))?)))
+        Some(self.pins.keep(PinCell::new(self.maps.half_open.get(key)?)))
     }
     /// Adds none, as [`Self::add_pin`].
     fn add_half_open(&self, _key: &FlowKey, _pin: &Pin) -> bool {
@@ -372,6 +375,9 @@ impl Tables for Live<'_> {
     }
     fn remove_half_open(&self, _key: &FlowKey) -> bool {
         false
+    }
+    fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
+        cell.exchange(old, next)
     }
     /// Counts nothing.
     fn count(&self, _index: u32, _active: i64, _inactive: i64) {}

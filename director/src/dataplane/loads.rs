@@ -3,15 +3,13 @@
 //! The program adds what begins, and user space takes off what it removes: both by atomic additions to the same word,
 //! which no system call on a map can do.
 
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::{io, ptr};
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
-
-use aya::maps::{Map, MapData, MapError};
+use aya::maps::{Map, MapError};
 use director_common::schedulers::Thresholds;
-use director_common::tables::{LoadEntry, MAX_REALS};
+use director_common::tables::LoadEntry;
+
+use super::shared::Mapping;
 
 /// A [`LoadEntry`] as it lies in shared memory.
 #[repr(C)]
@@ -26,50 +24,21 @@ struct Load {
 
 const _: () = assert!(size_of::<Load>() == size_of::<LoadEntry>());
 
-/// The map, and where it is in our memory.
-pub(super) struct Loads {
-    _map: MapData,
-    start: NonNull<Load>,
-}
-
-// SAFETY: what it points to is shared memory of atomics, and lives as long as this does.
-unsafe impl Send for Loads {}
-// SAFETY: as above.
-unsafe impl Sync for Loads {}
-
-const LENGTH: usize = MAX_REALS * size_of::<Load>();
+/// The map, in our memory.
+pub(super) struct Loads(Mapping<Load>);
 
 impl TryFrom<Map> for Loads {
     type Error = MapError;
 
     fn try_from(map: Map) -> Result<Self, MapError> {
-        let Map::Array(map) = map else {
-            return Err(MapError::IoError(io::Error::other("the map of loads is no array")));
-        };
-        let fd = map.fd().as_fd().as_raw_fd();
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping of a map that has so many bytes (its shape was checked), at an address of the kernel's
-        // choice.
-        let start = unsafe { libc::mmap(ptr::null_mut(), LENGTH, access, libc::MAP_SHARED, fd, 0) };
-        match NonNull::new(start.cast::<Load>()).filter(|_| start != libc::MAP_FAILED) {
-            Some(start) => Ok(Self { _map: map, start }),
-            None => Err(MapError::IoError(io::Error::last_os_error())),
-        }
-    }
-}
-
-impl Drop for Loads {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `try_from`, and nobody has a reference into it any more.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), LENGTH) };
+        Mapping::try_from(map).map(Self)
     }
 }
 
 impl Loads {
     fn at(&self, index: u32) -> Option<&Load> {
-        let index = usize::try_from(index).ok().filter(|index| *index < MAX_REALS)?;
-        // SAFETY: within the mapping, which is aligned to pages and lives as long as `self`.
-        Some(unsafe { self.start.add(index).as_ref() })
+        // SAFETY: all of it is atomics, and lives as long as `self`.
+        self.0.at(index).map(|load| unsafe { load.as_ref() })
     }
 
     /// What is known of a real server's load.

@@ -17,7 +17,7 @@
 //! | `LOADS` | its limit | 2 MiB |
 //! | `ROSTERS` | use | 128 KiB of buckets, about 8,400 a tracked service |
 //! | `CURSORS` | its limit | 128 KiB |
-//! | `PINS`, `HALF_OPEN` | the options | about 120 a connection |
+//! | `PINS`, `HALF_OPEN` and their `_FLOWS` | the options | 90 a connection |
 //! | `FLOWS` | the option | about 150 a flow, if flows are accounted |
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
@@ -31,7 +31,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use aya::{Ebpf, Pod, util};
 use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::hash::FlowHash;
-use director_common::pin::{Pin, QuicEntry, QuicKey};
+use director_common::pin::table::{FlowBucket, PinBucket};
+use director_common::pin::{QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, Config, FlowKey, Interface, LoadEntry, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS,
@@ -42,8 +43,8 @@ use director_common::tables::{
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
 
-use super::batch::PinMap;
 use super::capture::CaptureMaps;
+use super::connections::Connections;
 use super::error::OpenError;
 use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
@@ -52,7 +53,7 @@ use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 23] = [
+pub(super) const NAMES: [&str; 25] = [
     "SERVICES",
     "SERVICES_V4",
     "CLASSES",
@@ -68,7 +69,9 @@ pub(super) const NAMES: [&str; 23] = [
     "REAL_STATS",
     "FLOWS",
     "PINS",
+    "PIN_FLOWS",
     "HALF_OPEN",
+    "HALF_OPEN_FLOWS",
     "LOADS",
     "ROSTERS",
     "CURSORS",
@@ -100,7 +103,8 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "LOADS" => of::<u32, LoadEntry>(MAX_REALS),
         "ROSTERS" => of::<u32, Roster>(MAX_SERVICES),
         "CURSORS" => of::<u32, u64>(MAX_SERVICES),
-        "PINS" | "HALF_OPEN" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
+        "PINS" | "HALF_OPEN" => (size_of::<u32>() as u32, size_of::<PinBucket>() as u32, None),
+        "PIN_FLOWS" | "HALF_OPEN_FLOWS" => (size_of::<u32>() as u32, size_of::<FlowBucket>() as u32, None),
         "QUIC_IDS" => of::<QuicKey, QuicEntry>(MAX_QUIC_IDS),
         "REPLIES" => of::<ReplyKey, ReplyEntry>(MAX_REPLY_KEYS),
         "WINDOWS" => of::<u32, WindowEntry>(MAX_SERVICES),
@@ -134,8 +138,8 @@ pub(super) struct Maps {
     pub(super) service_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
-    pub(super) pins: PinMap,
-    pub(super) half_open: PinMap,
+    pub(super) pins: Connections,
+    pub(super) half_open: Connections,
     pub(super) loads: Loads,
     pub(super) rosters: HashMap<MapData, u32, Shared<Roster>>,
     pub(super) cursors: Array<MapData, u64>,
@@ -162,8 +166,13 @@ impl Maps {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, OpenError> {
         let processors = util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        let config: Array<MapData, Shared<Config>> = take(ebpf, "CONFIG")?;
+        let mut connections =
+            |entries, flows| Ok::<_, OpenError>(Connections::new(take(ebpf, entries)?, take(ebpf, flows)?)?);
+        let (pins, half_open) =
+            (connections("PINS", "PIN_FLOWS")?, connections("HALF_OPEN", "HALF_OPEN_FLOWS")?);
         Ok(Self {
-            config: take(ebpf, "CONFIG")?,
+            config,
             services: take(ebpf, "SERVICES")?,
             services_v4: take(ebpf, "SERVICES_V4")?,
             classes: take(ebpf, "CLASSES")?,
@@ -178,8 +187,8 @@ impl Maps {
             service_stats: take(ebpf, "SERVICE_STATS")?,
             real_stats: take(ebpf, "REAL_STATS")?,
             flows: take(ebpf, "FLOWS")?,
-            pins: take(ebpf, "PINS")?,
-            half_open: take(ebpf, "HALF_OPEN")?,
+            pins,
+            half_open,
             loads: take(ebpf, "LOADS")?,
             rosters: take(ebpf, "ROSTERS")?,
             cursors: take(ebpf, "CURSORS")?,
@@ -199,6 +208,14 @@ impl Maps {
         let Shared(old) = self.config.get(&0, 0)?;
         let new = change(old);
         if new != old { self.config.set(0, Shared(new), 0) } else { Ok(()) }
+    }
+
+    /// Finds connections by the secrets in the settings.
+    pub(super) fn adopt_pin_hash(&mut self) -> Result<(), MapError> {
+        let hash = self.config()?.pins;
+        self.pins.set_hash(hash);
+        self.half_open.set_hash(hash);
+        Ok(())
     }
 
     /// The settings.

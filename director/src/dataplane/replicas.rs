@@ -16,7 +16,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use aya::maps::MapError;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, ServerId};
@@ -27,7 +26,7 @@ use syncd::pins::{Delivery, RemotePin};
 
 use super::Dataplane;
 use super::apply::packed;
-use super::batch::PinMap;
+use super::connections::Connections;
 use super::error::ApplyError;
 use super::plan::Placement;
 
@@ -250,12 +249,11 @@ impl Dataplane {
                 continue;
             }
             match self.maps.pins.get(flow) {
-                Ok(pin) if pin.seen > replica.seen => replica.kind = Kind::Ours,
-                Ok(_) | Err(MapError::KeyNotFound) => {
+                Some(pin) if pin.seen > replica.seen => replica.kind = Kind::Ours,
+                _ => {
                     self.replicas.known.remove(flow);
                     changes.removed.push(*flow);
                 }
-                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -270,32 +268,31 @@ impl Dataplane {
             }
         }
         let owners = self.owners();
-        self.remove_pins(&owners, &changes.removed)?;
+        self.remove_pins(&owners, &changes.removed);
         report.removed = changes.removed.len();
         for (flow, pin) in changes.flows.iter().zip(&changes.pins) {
             let has_room = self.replicas.known.len() <= self.replicas.room;
-            if has_room && self.maps.pins.add(flow, pin)? {
+            if has_room && self.maps.pins.add(flow, pin) {
                 if let Some((index, is_active)) = self.counted(&owners, flow, pin) {
                     self.maps.loads.arrive(index, is_active);
                 }
                 report.added += 1;
                 continue;
             }
-            let found = if has_room { self.maps.pins.get(flow) } else { Err(MapError::KeyNotFound) };
+            let found = has_room.then(|| self.maps.pins.get(flow)).flatten();
             match (found, self.replicas.known.get_mut(flow)) {
                 // Ours, and the other director's as well: it lives as long as either says.
-                (Ok(own), Some(replica)) if own.server() == pin.server() => {
+                (Some(own), Some(replica)) if own.server() == pin.server() => {
                     (replica.kind, replica.seen) = (Kind::Ours, own.seen);
                 }
-                (Ok(_), _) => {
+                (Some(_), _) => {
                     self.replicas.forget(flow);
                     report.conflicts += 1;
                 }
-                (Err(MapError::KeyNotFound), _) => {
+                (None, _) => {
                     self.replicas.forget(flow);
                     report.refused += 1;
                 }
-                (Err(error), _) => return Err(error.into()),
             }
         }
         Ok(())
@@ -314,7 +311,7 @@ fn find(placement: &Placement, server: &Server) -> Option<ServerId> {
 #[expect(clippy::too_many_arguments, reason = "the parts of one data plane, borrowed apart")]
 fn take(
     replicas: &mut Replicas,
-    map: &PinMap,
+    map: &Connections,
     placement: &mut Placement,
     (server, from): (ServerId, Ipv4Addr),
     hash: &FlowHash,
@@ -336,7 +333,7 @@ fn take(
     let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
     if let Some(known) = replicas.known.get_mut(flow) {
         let ours = match known.kind {
-            Kind::Held => map.get(flow).is_ok_and(|cell| cell.seen > known.seen),
+            Kind::Held => map.get(flow).is_some_and(|cell| cell.seen > known.seen),
             Kind::Ours => true,
             Kind::Orphan => false,
         };

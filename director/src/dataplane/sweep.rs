@@ -17,13 +17,13 @@ use director_common::schedulers::Thresholds;
 use director_common::tables::{FlowKey, LoadEntry};
 
 use super::apply::packed;
-use super::batch::{Cursor, PinMap};
+use super::connections::{Connections, Cursor, STEP};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
 use super::{Dataplane, statistics};
 
-/// Most pins that one tick looks at: some 20 ms.
+/// Most pins and buckets that one tick looks at: some 20 ms.
 const PINS_PER_TICK: usize = 131_072;
 
 /// What a [`Dataplane::tick`] did.
@@ -121,7 +121,7 @@ impl Dataplane {
         self.extend_windows(now, &mut report)?;
         self.close_windows(now, &mut report)?;
         self.sweep(now, &mut report)?;
-        self.sweep_half_open(now, &mut report)?;
+        self.sweep_half_open(now, &mut report);
         self.relieve_servers();
         Ok(report)
     }
@@ -178,12 +178,12 @@ impl Dataplane {
         self.records(&self.maps.half_open, now)
     }
 
-    fn records(&self, map: &PinMap, now: u32) -> Result<Vec<PinRecord>, ReadError> {
+    fn records(&self, map: &Connections, now: u32) -> Result<Vec<PinRecord>, ReadError> {
         let owners = self.owners();
         let mut pins = Vec::new();
         let mut cursor = Cursor::Start;
         while cursor != Cursor::End {
-            cursor = map.read(cursor, &mut pins)?;
+            cursor = map.read(cursor, &mut pins);
         }
         let record = |(flow, pin): (FlowKey, Pin)| {
             let (name, position) = owners.get(&pin.server().generation())?;
@@ -280,11 +280,11 @@ impl Dataplane {
         let mut seen = 0;
         while self.sweep.cursor != Cursor::End && seen < PINS_PER_TICK {
             let mut pins = Vec::new();
-            let next = self.maps.pins.read(self.sweep.cursor, &mut pins)?;
-            seen += pins.len();
+            let next = self.maps.pins.read(self.sweep.cursor, &mut pins);
+            seen += pins.len() + STEP as usize;
             pins.retain(|(flow, pin)| !self.keeps(&hash, &owners, flow, pin, now));
             let stale: Vec<FlowKey> = pins.into_iter().map(|(flow, _)| flow).collect();
-            self.remove_pins(&owners, &stale)?;
+            self.remove_pins(&owners, &stale);
             stale.iter().for_each(|flow| self.replicas.forget(flow));
             report.removed += stale.len();
             self.sweep.cursor = next;
@@ -313,16 +313,12 @@ impl Dataplane {
     }
 
     /// Removes pins, and takes those of tracked connections off the counts.
-    pub(super) fn remove_pins(&mut self, owners: &Owners, flows: &[FlowKey]) -> Result<(), ApplyError> {
-        if !self.plan.services.values().any(Placement::is_tracked) {
-            return Ok(self.maps.pins.remove(flows)?);
-        }
+    pub(super) fn remove_pins(&self, owners: &Owners, flows: &[FlowKey]) {
         for flow in flows {
-            if let Some(pin) = self.maps.pins.take(flow)? {
+            if let Some(pin) = self.maps.pins.take(flow) {
                 self.uncount(owners, flow, &pin);
             }
         }
-        Ok(())
     }
 
     /// Where a tracked connection is counted: the real server's index, and whether as an active one.
@@ -348,7 +344,7 @@ impl Dataplane {
         for map in [&self.maps.pins, &self.maps.half_open] {
             let mut cursor = Cursor::Start;
             while cursor != Cursor::End {
-                cursor = map.read(cursor, &mut pins)?;
+                cursor = map.read(cursor, &mut pins);
                 for (flow, pin) in pins.drain(..) {
                     let Some((index, is_active)) = self.counted(&owners, &flow, &pin) else { continue };
                     let (active, inactive) = counts.entry(index).or_default();
@@ -372,10 +368,10 @@ impl Dataplane {
     }
 
     /// Removes the half-open connections that have had their time, or that nobody tracks any more.
-    fn sweep_half_open(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
+    fn sweep_half_open(&mut self, now: u32, report: &mut TickReport) {
         let begins = self.sweep.half_open == Cursor::Start;
         if begins && !self.sweep.has_half_open && !self.plan.services.values().any(Placement::is_tracked) {
-            return Ok(());
+            return;
         }
         let (owners, mut seen) = (self.owners(), 0);
         if begins {
@@ -383,8 +379,8 @@ impl Dataplane {
         }
         while self.sweep.half_open != Cursor::End && seen < PINS_PER_TICK {
             let mut pins = Vec::new();
-            self.sweep.half_open = self.maps.half_open.read(self.sweep.half_open, &mut pins)?;
-            seen += pins.len();
+            self.sweep.half_open = self.maps.half_open.read(self.sweep.half_open, &mut pins);
+            seen += pins.len() + STEP as usize;
             for (flow, pin) in pins {
                 let owner = owners.get(&pin.server().generation());
                 let placement = owner.and_then(|(name, _)| self.plan.services.get(name));
@@ -394,7 +390,7 @@ impl Dataplane {
                 });
                 if stays {
                     self.sweep.has_half_open = true;
-                } else if let Some(pin) = self.maps.half_open.take(&flow)? {
+                } else if let Some(pin) = self.maps.half_open.take(&flow) {
                     self.uncount(&owners, &flow, &pin);
                     report.removed += 1;
                 }
@@ -403,7 +399,6 @@ impl Dataplane {
         if self.sweep.half_open == Cursor::End {
             self.sweep.half_open = Cursor::Start;
         }
-        Ok(())
     }
 
     fn end_sweep(&mut self, report: &mut TickReport) -> Result<(), ApplyError> {

@@ -7,6 +7,7 @@ use director::dataplane::{Datagrams, Forwarding, HashInput, Method, NextHop, Por
 use director_common::decide::rewrite;
 use director_common::hash::FlowHash;
 use director_common::packet::{Buffer, Frame};
+use director_common::pin::table::PinHash;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::schedulers::{Scan, Thresholds, Wheel, choose};
 use director_common::shortcut::{self, Forwarded};
@@ -87,6 +88,9 @@ impl Memory {
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
             hash: FlowHash::new(HashKey::from_bytes(key)),
+            pins: PinHash::default(),
+            pin_buckets: 0,
+            half_open_buckets: 0,
             flags: Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_ANY_PORT,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
@@ -293,6 +297,9 @@ impl Tables for Memory {
     }
     fn remove_half_open(&self, key: &FlowKey) -> bool {
         self.half_open.borrow_mut().remove(key).is_some()
+    }
+    fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
+        cell.exchange(old, next)
     }
     fn count(&self, index: u32, active: i64, inactive: i64) {
         let mut loads = self.loads.borrow_mut();

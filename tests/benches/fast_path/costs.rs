@@ -10,6 +10,7 @@ use aya::maps::{Array, MapData};
 use director::dataplane::{Forwarding, ServiceSpec};
 use director::slots::{Member, Scheduler, deal};
 use director_common::SLOTS;
+use director_common::pin::table::connections_in;
 use director_common::tables::SlotTable;
 
 use crate::measure::middle;
@@ -81,8 +82,8 @@ pub(crate) fn changes(rig: &mut Rig, times: usize) -> Result<Changes> {
 pub(crate) struct Memory {
     /// Of one service: its slot table and its share of the map of service keys.
     pub(crate) service: f64,
-    /// Of one pin; `None` where there are none.
-    pub(crate) pin: Option<f64>,
+    /// Of one pin.
+    pub(crate) pin: f64,
 }
 
 /// What the kernel says its maps weigh.
@@ -95,14 +96,9 @@ pub(crate) fn memory(paths: &Paths) -> Result<Memory> {
     let services = |name: &str| pinned(&paths::pins(name).join("SERVICES"));
     let (few, many) = (services("few")?, services("many")?);
     let keys = (many - few).max(0.0) / paths.services as f64;
-    let pins = paths::pins("few").join("PINS");
-    let pin = if pins.exists() {
-        let map = MapData::from_pin(&pins)?;
-        Some(weight(map.fd())? / f64::from(map.info()?.max_entries()))
-    } else {
-        None
-    };
-    Ok(Memory { service: table + keys, pin })
+    let buckets = MapData::from_pin(paths::pins("few").join("PINS"))?.info()?.max_entries();
+    let pins = pinned(&paths::pins("few").join("PINS"))? + pinned(&paths::pins("few").join("PIN_FLOWS"))?;
+    Ok(Memory { service: table + keys, pin: pins / f64::from(connections_in(buckets)) })
 }
 
 fn pinned(path: &FilePath) -> Result<f64> {

@@ -70,10 +70,7 @@ impl Report<'_> {
             "| one weight of 1,000 real servers | {sum:.1} ms ({deal:.1} dealing, {apply:.1} applying) |"
         )?;
         writeln!(text, "| kernel memory of a service | {:.0} bytes |", self.memory.service)?;
-        match self.memory.pin {
-            Some(pin) => writeln!(text, "| kernel memory of a pin | {pin:.0} bytes |")?,
-            None => writeln!(text, "| kernel memory of a pin | this data plane has none |")?,
-        }
+        writeln!(text, "| kernel memory of a pin | {:.0} bytes |", self.memory.pin)?;
         writeln!(text)?;
         match &self.ipvs {
             Outcome::Skipped(why) => writeln!(text, "Beside kernel IPVS: not measured: {why}")?,

@@ -133,8 +133,10 @@ fn follow(
         cell.touch(old, now);
         return;
     }
-    let replaced = tables.exchange(cell, &next);
-    recount(tables, flow, replaced.state(), state, forward.real);
+    if tables.exchange(cell, old, &next) {
+        cell.touch(old, now);
+        recount(tables, flow, old.state(), state, forward.real);
+    }
 }
 
 /// A connection of real server number `index` was in one state and is in another.

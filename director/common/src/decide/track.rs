@@ -37,7 +37,7 @@ pub(super) fn pick<'a>(
         let ended = opens && old.state().is_closing();
         if !ended && let Some(real) = find_server(tables, service, old.server(), forward) {
             if forward.related == 0 {
-                cell.note(&old, forward.signals, now);
+                cell.note(&old, forward.signals, now, tables);
             }
             forward.pin = Forward::PIN_FOLLOWED;
             return Ok(real);
@@ -55,7 +55,7 @@ pub(super) fn pick<'a>(
     }
     let pin = Pin::new(ServerId::new(position, real.generation), PinState::first(forward.signals), now);
     if let Some(cell) = cell {
-        cell.replace(&old, &pin);
+        cell.replace(&old, &pin, tables);
         forward.pin = Forward::PIN_FOLLOWED;
         return Ok(real);
     }

@@ -49,10 +49,11 @@ pub(crate) const fn tcp_header_len(offset: u8) -> usize {
     ((offset >> 4) as usize).wrapping_mul(4)
 }
 
-/// Whether a segment with these flags begins a connection.
+/// Whether a segment with these flags begins a connection. One that ends it as well does not: no such is ever sent in
+/// good faith, nor answered.
 #[inline(always)]
 pub(crate) const fn tcp_opens(flags: u8) -> bool {
-    flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
 }
 
 /// What a segment with these flags, with or without data, says about its connection: [`signal`]s.

@@ -45,12 +45,6 @@ pub struct Scan {
 pub const SCAN_WORDS: usize = 10;
 const _: () = assert!(size_of::<Scan>() == 8 * SCAN_WORDS);
 
-/// Makes a word this.
-#[inline(always)]
-fn set(word: &Cell<u64>, value: u64) {
-    write(word, !value, value);
-}
-
 impl Scan {
     /// Nobody is found yet.
     const NOBODY: u64 = u32::MAX as u64;
@@ -70,17 +64,17 @@ impl Scan {
             | Method::WeightedRoundRobin
             | Method::TwoChoices => (256, 1, 0, 1, ANY, 1),
         };
-        set(&self.active, active);
-        set(&self.inactive, inactive);
-        set(&self.base, base);
-        set(&self.weighted, weighted);
-        set(&self.plain, 1_u64.wrapping_sub(weighted));
-        set(&self.most, most);
-        set(&self.idle, idle);
-        set(&self.best, Self::NOBODY);
+        write(&self.active, active);
+        write(&self.inactive, inactive);
+        write(&self.base, base);
+        write(&self.weighted, weighted);
+        write(&self.plain, 1_u64.wrapping_sub(weighted));
+        write(&self.most, most);
+        write(&self.idle, idle);
+        write(&self.best, Self::NOBODY);
         // Above every cost: the first server is cheaper.
-        set(&self.overhead, 1);
-        set(&self.share, 0);
+        write(&self.overhead, 1);
+        write(&self.share, 0);
     }
 
     #[inline(always)]
@@ -96,9 +90,9 @@ impl Scan {
             .wrapping_mul(counts);
         let share = weight.wrapping_mul(read(&self.weighted)).wrapping_add(read(&self.plain));
         if read(&self.overhead).wrapping_mul(share) > overhead.wrapping_mul(read(&self.share)) {
-            set(&self.best, u64::from(position));
-            set(&self.overhead, overhead);
-            set(&self.share, share);
+            write(&self.best, u64::from(position));
+            write(&self.overhead, overhead);
+            write(&self.share, share);
         }
     }
 }

@@ -1,0 +1,179 @@
+//! The tables of pins and of half-open connections.
+//!
+//! A look-up is a function of the program's own, which the verifier goes through once by itself: what it would find in
+//! each of sixteen places it would follow on from each otherwise.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::btf_map;
+use director_common::Tables as _;
+use director_common::pin::table::{self, Buckets, FlowBucket, NOWHERE, PinBucket, Trace};
+use director_common::pin::{Pin, PinCell};
+use director_common::tables::{Config, FlowKey};
+
+use crate::maps::KernelTables;
+
+/// The words of a bucket: of cells there is no BTF.
+type Words = [u64; size_of::<PinBucket>() / 8];
+type Entries = Array<Words, 1, { BPF_F_MMAPABLE as usize }>;
+type Flows = Array<FlowBucket, 1, { BPF_F_MMAPABLE as usize }>;
+
+/// User space sets the real sizes of these when it creates them, and removes what has had its time.
+#[btf_map]
+static PINS: Entries = Array::new();
+#[btf_map]
+static PIN_FLOWS: Flows = Array::new();
+/// Tracked connections that have begun and not gone on yet.
+#[btf_map]
+static HALF_OPEN: Entries = Array::new();
+#[btf_map]
+static HALF_OPEN_FLOWS: Flows = Array::new();
+
+/// One of both.
+#[derive(Clone, Copy)]
+pub struct PinTable {
+    entries: &'static Entries,
+    flows: &'static Flows,
+    buckets: fn(&Config) -> u32,
+    find: extern "C" fn(u64, u64) -> u32,
+    claim: extern "C" fn(u64, u64) -> u32,
+}
+
+/// Connections that are known.
+pub const KNOWN: PinTable = PinTable {
+    entries: &PINS,
+    flows: &PIN_FLOWS,
+    buckets: |config| config.pin_buckets,
+    find: find_pin,
+    claim: claim_pin,
+};
+
+/// Connections that have begun.
+pub const BEGUN: PinTable = PinTable {
+    entries: &HALF_OPEN,
+    flows: &HALF_OPEN_FLOWS,
+    buckets: |config| config.half_open_buckets,
+    find: find_half_open,
+    claim: claim_half_open,
+};
+
+/// Where the pin of a connection with this trace is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_pin(first: u64, second: u64) -> u32 {
+    KNOWN.look(first, second)
+}
+
+/// The same of a half-open connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_half_open(first: u64, second: u64) -> u32 {
+    BEGUN.look(first, second)
+}
+
+/// Claims an entry for the pin of a connection with this trace.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim_pin(first: u64, second: u64) -> u32 {
+    KNOWN.take(first, second)
+}
+
+/// The same for a half-open connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim_half_open(first: u64, second: u64) -> u32 {
+    BEGUN.take(first, second)
+}
+
+impl Buckets for PinTable {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&PinBucket> {
+        // SAFETY: as many words, aligned to pages, of cells that are plain words; arrays stay mapped.
+        self.entries.get(number).map(|words| unsafe { &*(&raw const *words).cast::<PinBucket>() })
+    }
+
+    #[inline(always)]
+    fn exchange(&self, cell: &PinCell, old: u64, new: u64) -> bool {
+        exchange(cell, old, new)
+    }
+}
+
+/// Makes a cell's word another if it is still what it was.
+#[inline(always)]
+pub fn exchange(cell: &PinCell, old: u64, new: u64) -> bool {
+    let mut found = old;
+    // SAFETY: an aligned word of a map's element, which stays mapped.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({0} + 0, r0, {1})",
+            in(reg) cell.word_ptr(),
+            in(reg) new,
+            inout("r0") found,
+        );
+    }
+    found == old
+}
+
+impl PinTable {
+    #[inline(always)]
+    fn look(&self, first: u64, second: u64) -> u32 {
+        let Some(config) = KernelTables.config() else { return NOWHERE };
+        table::find(self, (self.buckets)(config), &Trace { first, second })
+    }
+
+    #[inline(always)]
+    fn take(&self, first: u64, second: u64) -> u32 {
+        let Some(config) = KernelTables.config() else { return NOWHERE };
+        table::claim(self, (self.buckets)(config), &Trace { first, second })
+    }
+
+    /// A connection's entry.
+    ///
+    /// Should user space remove it meanwhile, it had not been used for its whole time. If another connection has it by
+    /// the next moment, that one is kept a little longer, or this packet goes where that one's do: its server is not
+    /// asked for twice.
+    #[inline(always)]
+    pub fn get(&self, flow: &FlowKey) -> Option<&'static PinCell> {
+        let trace = KernelTables.config()?.pins.of(flow);
+        let number = (self.find)(trace.first, trace.second);
+        self.cell(number)
+    }
+
+    #[inline(always)]
+    fn cell(&self, number: u32) -> Option<&'static PinCell> {
+        if number == NOWHERE {
+            return None;
+        }
+        let (bucket, way) = table::place_of(number);
+        // SAFETY: as in `bucket`; there are as many ways.
+        self.entries.get(bucket).map(|words| unsafe { &*(&raw const *words).cast::<PinCell>().add(way) })
+    }
+
+    /// Adds an entry for a connection that has none; false if it has one, or there is no room.
+    #[inline(always)]
+    pub fn add(&self, flow: &FlowKey, pin: &Pin) -> bool {
+        let Some(config) = KernelTables.config() else { return false };
+        let trace = config.pins.of(flow);
+        let number = (self.claim)(trace.first, trace.second);
+        let Some(cell) = self.cell(number) else { return false };
+        let (bucket, way) = table::place_of(number);
+        if let Some(flows) = self.flows.get_ptr_mut(bucket) {
+            // SAFETY: an element of an array, at a place that is this connection's alone while it is claimed.
+            unsafe { (&raw mut (*flows).flows).cast::<FlowKey>().add(way).write(*flow) };
+        }
+        cell.fill(trace.tag(), pin.seen as u32);
+        // In order, on every processor.
+        exchange(cell, table::CLAIMED, trace.word(pin))
+    }
+
+    /// Removes a connection's entry; false if it has none.
+    #[inline(always)]
+    pub fn remove(&self, flow: &FlowKey) -> bool {
+        let Some(config) = KernelTables.config() else { return false };
+        let trace = config.pins.of(flow);
+        let number = (self.find)(trace.first, trace.second);
+        self.cell(number).is_some_and(|cell| table::release(self, cell, &trace, &cell.load()))
+    }
+}

@@ -1,0 +1,142 @@
+//! The tables of connections ([`director_common::pin::table`]), in memory that the kernel's program shares with us: no
+//! system call for a look-up, an addition or a walk.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::maps::MapError;
+use director_common::pin::table::{
+    self, Buckets, FlowBucket, NOWHERE, PinBucket, PinHash, Trace, WAYS, cell, names_somebody, place_of,
+};
+use director_common::pin::{Pin, PinCell};
+use director_common::tables::FlowKey;
+
+use super::shared::Mapping;
+
+/// Buckets that a walk goes through at a time.
+pub(super) const STEP: u32 = 512;
+
+/// One of the tables.
+pub(super) struct Connections {
+    entries: Mapping<PinBucket>,
+    flows: Mapping<FlowBucket>,
+    hash: PinHash,
+}
+
+/// Where a walk through a table goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Cursor {
+    #[default]
+    Start,
+    /// At this bucket.
+    At(u32),
+    End,
+}
+
+impl Buckets for Connections {
+    fn bucket(&self, number: u32) -> Option<&PinBucket> {
+        // SAFETY: every bit pattern is a bucket, whose cells are read and written as whole words. What the program
+        // writes meanwhile it writes in the same way.
+        self.entries.at(number).map(|bucket| unsafe { bucket.as_ref() })
+    }
+
+    fn exchange(&self, cell: &PinCell, old: u64, new: u64) -> bool {
+        // SAFETY: an aligned word of the mapping, which lives as long as `cell`; it is written at once by everybody.
+        let word = unsafe { AtomicU64::from_ptr(cell.word_ptr()) };
+        word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+impl Connections {
+    /// The table in these arrays, of which the second says whose the entries of the first are. Nothing is found before
+    /// [`Self::set_hash`].
+    ///
+    /// # Errors
+    /// If they have not as many buckets.
+    pub(super) fn new(entries: Mapping<PinBucket>, flows: Mapping<FlowBucket>) -> Result<Self, MapError> {
+        if entries.len() != flows.len() {
+            return Err(MapError::IoError(io::Error::other("the arrays of connections differ in length")));
+        }
+        Ok(Self { entries, flows, hash: PinHash::default() })
+    }
+
+    /// Buckets.
+    pub(super) fn buckets(&self) -> u32 {
+        self.entries.len()
+    }
+
+    /// Finds connections by these secrets, with which they were or will be added.
+    pub(super) fn set_hash(&mut self, hash: PinHash) {
+        self.hash = hash;
+    }
+
+    fn find(&self, flow: &FlowKey) -> (Trace, Option<&PinCell>) {
+        let trace = self.hash.of(flow);
+        (trace, cell(self, table::find(self, self.buckets(), &trace)))
+    }
+
+    /// Appends the next connections to `found`, those of so many buckets.
+    pub(super) fn read(&self, cursor: Cursor, found: &mut Vec<(FlowKey, Pin)>) -> Cursor {
+        let first = match cursor {
+            Cursor::Start => 0,
+            Cursor::At(bucket) => bucket,
+            Cursor::End => return Cursor::End,
+        };
+        let end = first.saturating_add(STEP).min(self.buckets());
+        for number in first * WAYS as u32..end * WAYS as u32 {
+            let Some(cell) = cell(self, number) else { break };
+            let word = cell.word();
+            if !names_somebody(word) {
+                continue;
+            }
+            let (pin, flow) = (cell.load(), self.flow(number));
+            // Unless it has become another's meanwhile.
+            if self.hash.of(&flow).is_of(cell.word(), cell.tag()) {
+                found.push((flow, pin));
+            }
+        }
+        if end == self.buckets() { Cursor::End } else { Cursor::At(end) }
+    }
+
+    /// Whose the entry with this number is.
+    fn flow(&self, number: u32) -> FlowKey {
+        let (bucket, way) = place_of(number);
+        let Some(flows) = self.flows.at(bucket) else { return FlowKey::default() };
+        // SAFETY: within the mapping: there are as many ways; every bit pattern is a flow, and whether it was written
+        // while it was read the caller finds out.
+        unsafe { (&raw const (*flows.as_ptr()).flows).cast::<FlowKey>().add(way).read_volatile() }
+    }
+
+    /// The pin of a connection.
+    pub(super) fn get(&self, flow: &FlowKey) -> Option<Pin> {
+        self.find(flow).1.map(PinCell::load)
+    }
+
+    /// Removes the pin of a connection and returns what it was, if it had one.
+    pub(super) fn take(&self, flow: &FlowKey) -> Option<Pin> {
+        // The program may change the state meanwhile, but not for ever.
+        loop {
+            let (trace, found) = self.find(flow);
+            let cell = found?;
+            let pin = cell.load();
+            if table::release(self, cell, &trace, &pin) {
+                return Some(pin);
+            }
+        }
+    }
+
+    /// Adds a pin for a connection that has none: false if it has one, or there is no room.
+    pub(super) fn add(&self, flow: &FlowKey, pin: &Pin) -> bool {
+        let trace = self.hash.of(flow);
+        let number = table::claim(self, self.buckets(), &trace);
+        if number == NOWHERE {
+            return false;
+        }
+        let (bucket, way) = place_of(number);
+        let (Some(cell), Some(flows)) = (cell(self, number), self.flows.at(bucket)) else { return false };
+        // SAFETY: within the mapping, at a place that is nobody else's while it is claimed.
+        unsafe { (&raw mut (*flows.as_ptr()).flows).cast::<FlowKey>().add(way).write_volatile(*flow) };
+        cell.fill(trace.tag(), u32::try_from(pin.seen).unwrap_or(u32::MAX));
+        self.exchange(cell, table::CLAIMED, trace.word(pin))
+    }
+}
