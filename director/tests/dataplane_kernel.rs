@@ -116,7 +116,8 @@ fn kernel_agrees_on_damaged_packets() {
     isolated(|| {
         let mut dataplane = open(&options());
         fill(&mut dataplane);
-        let (memory, cases) = (memory(), cases());
+        let (mut memory, cases) = (memory(), cases());
+        memory.follow(&options().pin_dir);
         let input = (
             any::<prop::sample::Index>(),
             prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),

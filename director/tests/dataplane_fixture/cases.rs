@@ -241,7 +241,6 @@ pub fn memory() -> Memory {
         let entry = memory.services[&ServiceKey::service(vip(address), protocol, port)];
         memory.slots[entry.table as usize].fill(slot);
     }
-    memory.pin_capacity = super::PINS;
     memory
         .interfaces
         .insert(routes::UPLINK.0, Interface { mac: routes::UPLINK.1, flags: Interface::FLAG_NATIVE });

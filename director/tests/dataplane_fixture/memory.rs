@@ -20,6 +20,7 @@ use director_common::tables::{
 use director_common::{Decision, SMALL_SLOTS, Slot, decide};
 
 use super::matching::Matching;
+use super::shadow::{self, Shadow};
 
 /// A frame that can grow in front, as one in the kernel.
 pub struct Growing<'a>(pub &'a mut Vec<u8>);
@@ -68,6 +69,8 @@ pub struct Memory {
     pub rosters: RefCell<HashMap<u32, (Roster, Cell<u64>)>>,
     /// Most pins at one time.
     pub pin_capacity: usize,
+    /// Where the kernel's pins and half-open connections are, if it is to be said who finds room there.
+    pub shadows: Option<[Shadow; 2]>,
     pub quic: HashMap<QuicKey, QuicEntry>,
     pub replies: HashMap<ReplyKey, ReplyEntry>,
     /// Each leaked, as a pin.
@@ -112,6 +115,7 @@ impl Memory {
             loads: RefCell::default(),
             rosters: RefCell::default(),
             pin_capacity: usize::MAX,
+            shadows: None,
             quic: HashMap::new(),
             replies: HashMap::new(),
             routes: super::routes::answer,
@@ -214,6 +218,23 @@ impl Memory {
         }
     }
 
+    /// Has room for connections where the data plane that is pinned in `folder` has, which has none yet.
+    pub fn follow(&mut self, folder: &std::path::Path) {
+        let config = shadow::config(folder);
+        let shadow = |buckets| Shadow::new(buckets, config.pins);
+        self.shadows = Some([shadow(config.pin_buckets), shadow(config.half_open_buckets)]);
+    }
+
+    fn has_room(&self, table: usize, key: &FlowKey, pin: &Pin) -> bool {
+        self.shadows.as_ref().is_none_or(|shadows| shadows[table].add(key, pin))
+    }
+
+    fn gives_back(&self, table: usize, key: &FlowKey) {
+        if let Some(shadows) = &self.shadows {
+            shadows[table].remove(key);
+        }
+    }
+
     /// Forwards what takes the shortcut, as the program does first.
     pub fn hasten(&self, ifindex: u32, frame: &mut Vec<u8>) -> Option<Forwarded> {
         shortcut::forward(&mut Growing(frame), ifindex, self)
@@ -275,13 +296,14 @@ impl Tables for Memory {
     }
     fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool {
         let mut pins = self.pins.borrow_mut();
-        if pins.len() >= self.pin_capacity || pins.contains_key(key) {
+        if pins.len() >= self.pin_capacity || pins.contains_key(key) || !self.has_room(0, key, pin) {
             return false;
         }
         pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
         true
     }
     fn remove_pin(&self, key: &FlowKey) -> bool {
+        self.gives_back(0, key);
         self.pins.borrow_mut().remove(key).is_some()
     }
     fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
@@ -289,13 +311,14 @@ impl Tables for Memory {
     }
     fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
         let mut pins = self.half_open.borrow_mut();
-        if pins.len() >= self.half_open_capacity || pins.contains_key(key) {
+        if pins.len() >= self.half_open_capacity || pins.contains_key(key) || !self.has_room(1, key, pin) {
             return false;
         }
         pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
         true
     }
     fn remove_half_open(&self, key: &FlowKey) -> bool {
+        self.gives_back(1, key);
         self.half_open.borrow_mut().remove(key).is_some()
     }
     fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {

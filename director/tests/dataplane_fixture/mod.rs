@@ -7,6 +7,7 @@ pub mod matching;
 pub mod memory;
 pub mod packets;
 pub mod routes;
+pub mod shadow;
 
 use std::path::PathBuf;
 use std::process::Command;
