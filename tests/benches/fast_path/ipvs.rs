@@ -31,6 +31,8 @@ pub(crate) enum Outcome {
         ipvs: f64,
         /// A program that only sends back.
         floor: f64,
+        /// The least that a balancer does.
+        reference: f64,
     },
     /// Not measured, and why.
     Skipped(String),
@@ -62,6 +64,7 @@ pub(crate) fn compare_in_guest(object: &Path, quick: bool) -> Result<Outcome> {
         ours: number("ours")?,
         ipvs: number("ipvs")?,
         floor: number("floor")?,
+        reference: number("reference")?,
     })
 }
 
@@ -69,16 +72,19 @@ pub(crate) fn compare_in_guest(object: &Path, quick: bool) -> Result<Outcome> {
 pub(crate) fn compare_here(object: &Path, processor: usize) -> Result<()> {
     let rounds: usize = std::env::var(ROUNDS).ok().and_then(|text| text.parse().ok()).unwrap_or(9);
     let mut rig = Rig::new(object, processor)?;
+    paths::fill_references(&mut rig)?;
     let floor = rig.link()?;
     rig.attach("floor", &floor)?;
+    let reference = rig.link()?;
+    rig.attach("reference", &reference)?;
     let ours = paths::alone(&mut rig)?;
     let kernels = rig.link()?;
     let flows = Flows { family: Family::V4, bits: 14, vip: paths::VIP.to_bits(), vips: 1 };
     set_up(&kernels)?;
-    let mut rates = [const { Vec::new() }; 3];
+    let mut rates = [const { Vec::new() }; 4];
     // One round more: in the first, caches and connection tables are filled.
     for round in 0..=rounds {
-        for (link, rates) in [&floor, &ours, &kernels].into_iter().zip(&mut rates) {
+        for (link, rates) in [&floor, &reference, &ours, &kernels].into_iter().zip(&mut rates) {
             let count = 1 << flows.bits;
             let (before, begin) = (rig.arrived_in_all()?, std::time::Instant::now());
             rig.send(link, &flows, 0, count)?;
@@ -95,9 +101,11 @@ pub(crate) fn compare_here(object: &Path, processor: usize) -> Result<()> {
             }
         }
     }
-    let [floor, ours, ipvs] = rates.map(middle);
+    let [floor, reference, ours, ipvs] = rates.map(middle);
     let kernel = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
-    println!("{}", json!({ "kernel": kernel, "floor": floor, "ours": ours, "ipvs": ipvs }));
+    let rates =
+        json!({ "kernel": kernel, "floor": floor, "reference": reference, "ours": ours, "ipvs": ipvs });
+    println!("{rates}");
     Ok(())
 }
 

@@ -144,7 +144,7 @@ pub(crate) const fn real_mac(group: u8, number: u8) -> [u8; 6] {
 }
 
 /// The references' VIP, slots and real servers.
-fn fill_references(rig: &mut Rig) -> Result<()> {
+pub(crate) fn fill_references(rig: &mut Rig) -> Result<()> {
     ensure!(usize::from(REAL_SERVERS) <= REALS, "more real servers than the references have room for");
     let mut take = |name| rig.programs.take_map(name).with_context(|| format!("no map {name}"));
     let mut vips: HashMap<_, Plain<VipKey>, Plain<Vip>> = HashMap::try_from(take("VIPS")?)?;

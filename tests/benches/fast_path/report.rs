@@ -74,7 +74,7 @@ impl Report<'_> {
         writeln!(text)?;
         match &self.ipvs {
             Outcome::Skipped(why) => writeln!(text, "Beside kernel IPVS: not measured: {why}")?,
-            Outcome::Measured { kernel, ours, ipvs, floor } => {
+            Outcome::Measured { kernel, ours, ipvs, floor, reference } => {
                 let ratio = ours / ipvs;
                 let met = if ratio >= TIMES_IPVS { "met" } else { "**not met**" };
                 // The floor is most of a packet's time there, and bounds the ratio: what each adds to it says more.
@@ -84,7 +84,7 @@ impl Report<'_> {
                     text,
                     "Beside kernel IPVS (DR, mh; Linux {kernel} in an emulated machine): {ours:.0} packets per second \
                      against {ipvs:.0}, {ratio:.1} x (target: at least {TIMES_IPVS:.0} x, {met}). The floor does \
-                     {floor:.0}; above it, a packet costs IPVS {net_ratio:.1} x what it costs us."
+                     {floor:.0} and the reference {reference:.0}; above the floor, a packet costs IPVS {net_ratio:.1} x what it costs us."
                 )?;
             }
         }
@@ -128,8 +128,9 @@ impl Report<'_> {
             .collect();
         let ipvs = match &self.ipvs {
             Outcome::Skipped(why) => json!({ "skipped": why }),
-            Outcome::Measured { kernel, ours, ipvs, floor } => json!({
-                "kernel": kernel, "ours_pps": ours, "ipvs_pps": ipvs, "floor_pps": floor,
+            Outcome::Measured { kernel, ours, ipvs, floor, reference } => json!({
+                "kernel": kernel, "ours_pps": ours, "ipvs_pps": ipvs, "floor_pps": floor, "reference_pps": reference,
+                "reference_packets_per_second": reference,
             }),
         };
         let seconds = |duration: std::time::Duration| duration.as_secs_f64();
