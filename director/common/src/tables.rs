@@ -245,7 +245,7 @@ impl ServiceKey {
 /// What a packet of IPv4 is matched by first: a [`ServiceKey`] of the ordinary kind in 8 bytes, as it stands in the
 /// packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct ServiceKeyV4 {
     /// The VIP.
     pub address: [u8; 4],
@@ -423,7 +423,7 @@ unsafe impl Plain for RealEntry {}
 
 /// An interface that has the program on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct Interface {
     /// Its link address: frames to any other are not ours to forward.
     pub mac: [u8; 6],
