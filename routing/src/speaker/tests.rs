@@ -3,6 +3,7 @@
 mod areas;
 mod authentication;
 mod externals;
+mod fuzz;
 mod graceful;
 mod inspection;
 mod liveness;

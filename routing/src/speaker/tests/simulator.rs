@@ -15,6 +15,7 @@ use crate::{
     packet::{
         self, V2,
         v3::{self, V3},
+        wire::Version,
     },
     speaker::{
         Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
@@ -107,6 +108,9 @@ struct Delivery<V: Protocol> {
     payload: Vec<u8>,
 }
 
+/// Source, destination and payload of a packet.
+pub(super) type Heard<V> = (<V as Version>::Address, <V as Version>::Address, Vec<u8>);
+
 /// The network.
 pub(super) struct Network<V: Family> {
     nodes: Vec<Node<V>>,
@@ -117,6 +121,8 @@ pub(super) struct Network<V: Family> {
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// Deliveries to node 0, where somebody wants to see them: source, destination, payload.
+    pub(super) tap: Option<Vec<Heard<V>>>,
     /// What time of day nodes that start believe it was when the simulation began.
     pub(super) time_of_day: Duration,
     /// Bytes of the largest packet that was sent.
@@ -138,6 +144,7 @@ impl<V: Family> Network<V> {
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            tap: None,
             time_of_day: START,
             largest: 0,
             faults: Faults::default(),
@@ -337,6 +344,9 @@ impl<V: Family> Network<V> {
         if packet == Some(next) {
             let (_, delivery) = self.queue.pop_first().expect("not empty");
             let Delivery { node, interface, source, destination, payload } = delivery;
+            if let Some(tap) = self.tap.as_mut().filter(|_| node == 0) {
+                tap.push((source, destination, payload.clone()));
+            }
             self.input(node, Input::Packet { interface, source, destination, payload });
         } else if let Some((_, node)) = timer {
             self.input(node, Input::Timer);
