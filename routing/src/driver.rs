@@ -13,6 +13,7 @@ mod transport;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -29,7 +30,7 @@ use crate::{
     bfd,
     config::{ChangeError, Config, ConfigError, Metric},
     packet::{V2, v3::V3},
-    speaker::{Event, LsaDetail, MAX_ANNOUNCED, RouteStatus, Status, Stop},
+    speaker::{Event, Grace, LsaDetail, MAX_ANNOUNCED, RestartRefused, RouteStatus, Status, Stop},
 };
 
 /// Inputs that may wait; readers of sockets pause when it is full.
@@ -124,6 +125,39 @@ pub enum ReconfigureError {
     Stopped,
 }
 
+/// Why the speaker does not restart gracefully. It goes on as if nobody had asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestartError {
+    /// A grace period that cannot be.
+    #[error("a grace period of {seconds} s: it must be {MIN_GRACE} to {MAX_GRACE} s")]
+    Period {
+        /// What was asked for, in seconds.
+        seconds: u32,
+    },
+    /// A neighbour watches us by BFD, which would see the process end.
+    #[error(
+        "{router} on {interface} watches us by BFD, which ends with this process, and with it the adjacency; restart \
+         without grace, or take BFD off at the switch first"
+    )]
+    Bfd {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+    },
+    /// A neighbour does not help.
+    #[error(transparent)]
+    Refused(#[from] RestartRefused),
+    /// The speaker has stopped.
+    #[error("the OSPF speaker has stopped")]
+    Stopped,
+}
+
+/// The shortest grace period, in seconds: a process needs some to come back.
+const MIN_GRACE: u32 = 10;
+/// The longest (RFC 3623 section 2.1: not above LSRefreshTime).
+const MAX_GRACE: u32 = 1800;
+
 enum Command {
     Enable,
     Announce(BTreeMap<IpNet, Announcement>),
@@ -136,6 +170,9 @@ enum Command {
     Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
     Routes(oneshot::Sender<Vec<RouteStatus>>),
     Settled(oneshot::Sender<bool>),
+    PrepareRestart(u32, oneshot::Sender<Result<Grace, RestartRefused>>),
+    CancelRestart,
+    Resume(Grace),
     Shutdown(Stop, oneshot::Sender<()>),
 }
 
@@ -322,6 +359,64 @@ impl Handle {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    /// Tells the neighbours that this process restarts and is back within `seconds` (RFC 3623, RFC 5187), and waits
+    /// until all have acknowledged it, 3 s at most. What comes back is for [`Handle::resume`] in the next process, to be
+    /// kept where it outlives this one; the way to go is then [`Handle::shutdown`] with [`Stop::Keep`]. The caller
+    /// answers for the data plane, which must go on without the process.
+    ///
+    /// That a neighbour acknowledges does not say that it is configured to help; one that is not ends the adjacency
+    /// after its dead interval, as after a crash.
+    ///
+    /// # Errors
+    /// See [`RestartError`]; the neighbours are told that nothing comes of it.
+    pub async fn prepare_restart(&self, seconds: u32) -> Result<Vec<Grace>, RestartError> {
+        if !(MIN_GRACE..=MAX_GRACE).contains(&seconds) {
+            return Err(RestartError::Period { seconds });
+        }
+        let status = self.status().await.ok_or(RestartError::Stopped)?;
+        let is_up = |neighbor: &crate::speaker::NeighborStatus| {
+            neighbor.bfd.as_ref().is_some_and(|bfd| bfd.state == bfd::State::Up)
+        };
+        if let Some(watching) = status.neighbors.into_iter().find(is_up) {
+            return Err(RestartError::Bfd { interface: watching.interface, router: watching.router_id });
+        }
+        let ask = |commands| {
+            let (answer, outcome) = oneshot::channel();
+            Self::send(commands, Command::PrepareRestart(seconds, answer));
+            outcome
+        };
+        let asked: Vec<_> = self.versions().map(ask).collect(); // both at once
+        let mut graces = Vec::new();
+        for outcome in asked {
+            match outcome.await.map_err(|_| RestartError::Stopped).and_then(|outcome| Ok(outcome?)) {
+                Ok(grace) => graces.push(grace),
+                Err(error) => {
+                    self.cancel_restart();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(graces)
+    }
+
+    /// Goes on as if no restart had been prepared.
+    pub fn cancel_restart(&self) {
+        for commands in self.versions() {
+            Self::send(commands, Command::CancelRestart);
+        }
+    }
+
+    /// Says that this process is the successor of the one that [`Handle::prepare_restart`] left these from. Before
+    /// [`Handle::enable`]; what is out of date is of no effect.
+    pub fn resume(&self, graces: &[Grace]) {
+        for (version, commands) in [(2, &self.v2), (3, &self.v3)] {
+            let grace = graces.iter().find(|grace| grace.version == version);
+            if let Some((commands, grace)) = commands.as_ref().zip(grace) {
+                Self::send(commands, Command::Resume(grace.clone()));
+            }
+        }
     }
 
     /// Stops, then takes leave of the BFD peers; returns when it is done, after two and a half seconds at most.

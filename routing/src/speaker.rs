@@ -6,7 +6,7 @@
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4), `reconfiguration`,
-//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405), `graceful` (RFC 3623); `liveness` joins BFD to the neighbours
+//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405), `graceful` and `restart` (RFC 3623); `liveness` joins BFD to the neighbours
 //! (RFC 5882), `history` is for whoever looks back, `inspection` and `status` for whoever looks. All of it is one machine for both versions; [`Protocol`] is
 //! the seam, `v2` and `v3` what is on either side of it.
 
@@ -28,6 +28,7 @@ mod neighbor;
 mod origination;
 mod reconfiguration;
 mod refusal;
+mod restart;
 mod route;
 mod spf;
 mod spf_delay;
@@ -57,6 +58,7 @@ use self::{
     neighbor::Neighbor,
     origination::Originator,
     refusal::Refusals,
+    restart::{Leaving, Resuming},
     spf_delay::SpfTimer,
     stop::Stopping,
 };
@@ -68,6 +70,7 @@ pub use self::{
     liveness::Watched,
     neighbor::{NeighborEvent, NeighborState},
     refusal::Refusal,
+    restart::{Grace, GraceLink, RestartEnd, RestartRefused},
     route::{NextHop, PathKind, Route},
     spf_delay::{SpfDelays, SpfState},
     status::{BfdStatus, InterfaceStatus, LsaStatus, NeighborStatus, Status},
@@ -191,6 +194,16 @@ pub enum Input<V: Protocol> {
     Announce(BTreeMap<IpNet, Announcement>),
     /// Never install routes to these prefixes, whoever announces them; replaces the previous list.
     Protect(BTreeSet<IpNet>),
+    /// Tell the neighbours that we restart within so many seconds (RFC 3623); what comes of it is
+    /// [`Output::RestartPrepared`], and then [`Stop::Keep`] is the way to go.
+    PrepareRestart {
+        /// The grace period, 1 to 1800 seconds.
+        period: u32,
+    },
+    /// Go on as if no restart had been prepared.
+    CancelRestart,
+    /// This speaker is the successor of one that restarts; before [`Input::Enable`].
+    Resume(Grace),
     /// Say farewell.
     Stop(Stop),
 }
@@ -220,6 +233,9 @@ pub enum Output<V: Protocol> {
     Watch(BTreeSet<Watched>),
     /// Something to tell the operator.
     Event(Event),
+    /// Every neighbour knows that we restart, or why it is better not to. Comes once for each
+    /// [`Input::PrepareRestart`].
+    RestartPrepared(Result<Grace, RestartRefused>),
     /// The stop is complete; nothing will be sent any more.
     Stopped,
 }
@@ -279,6 +295,16 @@ pub enum Event {
         router: Ipv4Addr,
         /// Why.
         reason: HelpEnd,
+    },
+    /// We have restarted, and the neighbours have not noticed: nothing is originated until that is over (RFC 3623).
+    Resuming {
+        /// At most for so long.
+        seconds: u64,
+    },
+    /// Our graceful restart is over.
+    Resumed {
+        /// Why.
+        reason: RestartEnd,
     },
     /// An interface sends with another key than before, or with one that has expired because there is no
     /// other (RFC 2328 section D.3).
@@ -343,6 +369,9 @@ pub struct Machine<V: Protocol> {
     watched: BTreeSet<Watched>,
     history: History<V>,
     stopping: Option<Stopping>,
+    /// Our own graceful restart, before and after.
+    leaving: Option<Leaving>,
+    resuming: Option<Resuming>,
     outputs: VecDeque<Output<V>>,
 }
 
@@ -377,6 +406,8 @@ impl<V: Protocol> Machine<V> {
             watched: BTreeSet::new(),
             history: History::default(),
             stopping: None,
+            leaving: None,
+            resuming: None,
             outputs: VecDeque::new(),
         })
     }
@@ -410,9 +441,14 @@ impl<V: Protocol> Machine<V> {
                 self.protected = prefixes.into_iter().map(|net| net.trunc()).collect();
                 self.request_spf(Extent::Selection, Trigger::Protection);
             }
+            Input::PrepareRestart { period } => self.prepare_restart(period),
+            Input::CancelRestart => self.cancel_restart(),
+            Input::Resume(grace) => self.resume(grace),
             Input::Stop(stop) => self.handle_stop(stop),
         }
-        self.settle();
+        if !self.has_stopped() {
+            self.settle(); // who stops to leave everything as it is has nothing to bring out
+        }
     }
 
     /// The next thing to do, if any.
@@ -428,7 +464,8 @@ impl<V: Protocol> Machine<V> {
         }
         let interfaces = self.interfaces.values().flat_map(Interface::deadlines);
         let databases = self.databases.values().filter_map(Lsdb::next_expiry);
-        let own = [self.originator.due(), self.spf.due(), self.stop_deadline()].into_iter().flatten();
+        let own = [self.originator.due(), self.spf.due(), self.stop_deadline(), self.restart_deadline()];
+        let own = own.into_iter().flatten();
         interfaces.chain(databases).chain(own).min()
     }
 
@@ -439,12 +476,14 @@ impl<V: Protocol> Machine<V> {
         self.run_neighbor_timers();
         self.tell_watched();
         self.expire_lsas();
+        self.advance_restart();
         self.originate();
         self.send_floods();
         self.send_requests();
         self.send_delayed_acks();
         self.run_spf();
         self.sweep_max_age();
+        self.advance_preparation();
         self.advance_stop();
     }
 

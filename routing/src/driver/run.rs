@@ -22,7 +22,9 @@ use super::{
 use crate::{
     Time,
     config::Config,
-    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, RouteStatus, Stop},
+    speaker::{
+        Event, Grace, Input, InterfaceId, Link, Machine, Output, RestartRefused, Route, RouteStatus, Stop,
+    },
 };
 
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
@@ -80,6 +82,7 @@ pub(super) fn start<V: Transport>(
         learned: Vec::new(),
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
+        preparing: None,
         stopped: false,
     };
     Ok((commands_in, tokio::spawn(driver.run(commands, paths, inputs, end_routes, routes))))
@@ -107,6 +110,8 @@ struct Driver<V: Transport> {
     purge_at: Option<Instant>,
     /// How long after [`Input::Enable`] that is, until then.
     adoption: Option<Duration>,
+    /// Who waits for the outcome of a restart that is being prepared.
+    preparing: Option<oneshot::Sender<Result<Grace, RestartRefused>>>,
     stopped: bool,
 }
 
@@ -144,6 +149,12 @@ impl<V: Transport> Driver<V> {
                     }
                     Some(Command::Routes(answer)) => drop(answer.send(self.routes())), // likewise
                     Some(Command::Settled(answer)) => drop(answer.send(self.speaker.is_settled())), // likewise
+                    Some(Command::PrepareRestart(period, answer)) => {
+                        self.preparing = Some(answer);
+                        self.handle(Input::PrepareRestart { period });
+                    }
+                    Some(Command::CancelRestart) => self.handle(Input::CancelRestart),
+                    Some(Command::Resume(grace)) => self.handle(Input::Resume(grace)),
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
                         waiting.push(answer);
@@ -185,6 +196,11 @@ impl<V: Transport> Driver<V> {
             Input::Enable => {
                 let at = self.adoption.take().and_then(|span| Instant::now().checked_add(span));
                 self.purge_at = self.purge_at.or(at);
+            }
+            // Routes of the earlier life stay at least as long as the grace period may last.
+            Input::Resume(Grace { period, .. }) => {
+                let period = Duration::from_secs((*period).into());
+                self.adoption = self.adoption.map(|span| span + period);
             }
             _ => {}
         }
@@ -255,6 +271,11 @@ impl<V: Transport> Driver<V> {
                 log(V::NUMBER, &event);
                 let _ = self.events.send(event); // nobody may listen
             }
+            Output::RestartPrepared(outcome) => {
+                if let Some(answer) = self.preparing.take() {
+                    let _ = answer.send(outcome); // nobody waits any more
+                }
+            }
             Output::Stopped => self.stopped = true,
         }
     }
@@ -322,6 +343,12 @@ fn log(version: u8, event: &Event) {
         }
         Event::HelpEnded { interface, router, reason } => {
             tracing::info!(version, interface, %router, %reason, "OSPF neighbour no longer helped");
+        }
+        Event::Resuming { seconds } => {
+            tracing::info!(version, seconds, "OSPF resumes after a graceful restart");
+        }
+        Event::Resumed { reason } => {
+            tracing::info!(version, %reason, "OSPF graceful restart is over");
         }
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");

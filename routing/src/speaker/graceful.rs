@@ -175,7 +175,7 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
-    fn interface_name(&self, id: InterfaceId) -> String {
+    pub(super) fn interface_name(&self, id: InterfaceId) -> String {
         self.interfaces.get(&id).map(|interface| interface.config.name.clone()).unwrap_or_default()
     }
 }

@@ -81,6 +81,7 @@ pub(super) enum Trigger {
     Announcements,
     Protection,
     Configuration,
+    Restart,
 }
 
 impl Trigger {
@@ -101,6 +102,7 @@ impl fmt::Display for Trigger {
             Self::Announcements => f.write_str("announcements"),
             Self::Protection => f.write_str("protected prefixes"),
             Self::Configuration => f.write_str("configuration"),
+            Self::Restart => f.write_str("end of the graceful restart"),
         }
     }
 }
@@ -242,6 +244,8 @@ impl<V: Protocol> Machine<V> {
                 | Event::Interface { .. }
                 | Event::Helping { .. }
                 | Event::HelpEnded { .. }
+                | Event::Resuming { .. }
+                | Event::Resumed { .. }
         );
         if is_one {
             push(&mut self.history.states, STATE_EVENTS, (self.now, event.clone()));

@@ -147,6 +147,7 @@ impl<V: Protocol> Machine<V> {
             interface.quick_hellos = QUICK_HELLOS;
         }
         self.set_interface_state(id, state);
+        self.recall_grace(id);
     }
 
     /// InterfaceDown (section 9.3): every neighbour goes, and so does what was known of the link.

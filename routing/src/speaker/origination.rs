@@ -71,6 +71,11 @@ impl<V: Version> Originator<V> {
         self.own.values().all(open)
     }
 
+    /// Takes an LSA of an earlier life for one of ours.
+    pub(super) fn adopt(&mut self, scope: Scope, key: LsaKey<V>) {
+        self.own.entry((scope, key)).or_default();
+    }
+
     pub(super) fn own_keys(&self) -> impl Iterator<Item = &(Scope, LsaKey<V>)> {
         self.own.keys()
     }
@@ -96,6 +101,9 @@ impl<V: Protocol> Machine<V> {
     /// The first Router-LSA waits for the first full adjacency, and a moment for others under way: after a
     /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one.
     fn may_originate(&mut self) -> bool {
+        if self.is_resuming() {
+            return false; // "Do not originate LSAs with LS types 1-5, 7" (RFC 3623 section 2)
+        }
         if self.originator.started {
             return true;
         }
@@ -241,7 +249,11 @@ impl<V: Protocol> Machine<V> {
         if matches!(phase, Some(Phase::Flush | Phase::Done)) {
             return Wanted::new();
         }
-        V::wanted(self, phase.is_none())
+        let mut wanted = V::wanted(self, phase.is_none());
+        if let Some(period) = self.told_grace() {
+            wanted.extend(V::grace_lsas(self, period));
+        }
+        wanted
     }
 
     /// Interfaces that are up, passive ones included.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, NeighborState, Output, Protocol, Time, earlier, origination::MIN_INTERVAL};
+use super::{Machine, NeighborState, Output, Protocol, RestartEnd, Time, earlier, origination::MIN_INTERVAL};
 use crate::packet::MAX_AGE;
 
 /// Longest duration of a stop.
@@ -61,6 +61,8 @@ impl<V: Protocol> Machine<V> {
         if self.stopping.is_some() {
             return;
         }
+        self.cancel_restart();
+        self.end_restart(RestartEnd::Stopped);
         let limit = now + LIMIT;
         let stopping = |phase| Some(Stopping { phase, flush_at: now + MIN_INTERVAL, limit });
         if stop == Stop::Keep {

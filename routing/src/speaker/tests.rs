@@ -9,6 +9,7 @@ mod inspection;
 mod liveness;
 mod protocol;
 mod reconfiguration;
+mod restart;
 mod scale;
 mod simulator;
 mod version_3;
@@ -158,6 +159,7 @@ fn suspended_speaker_falls_silent_and_leaves_everything() {
     let vip = net("203.0.113.10/32");
     sim.announce(2, &[(vip, 10)]);
     sim.until(seconds(10), |sim| sim.hops(0, vip) == 1);
+    sim.run(seconds(5)); // old enough to be flushed
     sim.stop(2, Stop::Keep);
     sim.run(seconds(2));
     assert!(sim.has_stopped(2));

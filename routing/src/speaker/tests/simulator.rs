@@ -18,8 +18,8 @@ use crate::{
         wire::Version,
     },
     speaker::{
-        Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
-        Status, Stop, Watched,
+        Attached6, Event, Grace, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol,
+        RestartRefused, Route, Scope, Status, Stop, Watched,
     },
 };
 
@@ -97,6 +97,7 @@ struct Node<V: Protocol> {
     watched: BTreeSet<Watched>,
     events: Vec<Event>,
     stopped: bool,
+    prepared: Option<Result<Grace, RestartRefused>>,
     runs: u32,
 }
 
@@ -116,6 +117,8 @@ pub(super) struct Network<V: Family> {
     nodes: Vec<Node<V>>,
     segments: Vec<Vec<(usize, InterfaceId)>>,
     down: BTreeSet<usize>,
+    /// Segments that lose every packet, which nobody is told.
+    cut: BTreeSet<usize>,
     queue: BTreeMap<(Duration, u64), Delivery<V>>,
     now: Duration,
     sent: u64,
@@ -139,6 +142,7 @@ impl<V: Family> Network<V> {
             nodes: Vec::new(),
             segments: Vec::new(),
             down: BTreeSet::new(),
+            cut: BTreeSet::new(),
             queue: BTreeMap::new(),
             now: Duration::ZERO,
             sent: 0,
@@ -176,6 +180,7 @@ impl<V: Family> Network<V> {
                     watched: BTreeSet::new(),
                     events: Vec::new(),
                     stopped: false,
+                    prepared: None,
                     runs: 0,
                 });
             }
@@ -202,6 +207,11 @@ impl<V: Family> Network<V> {
     }
 
     pub(super) fn restart(&mut self, at: usize) {
+        self.restart_with(at, None);
+    }
+
+    /// Restarts a node, gracefully if it has what its earlier life left it.
+    pub(super) fn restart_with(&mut self, at: usize, grace: Option<Grace>) {
         let now = self.now;
         let node = &mut self.nodes[at];
         let interfaces = node.interfaces.iter().map(|(config, _)| config.clone()).collect();
@@ -211,9 +221,13 @@ impl<V: Family> Network<V> {
         let config = Config { external, aggregates, ..Config::new(node.router, interfaces) };
         node.speaker = Some(Machine::new(config, seed).expect("valid"));
         node.born = now;
-        node.stopped = false;
+        (node.stopped, node.prepared) = (false, None);
+        node.routes.clear();
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
         self.input(at, Input::TimeOfDay(self.time_of_day + now));
+        if let Some(grace) = grace {
+            self.input(at, Input::Resume(grace));
+        }
         self.input(at, Input::Enable);
         for (interface, link) in links.into_iter().enumerate() {
             self.input(at, Input::Link { interface: InterfaceId(interface), link });
@@ -258,6 +272,20 @@ impl<V: Family> Network<V> {
         }
     }
 
+    /// Makes a segment lose every packet, or none again.
+    pub(super) fn cut(&mut self, segment: usize, cut: bool) {
+        if cut {
+            self.cut.insert(segment)
+        } else {
+            self.cut.remove(&segment)
+        };
+    }
+
+    /// What came of a restart that was prepared.
+    pub(super) fn prepared(&self, node: usize) -> Option<&Result<Grace, RestartRefused>> {
+        self.nodes[node].prepared.as_ref()
+    }
+
     pub(super) fn mtu(&mut self, node: usize, interface: usize, mtu: u16) {
         self.nodes[node].interfaces[interface].1.mtu = mtu;
         let link = self.nodes[node].interfaces[interface].1.clone();
@@ -293,6 +321,7 @@ impl<V: Family> Network<V> {
                 }
                 Output::Routes(routes) => self.nodes[at].routes = routes,
                 Output::Event(event) => self.nodes[at].events.push(event),
+                Output::RestartPrepared(outcome) => self.nodes[at].prepared = Some(outcome),
                 Output::Stopped => self.nodes[at].stopped = true,
                 Output::Watch(watched) => self.nodes[at].watched = watched,
                 Output::DesignatedGroup { .. } => {}
@@ -302,7 +331,9 @@ impl<V: Family> Network<V> {
 
     fn transmit(&mut self, from: usize, interface: InterfaceId, destination: V::Address, payload: &[u8]) {
         let on = |members: &Vec<(usize, InterfaceId)>| members.contains(&(from, interface));
-        let Some(segment) = self.segments.iter().position(on).filter(|at| !self.down.contains(at)) else {
+        let Some(segment) =
+            self.segments.iter().position(on).filter(|at| !self.down.contains(at) && !self.cut.contains(at))
+        else {
             return;
         };
         self.largest = self.largest.max(payload.len());
