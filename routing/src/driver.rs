@@ -15,6 +15,7 @@ use std::{
     io,
     net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -37,6 +38,8 @@ use crate::{
 const INPUT_QUEUE: usize = 1024;
 /// Events that a slow listener may be behind before it misses some.
 const EVENT_QUEUE: usize = 1024;
+/// Lines of a recording that a slow reader may be behind before it is broken off.
+const RECORDED_LINES: usize = 4096;
 
 /// Why the speaker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +176,11 @@ enum Command {
     PrepareRestart(u32, oneshot::Sender<Result<Grace, RestartRefused>>),
     CancelRestart,
     Resume(Grace),
+    Record {
+        span: Duration,
+        limit: usize,
+        lines: mpsc::Sender<String>,
+    },
     Shutdown(Stop, oneshot::Sender<()>),
 }
 
@@ -417,6 +425,19 @@ impl Handle {
                 Self::send(commands, Command::Resume(grace.clone()));
             }
         }
+    }
+
+    /// Records every input from now on, for so long and so many bytes at most (`limit`, of both versions together); the
+    /// lines come out of the returned end, see [`crate::speaker::recording`]. It ends early when that is dropped or not
+    /// read. A recording that is under way ends.
+    #[must_use]
+    pub fn record(&self, span: Duration, limit: usize) -> mpsc::Receiver<String> {
+        let (lines, recording) = mpsc::channel(RECORDED_LINES);
+        let limit = limit / self.versions().count().max(1);
+        for commands in self.versions() {
+            Self::send(commands, Command::Record { span, limit, lines: lines.clone() });
+        }
+        recording
     }
 
     /// Stops, then takes leave of the BFD peers; returns when it is done, after two and a half seconds at most.

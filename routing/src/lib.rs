@@ -15,6 +15,7 @@ pub mod bfd;
 pub mod config;
 pub mod driver;
 pub mod packet;
+mod serial;
 pub mod speaker;
 mod time;
 

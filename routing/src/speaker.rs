@@ -27,6 +27,7 @@ mod lsdb;
 mod neighbor;
 mod origination;
 mod reconfiguration;
+pub mod recording;
 mod refusal;
 mod restart;
 mod route;
@@ -166,6 +167,7 @@ pub enum Input<V: Protocol> {
         /// IP destination.
         destination: V::Address,
         /// OSPF packet.
+        #[serde(with = "crate::serial::hex")]
         payload: Vec<u8>,
     },
     /// BFD says that the path to a neighbour of [`Output::Watch`] was up and failed.
@@ -187,7 +189,7 @@ pub enum Input<V: Protocol> {
         detail: String,
     },
     /// Follow another configuration, as far as [`Config::changes_to`] says that it can be followed; otherwise nothing
-    /// changes. Secrets are not part of a recording.
+    /// changes. A recording has substitutes for the secrets.
     Reconfigure(Box<Config>),
     /// Announce exactly these prefixes from now on, or the aggregates that they lie in; those of the other family
     /// are none of ours.
@@ -340,7 +342,8 @@ pub type Speaker = Machine<V2>;
 pub type Speaker6 = Machine<V3>;
 
 /// One OSPF router of either version.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct Machine<V: Protocol> {
     config: Config,
     now: Time,
@@ -350,6 +353,7 @@ pub struct Machine<V: Protocol> {
     /// Seed of the next database exchange.
     seed: u32,
     interfaces: BTreeMap<InterfaceId, Interface<V>>,
+    #[serde(with = "crate::serial::pairs")]
     databases: BTreeMap<Scope, Lsdb<V>>,
     originator: Originator<V>,
     /// What is to be announced, as it was said.
@@ -363,6 +367,7 @@ pub struct Machine<V: Protocol> {
     protected: BTreeSet<IpNet>,
     refusals: Refusals,
     spf: SpfTimer,
+    #[serde(skip)]
     calculation: Calculation,
     routes: Vec<Route>,
     /// The last [`Output::Watch`].
@@ -372,6 +377,7 @@ pub struct Machine<V: Protocol> {
     /// Our own graceful restart, before and after.
     leaving: Option<Leaving>,
     resuming: Option<Resuming>,
+    #[serde(skip)]
     outputs: VecDeque<Output<V>>,
 }
 

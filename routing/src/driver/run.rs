@@ -22,6 +22,7 @@ use super::{
 use crate::{
     Time,
     config::Config,
+    speaker::recording::{Recorder, RecordingEnd},
     speaker::{
         Event, Grace, Input, InterfaceId, Link, Machine, Output, RestartRefused, Route, RouteStatus, Stop,
     },
@@ -84,6 +85,7 @@ pub(super) fn start<V: Transport>(
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
         preparing: None,
         stopped: false,
+        recording: None,
     };
     Ok((commands_in, tokio::spawn(driver.run(commands, paths, inputs, end_routes, routes))))
 }
@@ -113,6 +115,14 @@ struct Driver<V: Transport> {
     /// Who waits for the outcome of a restart that is being prepared.
     preparing: Option<oneshot::Sender<Result<Grace, RestartRefused>>>,
     stopped: bool,
+    recording: Option<Recording<V>>,
+}
+
+/// A recording under way.
+struct Recording<V: Transport> {
+    recorder: Recorder<V>,
+    lines: mpsc::Sender<String>,
+    until: Instant,
 }
 
 impl<V: Transport> Driver<V> {
@@ -155,6 +165,7 @@ impl<V: Transport> Driver<V> {
                     }
                     Some(Command::CancelRestart) => self.handle(Input::CancelRestart),
                     Some(Command::Resume(grace)) => self.handle(Input::Resume(grace)),
+                    Some(Command::Record { span, limit, lines }) => self.record(span, limit, lines),
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
                         waiting.push(answer);
@@ -171,9 +182,13 @@ impl<V: Transport> Driver<V> {
                 }
                 () = sleep_until(self.deadline()) => self.handle(Input::Timer),
                 () = sleep_until(self.purge_at) => self.purge(),
+                () = sleep_until(self.recording.as_ref().map(|recording| recording.until)) => {
+                    self.end_recording(RecordingEnd::Time);
+                }
                 Some(input) = inputs.recv() => self.handle(input),
             }
         }
+        self.end_recording(RecordingEnd::Stopped);
         self.ports.clear();
         let _ = end_routes.send(flush); // the task may have ended with the netlink socket
         if let Err(error) = routes.await {
@@ -205,9 +220,56 @@ impl<V: Transport> Driver<V> {
             _ => {}
         }
         self.tell_time_of_day();
-        self.speaker.handle(self.now(), input);
-        while let Some(output) = self.speaker.poll_output() {
+        self.feed(input);
+    }
+
+    /// Hands one input to the speaker and does what comes of it.
+    fn feed(&mut self, input: Input<V>) {
+        let now = self.now();
+        let pending = self.recording.as_ref().map(|at| at.recorder.note(&self.speaker, now, &input));
+        self.speaker.handle(now, input);
+        let outputs: Vec<_> = std::iter::from_fn(|| self.speaker.poll_output()).collect();
+        if let Some((recording, pending)) = self.recording.as_mut().zip(pending) {
+            let step = recording.recorder.step(&self.speaker, &pending, &outputs);
+            match step.map(|line| recording.lines.try_send(line)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    // Nobody reads any more, or not fast enough: packets do not wait for that.
+                    tracing::warn!(version = V::NUMBER, %error, "OSPF recording broken off");
+                    self.recording = None;
+                }
+                None => self.end_recording_at(now, RecordingEnd::Limit),
+            }
+        }
+        for output in outputs {
             self.perform(output);
+        }
+    }
+
+    /// Begins a recording, in place of one that is under way.
+    fn record(&mut self, span: Duration, limit: usize, lines: mpsc::Sender<String>) {
+        self.end_recording(RecordingEnd::Time);
+        let Some((recorder, head)) = Recorder::begin(&self.speaker, limit) else {
+            tracing::warn!(
+                version = V::NUMBER,
+                limit,
+                "OSPF recording: the limit has no room for the databases"
+            );
+            return;
+        };
+        if lines.try_send(head).is_ok() {
+            self.recording = Some(Recording { recorder, lines, until: Instant::now() + span });
+        }
+    }
+
+    fn end_recording(&mut self, end: RecordingEnd) {
+        self.end_recording_at(self.now(), end);
+    }
+
+    fn end_recording_at(&mut self, at: Time, end: RecordingEnd) {
+        if let Some(recording) = self.recording.take() {
+            // Without it the recording counts as cut off.
+            let _ = recording.lines.try_send(self.speaker.end_of_recording(at, end));
         }
     }
 
@@ -216,7 +278,7 @@ impl<V: Transport> Driver<V> {
         if self.time_of_day_at.is_none_or(|at| at.elapsed() >= CLOCK_CHECK) {
             self.time_of_day_at = Some(Instant::now());
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            self.speaker.handle(self.now(), Input::TimeOfDay(now));
+            self.feed(Input::TimeOfDay(now));
         }
     }
 

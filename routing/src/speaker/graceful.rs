@@ -46,7 +46,7 @@ impl fmt::Display for HelpEnd {
 }
 
 /// A neighbour is helped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Help {
     pub(super) until: Time,
     /// What it means when that moment comes.

@@ -141,7 +141,8 @@ pub struct StateEvent {
     pub event: Event,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 struct LsaRecord<V: Protocol> {
     at: Time,
     action: LsaAction,
@@ -153,7 +154,7 @@ struct LsaRecord<V: Protocol> {
 }
 
 /// What waits for the next calculation.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Pending {
     since: Time,
     extent: Extent,
@@ -162,7 +163,8 @@ struct Pending {
 }
 
 /// The rings.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct History<V: Protocol> {
     lsas: VecDeque<LsaRecord<V>>,
     spf: VecDeque<(Time, SpfEvent)>,

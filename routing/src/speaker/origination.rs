@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Event, Interface, InterfaceId, InterfaceState, LsaAction, Machine, Neighbor, NeighborState, Protocol,
@@ -36,7 +37,7 @@ const CONTEST_COUNT: u32 = 3;
 const CONTEST_WINDOW: Duration = Duration::from_secs(60);
 
 /// An LSA of ours, or one of an earlier life that has to be flushed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Own {
     /// When and as which instance it was last sent in this life.
     last: Option<(Time, i32)>,
@@ -46,8 +47,10 @@ struct Own {
 }
 
 /// What was originated, and when the next thing is due.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Originator<V: Version> {
+    #[serde(with = "crate::serial::pairs")]
     own: BTreeMap<(Scope, LsaKey<V>), Own>,
     due: Option<Time>,
     first_full: Option<Time>,

@@ -125,7 +125,7 @@ impl fmt::Display for RestartEnd {
 }
 
 /// A restart that is being prepared.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Leaving {
     period: u32,
     limit: Time,
@@ -134,7 +134,7 @@ pub(super) struct Leaving {
 }
 
 /// A restart under way, in the second life.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Resuming {
     period: u32,
     until: Time,

@@ -23,7 +23,7 @@ pub enum Stop {
 }
 
 /// Steps of a stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// The Router-LSA without announced prefixes is out.
     Withdraw,
@@ -34,7 +34,7 @@ pub(super) enum Phase {
 }
 
 /// A stop under way.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stopping {
     pub(super) phase: Phase,
     /// End of [`Phase::Withdraw`].

@@ -9,6 +9,7 @@ mod inspection;
 mod liveness;
 mod protocol;
 mod reconfiguration;
+mod recording;
 mod restart;
 mod scale;
 mod simulator;

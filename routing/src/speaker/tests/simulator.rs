@@ -17,6 +17,7 @@ use crate::{
         v3::{self, V3},
         wire::Version,
     },
+    speaker::recording::{Recorder, RecordingEnd},
     speaker::{
         Attached6, Event, Grace, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol,
         RestartRefused, Route, Scope, Status, Stop, Watched,
@@ -98,6 +99,8 @@ struct Node<V: Protocol> {
     events: Vec<Event>,
     stopped: bool,
     prepared: Option<Result<Grace, RestartRefused>>,
+    /// A recorder and what it wrote.
+    recording: Option<(Recorder<V>, String)>,
     runs: u32,
 }
 
@@ -181,6 +184,7 @@ impl<V: Family> Network<V> {
                     events: Vec::new(),
                     stopped: false,
                     prepared: None,
+                    recording: None,
                     runs: 0,
                 });
             }
@@ -307,12 +311,32 @@ impl<V: Family> Network<V> {
         lsa.body().to_vec()
     }
 
+    /// Begins to record what a node is told.
+    pub(super) fn record(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.recording = node.speaker.as_ref().and_then(|speaker| Recorder::begin(speaker, usize::MAX));
+    }
+
+    /// The recording, which ends.
+    pub(super) fn recorded(&mut self, at: usize) -> String {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let (_, lines) = node.recording.take().expect("begun");
+        let at = Time::from_start(now - node.born);
+        lines + &node.speaker.as_ref().expect("alive").end_of_recording(at, RecordingEnd::Time)
+    }
+
     pub(super) fn input(&mut self, at: usize, input: Input<V>) {
         let now = self.now;
         let node = &mut self.nodes[at];
         let Some(speaker) = &mut node.speaker else { return };
-        speaker.handle(Time::from_start(now - node.born), input);
+        let time = Time::from_start(now - node.born);
+        let pending = node.recording.as_ref().map(|(recorder, _)| recorder.note(speaker, time, &input));
+        speaker.handle(time, input);
         let outputs: Vec<_> = std::iter::from_fn(|| speaker.poll_output()).collect();
+        if let Some(((recorder, lines), pending)) = node.recording.as_mut().zip(pending) {
+            lines.push_str(&recorder.step(speaker, &pending, &outputs).expect("room"));
+        }
         for output in outputs {
             self.trace.push(format!("{now:?} {at} {output:?}"));
             match output {
