@@ -3,6 +3,7 @@
 
 mod bfd;
 mod change;
+mod places;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bfd::BfdConfig;
 pub use change::ChangeError;
+pub(crate) use places::Places;
 
 use crate::{
     auth::{Authentication, KeyError},

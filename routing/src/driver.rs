@@ -29,7 +29,7 @@ use crate::{
     announce::{AnnounceAs, Announcement},
     auth::{Authentication, KeyError},
     bfd,
-    config::{ChangeError, Config, ConfigError, Metric},
+    config::{ChangeError, Config, ConfigError, InterfaceConfig, Metric, Network, Places},
     packet::{V2, v3::V3},
     speaker::{Event, Grace, LsaDetail, MAX_ANNOUNCED, RestartRefused, RouteStatus, Status, Stop},
 };
@@ -201,7 +201,19 @@ pub struct Handle {
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    places: Places,
     liveness: Option<Liveness>,
+}
+
+impl Shared {
+    /// The interfaces by their ids; one that is not spoken on any more has its name and no BFD.
+    fn by_id(&self) -> Vec<InterfaceConfig> {
+        let interface = |name: &String| {
+            let known = self.config.interface(name).cloned();
+            known.unwrap_or_else(|| InterfaceConfig::new(name.clone(), Network::PointToPoint))
+        };
+        self.places.names().iter().map(interface).collect()
+    }
 }
 
 impl Handle {
@@ -224,7 +236,7 @@ impl Handle {
         prefixes: BTreeMap<N, A>,
     ) -> Result<(), AnnounceError> {
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
-        let takes = |interface: &crate::config::InterfaceConfig| interface.area_kind.takes_externals();
+        let takes = |interface: &InterfaceConfig| interface.area_kind.takes_externals();
         let externals = self.shared().config.interfaces.iter().any(takes);
         for (prefix, announcement) in prefixes {
             let (prefix, announcement) = (prefix.into(), announcement.into());
@@ -286,25 +298,34 @@ impl Handle {
     }
 
     /// Follows another configuration without losing an adjacency by itself: costs, timers, priorities, BFD, keys,
-    /// imports, aggregates and what externals have in common. Where the neighbours must agree (timers, keys), an
+    /// imports, aggregates and what externals have in common; interfaces come and go, and the others are not touched. Where the neighbours must agree (timers, keys), an
     /// adjacency lives on if they follow within the dead interval. Returns what changed, one line each.
     ///
     /// # Errors
     /// See [`ReconfigureError`]; nothing changes then.
-    pub fn reconfigure(&self, mut next: Config) -> Result<Vec<String>, ReconfigureError> {
+    pub fn reconfigure(&self, next: Config) -> Result<Vec<String>, ReconfigureError> {
         next.validate()?;
         let mut shared = self.shared();
         let changes = shared.config.changes_to(&next)?;
         if changes.is_empty() {
             return Ok(changes);
         }
-        // Interfaces keep their places, which are their ids.
-        let known: Vec<_> = shared.config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-        next.interfaces.sort_by_key(|interface| known.iter().position(|name| *name == interface.name));
+        let needs_bfd = next.interfaces.iter().any(|interface| interface.bfd.is_some());
+        let before = std::mem::replace(&mut shared.config, next);
+        let config = &shared.config;
+        let mut places = shared.places.clone();
+        places.admit(&config.interfaces);
+        shared.places = places;
         match &shared.liveness {
-            Some(liveness) => liveness.configure(&next.interfaces),
-            None if next.interfaces.iter().any(|interface| interface.bfd.is_some()) => {
-                let liveness = Liveness::start(&next.interfaces)?;
+            Some(liveness) => liveness.configure(shared.by_id()),
+            None if needs_bfd => {
+                let liveness = match Liveness::start(shared.by_id()) {
+                    Ok(liveness) => liveness,
+                    Err(error) => {
+                        shared.config = before; // a place more does no harm
+                        return Err(error.into());
+                    }
+                };
                 for commands in self.versions() {
                     Self::send(commands, Command::Liveness(liveness.clone()));
                 }
@@ -312,7 +333,6 @@ impl Handle {
             }
             None => {}
         }
-        shared.config = next;
         let send = |commands| Self::send(commands, Command::Reconfigure(Box::new(shared.config.clone())));
         // Both, whatever becomes of the first.
         let sent: Vec<bool> = self.versions().map(send).collect();
@@ -474,11 +494,15 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     let (events, _) = broadcast::channel(EVENT_QUEUE);
     config.validate()?;
     let bfd = config.interfaces.iter().any(|interface| interface.bfd.is_some());
-    let liveness = if bfd { Some(Liveness::start(&config.interfaces)?) } else { None };
+    let liveness = if bfd { Some(Liveness::start(config.interfaces.clone())?) } else { None };
     let mut handle = Handle {
         v2: None,
         v3: None,
-        shared: Arc::new(Mutex::new(Shared { config: config.clone(), liveness: liveness.clone() })),
+        shared: Arc::new(Mutex::new(Shared {
+            places: Places::new(&config.interfaces),
+            config: config.clone(),
+            liveness: liveness.clone(),
+        })),
         events: events.clone(),
     };
     let mut tasks = Vec::new();

@@ -81,7 +81,7 @@ pub use self::{
 };
 use crate::{
     announce::Announcement,
-    config::{AreaKind, Config, ConfigError},
+    config::{AreaKind, Config, ConfigError, Places},
     packet::{
         MAX_AGE, V2,
         v3::V3,
@@ -97,7 +97,8 @@ pub const ALL_D_ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 6);
 /// Prefixes announced at most in one version: what fits one Router-LSA of 64 KiB beside its own links.
 pub const MAX_ANNOUNCED: usize = 5000;
 
-/// An interface of the configuration, by its place in [`Config::interfaces`].
+/// An interface, by its place in the first [`Config::interfaces`] that it was in, behind all that were known before; it
+/// keeps it for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InterfaceId(pub usize);
 
@@ -346,6 +347,7 @@ pub type Speaker6 = Machine<V3>;
 #[serde(bound = "")]
 pub struct Machine<V: Protocol> {
     config: Config,
+    places: Places,
     now: Time,
     /// A time of day and when it was that.
     time_of_day: (Time, Duration),
@@ -393,6 +395,7 @@ impl<V: Protocol> Machine<V> {
         let interfaces = interfaces.map(|(at, config)| (InterfaceId(at), Interface::new(config))).collect();
         Ok(Self {
             spf: SpfTimer::new(config.spf),
+            places: Places::new(&config.interfaces),
             config,
             now: Time::ZERO,
             time_of_day: (Time::ZERO, Duration::ZERO),

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Time,
-    config::Config,
+    config::{Config, Places},
     speaker::recording::{Recorder, RecordingEnd},
     speaker::{
         Event, Grace, Input, InterfaceId, Link, Machine, Output, RestartRefused, Route, RouteStatus, Stop,
@@ -50,8 +50,9 @@ pub(super) fn start<V: Transport>(
     let speaker = Machine::<V>::new(config.clone(), seed)?;
     raw_socket::<V>().map_err(StartError::RawSocket)?;
     let (inputs_in, inputs) = mpsc::channel(INPUT_QUEUE);
-    let names = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-    links::watch::<V>(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    let places = Places::new(&config.interfaces);
+    let (devices, watched_devices) = watch::channel(places.names().to_vec());
+    links::watch::<V>(watched_devices, inputs_in.clone()).map_err(StartError::Netlink)?;
     // A socket of its own: the kernel runs one dump per socket at a time.
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(StartError::Netlink)?;
     tokio::spawn(connection);
@@ -71,7 +72,9 @@ pub(super) fn start<V: Transport>(
         speaker,
         started: Instant::now(),
         time_of_day_at: None,
-        interfaces: config.interfaces.iter().map(|i| (i.name.clone(), i.ttl_security)).collect(),
+        places,
+        devices,
+        spoken_on: (0..).map(InterfaceId).zip(config.interfaces.iter().map(|i| i.ttl_security)).collect(),
         links: vec![Link::default(); config.interfaces.len()],
         ports: BTreeMap::new(),
         inputs_in,
@@ -95,8 +98,11 @@ struct Driver<V: Transport> {
     started: Instant,
     /// When the speaker was last told the time of day.
     time_of_day_at: Option<Instant>,
-    /// Name and TTL security of each interface.
-    interfaces: Vec<(String, bool)>,
+    places: Places,
+    /// The names that are watched, by id.
+    devices: watch::Sender<Vec<String>>,
+    /// The interfaces of the configuration, and whether each has TTL security.
+    spoken_on: BTreeMap<InterfaceId, bool>,
     links: Vec<Link<V>>,
     ports: BTreeMap<InterfaceId, Port<V>>,
     inputs_in: mpsc::Sender<Input<V>>,
@@ -144,7 +150,7 @@ impl<V: Transport> Driver<V> {
                     Some(Command::Enable) => self.handle(Input::Enable),
                     Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
                     Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
-                    Some(Command::Reconfigure(config)) => self.handle(Input::Reconfigure(config)),
+                    Some(Command::Reconfigure(config)) => self.reconfigure(config),
                     Some(Command::Liveness(liveness)) => {
                         liveness.join(V::IS_V6, self.paths_in.clone());
                         self.liveness = Some(liveness);
@@ -282,6 +288,23 @@ impl<V: Transport> Driver<V> {
         }
     }
 
+    /// Follows another configuration; interfaces may come and go with it.
+    fn reconfigure(&mut self, config: Box<Config>) {
+        let ids = self.places.admit(&config.interfaces);
+        let spoken_on = ids.iter().copied().zip(config.interfaces.iter().map(|i| i.ttl_security)).collect();
+        self.links.resize(self.places.names().len(), Link::default());
+        self.handle(Input::Reconfigure(config)); // takes leave where we go
+        let before = std::mem::replace(&mut self.spoken_on, spoken_on);
+        self.ports.retain(|id, _| self.spoken_on.contains_key(id));
+        for id in ids.into_iter().filter(|id| !before.contains_key(id)) {
+            // One that was there before is known already, and not told again.
+            if let Some(link) = self.links.get(id.0).cloned() {
+                self.handle(Input::Link { interface: id, link });
+            }
+        }
+        self.devices.send_replace(self.places.names().to_vec());
+    }
+
     /// Opens, closes or reopens the socket of an interface.
     fn adopt_link(&mut self, interface: InterfaceId, link: &Link<V>) {
         let Some(known) = self.links.get_mut(interface.0) else { return };
@@ -290,11 +313,9 @@ impl<V: Transport> Driver<V> {
             return;
         }
         self.ports.remove(&interface);
-        if let Some(attached) = link.address.as_ref().filter(|_| link.is_usable()) {
-            let device = Device {
-                index: link.index,
-                ttl_security: self.interfaces.get(interface.0).is_some_and(|(_, security)| *security),
-            };
+        let attached = link.address.as_ref().filter(|_| link.is_usable());
+        if let Some((attached, ttl_security)) = attached.zip(self.spoken_on.get(&interface).copied()) {
+            let device = Device { index: link.index, ttl_security };
             match Port::open(interface, device, attached, self.inputs_in.clone()) {
                 Ok(port) => drop(self.ports.insert(interface, port)),
                 Err(error) => tracing::error!(?link, %error, "cannot open the OSPF socket of an interface"),

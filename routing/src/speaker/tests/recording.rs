@@ -154,12 +154,11 @@ fn what_differs_is_told_with_its_line_and_a_cut_recording_counts_as_far_as_it_go
 /// remembers is a new [`FORMAT`], and the file is written anew with `OSPF_RECORD_INCIDENT=1`.
 #[test]
 fn a_recorded_incident_replays() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/speaker/tests/incident.jsonl");
     if std::env::var_os("OSPF_RECORD_INCIDENT").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/speaker/tests/incident.jsonl");
         std::fs::write(path, record_incident()).expect("writable");
-        return;
     }
-    let replayed = only(include_str!("incident.jsonl"));
+    let replayed = only(&std::fs::read_to_string(path).expect("readable"));
     assert_eq!(replayed.end, Some(RecordingEnd::Time));
     let counters = &replayed.status.counters;
     assert!(counters.contains_key(&Refusal::DuplicateRouterId), "{counters:?}");
