@@ -5,6 +5,8 @@ mod drain;
 mod explain;
 mod ospf;
 mod pcapng;
+mod recording;
+mod restart;
 mod show;
 mod table;
 
@@ -57,6 +59,9 @@ enum Command {
     Interfaces(ospf::Interfaces),
     /// Show what happened in OSPF lately: states, LSAs, and calculations of routes with their triggers.
     Events(ospf::Events),
+    /// Record what OSPF is told, and replay it.
+    #[command(subcommand)]
+    Ospf(recording::Ospf),
     /// Show the other directors and whether they hold the same tables.
     Peers(Ask),
     /// Show flows that passed this director (needs `flow_accounting = true`).
@@ -85,6 +90,14 @@ enum Command {
     Drain(drain::Drain),
     /// Take a drained director back into service.
     Undrain(Ask),
+    /// Restart this director's process, or upgrade it, without anybody noticing.
+    ///
+    /// The data plane stays in the kernel and forwards meanwhile. The OSPF neighbours are told (RFC 3623, RFC 5187), and
+    /// keep their adjacencies until the successor is there: the program as it is on disk by then, in the same process. It
+    /// is refused, with the reason, where packets would not be forwarded, where a neighbour is not Full or does not
+    /// acknowledge, and where one watches this director by BFD. Whether a switch is configured to help cannot be seen from
+    /// here: one that is not takes the director for dead after the dead interval.
+    Restart(restart::Restart),
     /// Make the running director read its configuration file again.
     Reload(Ask),
     /// Prepare a real server and end the directors' tunnels on it, until interrupted.
@@ -207,12 +220,14 @@ impl Cli {
             Command::Routes(routes) => routes.execute().await,
             Command::Interfaces(interfaces) => interfaces.execute().await,
             Command::Events(events) => events.execute().await,
+            Command::Ospf(ospf) => ospf.execute().await,
             Command::Peers(ask) => ask.peers().await,
             Command::Connections { limit, ask } => ask.connections(limit).await,
             Command::Explain(explain) => explain.execute().await,
             Command::Capture(capture) => capture.execute().await,
             Command::Drain(drain) => drain.execute().await,
             Command::Undrain(ask) => ask.undrain().await,
+            Command::Restart(restart) => restart.execute().await,
             Command::Reload(ask) => ask.reload().await,
             Command::Agent(agent) => agent.execute().await,
             Command::Completions { shell } => {

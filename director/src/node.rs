@@ -16,11 +16,14 @@ mod answers;
 mod cluster;
 pub(crate) mod drain;
 mod explain;
+mod file;
 mod forwarding;
 mod health;
 mod ospf;
 mod plan;
+mod recording;
 mod replication;
+mod restart;
 mod views;
 mod watch;
 
@@ -44,7 +47,9 @@ use crate::control::{Socket, from_root};
 use crate::dataplane::{Adoption, Dataplane, monotonic_seconds};
 use crate::next_hop::{self, Resolver};
 use answers::{Asker, Question};
+pub(crate) use ospf::lsdb_message as lsdb;
 use plan::Announcement;
+pub(crate) use views::neighbors;
 
 /// What `director run` was told.
 pub struct Start {
@@ -69,11 +74,14 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         None => None,
     };
     let (questions_in, questions) = mpsc::channel(64);
+    let (end_control, end) = oneshot::channel();
     let asker = Asker(questions_in);
     let control = tonic::transport::Server::builder()
         .add_service(ControlServer::new(asker.clone()).max_encoding_message_size(256 << 20))
-        .serve_with_incoming(from_root(listener));
-    tokio::spawn(async move {
+        .serve_with_incoming_shutdown(from_root(listener), async move {
+            let _ = end.await; // or the other end is gone
+        });
+    let control = tokio::spawn(async move {
         if let Err(error) = control.await {
             tracing::error!(%error, "control socket");
         }
@@ -81,7 +89,23 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     if let Some(listener) = metrics {
         tokio::spawn(crate::metrics::serve(listener, move || asker.clone().metrics()));
     }
-    Node::start(start).await?.serve(questions).await
+    match Node::start(start).await?.serve(questions).await? {
+        Ending::Stopped => Ok(()),
+        Ending::Restart(successor) => {
+            let _ = end_control.send(()); // it may have ended
+            // Whoever asked for it shall have the answer.
+            let _ = tokio::time::timeout(PATIENCE, control).await;
+            successor.map_or(Ok(()), restart::become_successor)
+        }
+    }
+}
+
+/// How a director ends.
+enum Ending {
+    /// For good.
+    Stopped,
+    /// For a successor, which is what this process becomes unless somebody else starts it.
+    Restart(Option<std::process::Command>),
 }
 
 /// All state of a running director.
@@ -114,6 +138,8 @@ struct Node {
     trouble: Option<String>,
     /// Whoever watches packets.
     watcher: Option<watch::Watcher>,
+    /// A restart was asked for and prepared.
+    ending: Option<Ending>,
 }
 
 impl Node {
@@ -137,6 +163,7 @@ impl Node {
             Some(wanted) => {
                 let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
                 routing.protect(plan::vips(&config));
+                routing.resume(&restart::left_by_predecessor(&config.node.state_dir));
                 Some(routing)
             }
             None => None,
@@ -164,10 +191,11 @@ impl Node {
             quorate: BTreeSet::new(),
             trouble: None,
             watcher: None,
+            ending: None,
         })
     }
 
-    async fn serve(mut self, mut questions: mpsc::Receiver<Question>) -> anyhow::Result<()> {
+    async fn serve(mut self, mut questions: mpsc::Receiver<Question>) -> anyhow::Result<Ending> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -188,7 +216,13 @@ impl Node {
                 _ = second.tick() => self.tick(),
                 () = watch::due(&mut self.watcher) => self.read_capture(),
                 () = drain::due(self.drain.look_at()) => self.advance_drain().await,
-                Some(question) = questions.recv() => self.answer(question).await,
+                Some(question) = questions.recv() => {
+                    self.answer(question).await;
+                    if let Some(ending) = self.ending.take() {
+                        self.leave().await;
+                        return Ok(ending);
+                    }
+                }
                 _ = hangup.recv() => match self.reload().await {
                     Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
                     Err(error) => tracing::error!("configuration not reloaded: {error}"),
@@ -201,15 +235,16 @@ impl Node {
     }
 
     /// Withdraws while packets are still forwarded, then takes the programs away.
-    async fn stop(self) -> anyhow::Result<()> {
+    async fn stop(self) -> anyhow::Result<Ending> {
         tracing::info!("stopping: VIPs are withdrawn");
         if let Some(routing) = &self.routing {
             routing.shutdown(routing::Stop::Flush).await;
         }
         self.sync.shutdown().await;
+        restart::forget(&self.config.node.state_dir);
         self.dataplane.detach()?;
         tracing::info!("stopped");
-        Ok(())
+        Ok(Ending::Stopped)
     }
 
     fn handle_way(&mut self, change: next_hop::Change) {
@@ -462,6 +497,8 @@ impl Node {
             }
             Question::Drain(request, reply) => reply_with(reply, self.start_drain(request).await),
             Question::Undrain(reply) => reply_with(reply, self.undrain()),
+            Question::Restart(request, reply) => reply_with(reply, self.restart(&request).await),
+            Question::RecordOspf(request, reply) => reply_with(reply, self.record_ospf(&request).await),
             Question::Explain(request, reply) => reply_with(reply, self.explain(&request)),
             Question::Capture(request, reply) => reply_with(reply, self.start_capture(request)),
         }

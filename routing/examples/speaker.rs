@@ -7,7 +7,9 @@
 //! Options: `--e1` and `--tag=N` for external prefixes, `--aggregate=PREFIX`. A metric that ends in `e` is that of an
 //! external prefix. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
-//! set of an interface), `reconfigure INTERFACE...`, `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
+//! set of an interface), `reconfigure INTERFACE...`, `status` (prints JSON), `stop`, `keep`,
+//! `restart SECONDS` (ends it gracefully, and prints what to start the successor with: `--resume=JSON`; or prints why
+//! not, as a JSON string). The end of the input stops it, too.
 
 use std::{
     collections::BTreeMap,
@@ -106,16 +108,19 @@ async fn main() -> Result<()> {
     let says = |option: &str| rest.iter().any(|word| word == option);
     let (ipv4, ipv6) = (says("-4") || !says("-6"), says("-6"));
     let mut config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    let mut graces: Vec<routing::Grace> = Vec::new();
     for option in rest.iter().filter(|word| word.starts_with("--")) {
         match option.split_once('=').unwrap_or((option, "")) {
             ("--e1", "") => config.external.metric_type = MetricType::One,
             ("--tag", value) => config.external.tag = value.parse()?,
+            ("--resume", json) => graces = serde_json::from_str(json)?,
             ("--aggregate", value) => config.aggregates.push(value.parse()?),
             _ => return Err(format!("unknown option {option}").into()),
         }
     }
     let (handle, task) = routing::spawn(config.clone(), seed)?;
     handle.announce(announced)?;
+    handle.resume(&graces);
     handle.enable();
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut stop = Stop::Flush;
@@ -136,6 +141,16 @@ async fn main() -> Result<()> {
                 }
             }
             Some("status") => println!("{}", serde_json::to_string(&handle.status().await)?),
+            Some("restart") => {
+                match handle.prepare_restart(words.next().unwrap_or_default().parse()?).await {
+                    Ok(graces) => {
+                        println!("{}", serde_json::to_string(&graces)?);
+                        stop = Stop::Keep;
+                        break;
+                    }
+                    Err(error) => println!("{}", serde_json::to_string(&error.to_string())?),
+                }
+            }
             Some("stop") => break,
             Some("keep") => {
                 stop = Stop::Keep;

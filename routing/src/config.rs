@@ -3,6 +3,7 @@
 
 mod bfd;
 mod change;
+mod places;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bfd::BfdConfig;
 pub use change::ChangeError;
+pub(crate) use places::Places;
 
 use crate::{
     auth::{Authentication, KeyError},
@@ -130,9 +132,7 @@ pub struct InterfaceConfig {
     pub instance: u8,
     /// Watch the neighbours by BFD; not on a passive interface, which has none.
     pub bfd: Option<BfdConfig>,
-    /// How packets are authenticated; equal on both sides. It is left out of what is serialised, as it holds
-    /// secrets.
-    #[serde(skip)]
+    /// How packets are authenticated; equal on both sides. What is serialised has substitutes for the secrets.
     pub authentication: Authentication,
     /// Send with an IP TTL of 255 and take nothing that has less, which can only come from the link itself
     /// (RFC 5082); the neighbours must send with 255 as well.

@@ -13,7 +13,9 @@ mod transport;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -27,15 +29,17 @@ use crate::{
     announce::{AnnounceAs, Announcement},
     auth::{Authentication, KeyError},
     bfd,
-    config::{ChangeError, Config, ConfigError, Metric},
+    config::{ChangeError, Config, ConfigError, InterfaceConfig, Metric, Network, Places},
     packet::{V2, v3::V3},
-    speaker::{Event, LsaDetail, MAX_ANNOUNCED, RouteStatus, Status, Stop},
+    speaker::{Event, Grace, LsaDetail, MAX_ANNOUNCED, RestartRefused, RouteStatus, Status, Stop},
 };
 
 /// Inputs that may wait; readers of sockets pause when it is full.
 const INPUT_QUEUE: usize = 1024;
 /// Events that a slow listener may be behind before it misses some.
 const EVENT_QUEUE: usize = 1024;
+/// Lines of a recording that a slow reader may be behind before it is broken off.
+const RECORDED_LINES: usize = 4096;
 
 /// Why the speaker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +128,39 @@ pub enum ReconfigureError {
     Stopped,
 }
 
+/// Why the speaker does not restart gracefully. It goes on as if nobody had asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestartError {
+    /// A grace period that cannot be.
+    #[error("a grace period of {seconds} s: it must be {MIN_GRACE} to {MAX_GRACE} s")]
+    Period {
+        /// What was asked for, in seconds.
+        seconds: u32,
+    },
+    /// A neighbour watches us by BFD, which would see the process end.
+    #[error(
+        "{router} on {interface} watches us by BFD, which ends with this process, and with it the adjacency; restart \
+         without grace, or take BFD off at the switch first"
+    )]
+    Bfd {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+    },
+    /// A neighbour does not help.
+    #[error(transparent)]
+    Refused(#[from] RestartRefused),
+    /// The speaker has stopped.
+    #[error("the OSPF speaker has stopped")]
+    Stopped,
+}
+
+/// The shortest grace period, in seconds: a process needs some to come back.
+const MIN_GRACE: u32 = 10;
+/// The longest (RFC 3623 section 2.1: not above LSRefreshTime).
+const MAX_GRACE: u32 = 1800;
+
 enum Command {
     Enable,
     Announce(BTreeMap<IpNet, Announcement>),
@@ -136,6 +173,14 @@ enum Command {
     Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
     Routes(oneshot::Sender<Vec<RouteStatus>>),
     Settled(oneshot::Sender<bool>),
+    PrepareRestart(u32, oneshot::Sender<Result<Grace, RestartRefused>>),
+    CancelRestart,
+    Resume(Grace),
+    Record {
+        span: Duration,
+        limit: usize,
+        lines: mpsc::Sender<String>,
+    },
     Shutdown(Stop, oneshot::Sender<()>),
 }
 
@@ -156,7 +201,19 @@ pub struct Handle {
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    places: Places,
     liveness: Option<Liveness>,
+}
+
+impl Shared {
+    /// The interfaces by their ids; one that is not spoken on any more has its name and no BFD.
+    fn by_id(&self) -> Vec<InterfaceConfig> {
+        let interface = |name: &String| {
+            let known = self.config.interface(name).cloned();
+            known.unwrap_or_else(|| InterfaceConfig::new(name.clone(), Network::PointToPoint))
+        };
+        self.places.names().iter().map(interface).collect()
+    }
 }
 
 impl Handle {
@@ -179,7 +236,7 @@ impl Handle {
         prefixes: BTreeMap<N, A>,
     ) -> Result<(), AnnounceError> {
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
-        let takes = |interface: &crate::config::InterfaceConfig| interface.area_kind.takes_externals();
+        let takes = |interface: &InterfaceConfig| interface.area_kind.takes_externals();
         let externals = self.shared().config.interfaces.iter().any(takes);
         for (prefix, announcement) in prefixes {
             let (prefix, announcement) = (prefix.into(), announcement.into());
@@ -241,25 +298,34 @@ impl Handle {
     }
 
     /// Follows another configuration without losing an adjacency by itself: costs, timers, priorities, BFD, keys,
-    /// imports, aggregates and what externals have in common. Where the neighbours must agree (timers, keys), an
+    /// imports, aggregates and what externals have in common; interfaces come and go, and the others are not touched. Where the neighbours must agree (timers, keys), an
     /// adjacency lives on if they follow within the dead interval. Returns what changed, one line each.
     ///
     /// # Errors
     /// See [`ReconfigureError`]; nothing changes then.
-    pub fn reconfigure(&self, mut next: Config) -> Result<Vec<String>, ReconfigureError> {
+    pub fn reconfigure(&self, next: Config) -> Result<Vec<String>, ReconfigureError> {
         next.validate()?;
         let mut shared = self.shared();
         let changes = shared.config.changes_to(&next)?;
         if changes.is_empty() {
             return Ok(changes);
         }
-        // Interfaces keep their places, which are their ids.
-        let known: Vec<_> = shared.config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-        next.interfaces.sort_by_key(|interface| known.iter().position(|name| *name == interface.name));
+        let needs_bfd = next.interfaces.iter().any(|interface| interface.bfd.is_some());
+        let before = std::mem::replace(&mut shared.config, next);
+        let config = &shared.config;
+        let mut places = shared.places.clone();
+        places.admit(&config.interfaces);
+        shared.places = places;
         match &shared.liveness {
-            Some(liveness) => liveness.configure(&next.interfaces),
-            None if next.interfaces.iter().any(|interface| interface.bfd.is_some()) => {
-                let liveness = Liveness::start(&next.interfaces)?;
+            Some(liveness) => liveness.configure(shared.by_id()),
+            None if needs_bfd => {
+                let liveness = match Liveness::start(shared.by_id()) {
+                    Ok(liveness) => liveness,
+                    Err(error) => {
+                        shared.config = before; // a place more does no harm
+                        return Err(error.into());
+                    }
+                };
                 for commands in self.versions() {
                     Self::send(commands, Command::Liveness(liveness.clone()));
                 }
@@ -267,7 +333,6 @@ impl Handle {
             }
             None => {}
         }
-        shared.config = next;
         let send = |commands| Self::send(commands, Command::Reconfigure(Box::new(shared.config.clone())));
         // Both, whatever becomes of the first.
         let sent: Vec<bool> = self.versions().map(send).collect();
@@ -324,6 +389,77 @@ impl Handle {
         self.events.subscribe()
     }
 
+    /// Tells the neighbours that this process restarts and is back within `seconds` (RFC 3623, RFC 5187), and waits
+    /// until all have acknowledged it, 3 s at most. What comes back is for [`Handle::resume`] in the next process, to be
+    /// kept where it outlives this one; the way to go is then [`Handle::shutdown`] with [`Stop::Keep`]. The caller
+    /// answers for the data plane, which must go on without the process.
+    ///
+    /// That a neighbour acknowledges does not say that it is configured to help; one that is not ends the adjacency
+    /// after its dead interval, as after a crash.
+    ///
+    /// # Errors
+    /// See [`RestartError`]; the neighbours are told that nothing comes of it.
+    pub async fn prepare_restart(&self, seconds: u32) -> Result<Vec<Grace>, RestartError> {
+        if !(MIN_GRACE..=MAX_GRACE).contains(&seconds) {
+            return Err(RestartError::Period { seconds });
+        }
+        let status = self.status().await.ok_or(RestartError::Stopped)?;
+        let is_up = |neighbor: &crate::speaker::NeighborStatus| {
+            neighbor.bfd.as_ref().is_some_and(|bfd| bfd.state == bfd::State::Up)
+        };
+        if let Some(watching) = status.neighbors.into_iter().find(is_up) {
+            return Err(RestartError::Bfd { interface: watching.interface, router: watching.router_id });
+        }
+        let ask = |commands| {
+            let (answer, outcome) = oneshot::channel();
+            Self::send(commands, Command::PrepareRestart(seconds, answer));
+            outcome
+        };
+        let asked: Vec<_> = self.versions().map(ask).collect(); // both at once
+        let mut graces = Vec::new();
+        for outcome in asked {
+            match outcome.await.map_err(|_| RestartError::Stopped).and_then(|outcome| Ok(outcome?)) {
+                Ok(grace) => graces.push(grace),
+                Err(error) => {
+                    self.cancel_restart();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(graces)
+    }
+
+    /// Goes on as if no restart had been prepared.
+    pub fn cancel_restart(&self) {
+        for commands in self.versions() {
+            Self::send(commands, Command::CancelRestart);
+        }
+    }
+
+    /// Says that this process is the successor of the one that [`Handle::prepare_restart`] left these from. Before
+    /// [`Handle::enable`]; what is out of date is of no effect.
+    pub fn resume(&self, graces: &[Grace]) {
+        for (version, commands) in [(2, &self.v2), (3, &self.v3)] {
+            let grace = graces.iter().find(|grace| grace.version == version);
+            if let Some((commands, grace)) = commands.as_ref().zip(grace) {
+                Self::send(commands, Command::Resume(grace.clone()));
+            }
+        }
+    }
+
+    /// Records every input from now on, for so long and so many bytes at most (`limit`, of both versions together); the
+    /// lines come out of the returned end, see [`crate::speaker::recording`]. It ends early when that is dropped or not
+    /// read. A recording that is under way ends.
+    #[must_use]
+    pub fn record(&self, span: Duration, limit: usize) -> mpsc::Receiver<String> {
+        let (lines, recording) = mpsc::channel(RECORDED_LINES);
+        let limit = limit / self.versions().count().max(1);
+        for commands in self.versions() {
+            Self::send(commands, Command::Record { span, limit, lines: lines.clone() });
+        }
+        recording
+    }
+
     /// Stops, then takes leave of the BFD peers; returns when it is done, after two and a half seconds at most.
     pub async fn shutdown(&self, stop: Stop) {
         let ask = |commands| {
@@ -358,11 +494,15 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     let (events, _) = broadcast::channel(EVENT_QUEUE);
     config.validate()?;
     let bfd = config.interfaces.iter().any(|interface| interface.bfd.is_some());
-    let liveness = if bfd { Some(Liveness::start(&config.interfaces)?) } else { None };
+    let liveness = if bfd { Some(Liveness::start(config.interfaces.clone())?) } else { None };
     let mut handle = Handle {
         v2: None,
         v3: None,
-        shared: Arc::new(Mutex::new(Shared { config: config.clone(), liveness: liveness.clone() })),
+        shared: Arc::new(Mutex::new(Shared {
+            places: Places::new(&config.interfaces),
+            config: config.clone(),
+            liveness: liveness.clone(),
+        })),
         events: events.clone(),
     };
     let mut tasks = Vec::new();

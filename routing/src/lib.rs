@@ -15,6 +15,7 @@ pub mod bfd;
 pub mod config;
 pub mod driver;
 pub mod packet;
+mod serial;
 pub mod speaker;
 mod time;
 
@@ -25,7 +26,7 @@ pub use self::{
         AreaKind, BfdConfig, ChangeError, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric,
         MetricType, Network,
     },
-    driver::{AnnounceError, Handle, ReconfigureError, RekeyError, StartError, spawn},
-    speaker::{Event, NeighborState, Refusal, Status, Stop},
+    driver::{AnnounceError, Handle, ReconfigureError, RekeyError, RestartError, StartError, spawn},
+    speaker::{Event, Grace, NeighborState, Refusal, Status, Stop},
     time::Time,
 };

@@ -6,7 +6,7 @@
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
 //! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4), `reconfiguration`,
-//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405), `graceful` (RFC 3623); `liveness` joins BFD to the neighbours
+//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405), `graceful` and `restart` (RFC 3623); `liveness` joins BFD to the neighbours
 //! (RFC 5882), `history` is for whoever looks back, `inspection` and `status` for whoever looks. All of it is one machine for both versions; [`Protocol`] is
 //! the seam, `v2` and `v3` what is on either side of it.
 
@@ -27,7 +27,9 @@ mod lsdb;
 mod neighbor;
 mod origination;
 mod reconfiguration;
+pub mod recording;
 mod refusal;
+mod restart;
 mod route;
 mod spf;
 mod spf_delay;
@@ -57,6 +59,7 @@ use self::{
     neighbor::Neighbor,
     origination::Originator,
     refusal::Refusals,
+    restart::{Leaving, Resuming},
     spf_delay::SpfTimer,
     stop::Stopping,
 };
@@ -68,6 +71,7 @@ pub use self::{
     liveness::Watched,
     neighbor::{NeighborEvent, NeighborState},
     refusal::Refusal,
+    restart::{Grace, GraceLink, RestartEnd, RestartRefused},
     route::{NextHop, PathKind, Route},
     spf_delay::{SpfDelays, SpfState},
     status::{BfdStatus, InterfaceStatus, LsaStatus, NeighborStatus, Status},
@@ -77,7 +81,7 @@ pub use self::{
 };
 use crate::{
     announce::Announcement,
-    config::{AreaKind, Config, ConfigError},
+    config::{AreaKind, Config, ConfigError, Places},
     packet::{
         MAX_AGE, V2,
         v3::V3,
@@ -93,7 +97,8 @@ pub const ALL_D_ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 6);
 /// Prefixes announced at most in one version: what fits one Router-LSA of 64 KiB beside its own links.
 pub const MAX_ANNOUNCED: usize = 5000;
 
-/// An interface of the configuration, by its place in [`Config::interfaces`].
+/// An interface, by its place in the first [`Config::interfaces`] that it was in, behind all that were known before; it
+/// keeps it for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InterfaceId(pub usize);
 
@@ -163,6 +168,7 @@ pub enum Input<V: Protocol> {
         /// IP destination.
         destination: V::Address,
         /// OSPF packet.
+        #[serde(with = "crate::serial::hex")]
         payload: Vec<u8>,
     },
     /// BFD says that the path to a neighbour of [`Output::Watch`] was up and failed.
@@ -184,13 +190,23 @@ pub enum Input<V: Protocol> {
         detail: String,
     },
     /// Follow another configuration, as far as [`Config::changes_to`] says that it can be followed; otherwise nothing
-    /// changes. Secrets are not part of a recording.
+    /// changes. A recording has substitutes for the secrets.
     Reconfigure(Box<Config>),
     /// Announce exactly these prefixes from now on, or the aggregates that they lie in; those of the other family
     /// are none of ours.
     Announce(BTreeMap<IpNet, Announcement>),
     /// Never install routes to these prefixes, whoever announces them; replaces the previous list.
     Protect(BTreeSet<IpNet>),
+    /// Tell the neighbours that we restart within so many seconds (RFC 3623); what comes of it is
+    /// [`Output::RestartPrepared`], and then [`Stop::Keep`] is the way to go.
+    PrepareRestart {
+        /// The grace period, 1 to 1800 seconds.
+        period: u32,
+    },
+    /// Go on as if no restart had been prepared.
+    CancelRestart,
+    /// This speaker is the successor of one that restarts; before [`Input::Enable`].
+    Resume(Grace),
     /// Say farewell.
     Stop(Stop),
 }
@@ -220,6 +236,9 @@ pub enum Output<V: Protocol> {
     Watch(BTreeSet<Watched>),
     /// Something to tell the operator.
     Event(Event),
+    /// Every neighbour knows that we restart, or why it is better not to. Comes once for each
+    /// [`Input::PrepareRestart`].
+    RestartPrepared(Result<Grace, RestartRefused>),
     /// The stop is complete; nothing will be sent any more.
     Stopped,
 }
@@ -280,6 +299,16 @@ pub enum Event {
         /// Why.
         reason: HelpEnd,
     },
+    /// We have restarted, and the neighbours have not noticed: nothing is originated until that is over (RFC 3623).
+    Resuming {
+        /// At most for so long.
+        seconds: u64,
+    },
+    /// Our graceful restart is over.
+    Resumed {
+        /// Why.
+        reason: RestartEnd,
+    },
     /// An interface sends with another key than before, or with one that has expired because there is no
     /// other (RFC 2328 section D.3).
     SendingKey {
@@ -314,9 +343,11 @@ pub type Speaker = Machine<V2>;
 pub type Speaker6 = Machine<V3>;
 
 /// One OSPF router of either version.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct Machine<V: Protocol> {
     config: Config,
+    places: Places,
     now: Time,
     /// A time of day and when it was that.
     time_of_day: (Time, Duration),
@@ -324,6 +355,7 @@ pub struct Machine<V: Protocol> {
     /// Seed of the next database exchange.
     seed: u32,
     interfaces: BTreeMap<InterfaceId, Interface<V>>,
+    #[serde(with = "crate::serial::pairs")]
     databases: BTreeMap<Scope, Lsdb<V>>,
     originator: Originator<V>,
     /// What is to be announced, as it was said.
@@ -337,12 +369,17 @@ pub struct Machine<V: Protocol> {
     protected: BTreeSet<IpNet>,
     refusals: Refusals,
     spf: SpfTimer,
+    #[serde(skip)]
     calculation: Calculation,
     routes: Vec<Route>,
     /// The last [`Output::Watch`].
     watched: BTreeSet<Watched>,
     history: History<V>,
     stopping: Option<Stopping>,
+    /// Our own graceful restart, before and after.
+    leaving: Option<Leaving>,
+    resuming: Option<Resuming>,
+    #[serde(skip)]
     outputs: VecDeque<Output<V>>,
 }
 
@@ -358,6 +395,7 @@ impl<V: Protocol> Machine<V> {
         let interfaces = interfaces.map(|(at, config)| (InterfaceId(at), Interface::new(config))).collect();
         Ok(Self {
             spf: SpfTimer::new(config.spf),
+            places: Places::new(&config.interfaces),
             config,
             now: Time::ZERO,
             time_of_day: (Time::ZERO, Duration::ZERO),
@@ -377,6 +415,8 @@ impl<V: Protocol> Machine<V> {
             watched: BTreeSet::new(),
             history: History::default(),
             stopping: None,
+            leaving: None,
+            resuming: None,
             outputs: VecDeque::new(),
         })
     }
@@ -410,9 +450,14 @@ impl<V: Protocol> Machine<V> {
                 self.protected = prefixes.into_iter().map(|net| net.trunc()).collect();
                 self.request_spf(Extent::Selection, Trigger::Protection);
             }
+            Input::PrepareRestart { period } => self.prepare_restart(period),
+            Input::CancelRestart => self.cancel_restart(),
+            Input::Resume(grace) => self.resume(grace),
             Input::Stop(stop) => self.handle_stop(stop),
         }
-        self.settle();
+        if !self.has_stopped() {
+            self.settle(); // who stops to leave everything as it is has nothing to bring out
+        }
     }
 
     /// The next thing to do, if any.
@@ -428,7 +473,8 @@ impl<V: Protocol> Machine<V> {
         }
         let interfaces = self.interfaces.values().flat_map(Interface::deadlines);
         let databases = self.databases.values().filter_map(Lsdb::next_expiry);
-        let own = [self.originator.due(), self.spf.due(), self.stop_deadline()].into_iter().flatten();
+        let own = [self.originator.due(), self.spf.due(), self.stop_deadline(), self.restart_deadline()];
+        let own = own.into_iter().flatten();
         interfaces.chain(databases).chain(own).min()
     }
 
@@ -439,12 +485,14 @@ impl<V: Protocol> Machine<V> {
         self.run_neighbor_timers();
         self.tell_watched();
         self.expire_lsas();
+        self.advance_restart();
         self.originate();
         self.send_floods();
         self.send_requests();
         self.send_delayed_acks();
         self.run_spf();
         self.sweep_max_age();
+        self.advance_preparation();
         self.advance_stop();
     }
 

@@ -73,9 +73,7 @@ impl Lsdb {
     }
 
     fn show(&self, lsdb: &wire::Lsdb) -> String {
-        let rows: Vec<[String; 9]> = lsdb.lsas.iter().map(lsa).collect();
-        let table =
-            render(["scope", "v", "type", "id", "origin", ">age", "sequence", "checksum", ">bytes"], &rows);
+        let table = show_lsdb(lsdb);
         if !self.detail {
             return table;
         }
@@ -89,6 +87,12 @@ impl Lsdb {
         }
         text
     }
+}
+
+/// One line for each LSA.
+pub(super) fn show_lsdb(lsdb: &wire::Lsdb) -> String {
+    let rows: Vec<[String; 9]> = lsdb.lsas.iter().map(lsa).collect();
+    render(["scope", "v", "type", "id", "origin", ">age", "sequence", "checksum", ">bytes"], &rows)
 }
 
 /// A number as routers write LS types: decimal or hexadecimal.

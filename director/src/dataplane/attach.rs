@@ -94,6 +94,17 @@ impl Dataplane {
         self.links.values().map(|(interface, _)| interface.clone()).collect()
     }
 
+    /// The first pin that is missing of those by which packets are forwarded without this process; none if all are
+    /// there.
+    pub fn missing_pin(&self) -> Option<std::path::PathBuf> {
+        let folder = &self.options.pin_dir;
+        let links = self
+            .links
+            .values()
+            .map(|(interface, _)| pins::link_path(folder, &interface.name, interface.ifindex));
+        links.chain(pins::maps(folder)).find(|path| !path.exists())
+    }
+
     fn attach_one(&mut self, name: &str) -> Result<(), AttachError> {
         let device = device(name)?;
         if let Some((attached, _)) = self.links.get_mut(name) {

@@ -126,6 +126,11 @@ fn is_written(path: &Path) -> Result<bool, OpenError> {
     }
 }
 
+/// Where every map is pinned.
+pub(super) fn maps(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    NAMES.into_iter().map(|name| map_path(folder, name))
+}
+
 /// Number of entries of a map that is there.
 pub(super) fn size_of_map(folder: &Path, name: &str) -> Result<Option<u32>, OpenError> {
     let path = map_path(folder, name);

@@ -6,8 +6,9 @@ use director_proto::control::control_server::Control;
 use director_proto::control::{
     CaptureBatch, CaptureRequest, Connections, ConnectionsRequest, DrainProgress, DrainRequest, Events,
     EventsRequest, ExplainRequest, Explanation, Lsdb, LsdbRequest, Neighbors, NeighborsRequest,
-    OspfInterfaces, OspfInterfacesRequest, Peers, PeersRequest, ReloadReply, ReloadRequest, Routes,
-    RoutesRequest, Services, ServicesRequest, Status, StatusRequest, UndrainReply, UndrainRequest,
+    OspfInterfaces, OspfInterfacesRequest, Peers, PeersRequest, RecordOspfChunk, RecordOspfRequest,
+    ReloadReply, ReloadRequest, RestartReply, RestartRequest, Routes, RoutesRequest, Services,
+    ServicesRequest, Status, StatusRequest, UndrainReply, UndrainRequest,
 };
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +29,8 @@ pub(super) enum Question {
     Reload(oneshot::Sender<Result<ReloadReply, String>>),
     Drain(DrainRequest, oneshot::Sender<Result<mpsc::Receiver<Result<DrainProgress, String>>, String>>),
     Undrain(oneshot::Sender<Result<UndrainReply, String>>),
+    Restart(RestartRequest, oneshot::Sender<Result<RestartReply, String>>),
+    RecordOspf(RecordOspfRequest, oneshot::Sender<Result<mpsc::Receiver<String>, String>>),
     Explain(ExplainRequest, oneshot::Sender<Result<Explanation, String>>),
     Capture(CaptureRequest, oneshot::Sender<Result<mpsc::Receiver<CaptureBatch>, String>>),
 }
@@ -134,6 +137,25 @@ impl Control for Asker {
 
     async fn undrain(&self, _: Request<UndrainRequest>) -> Result<Response<UndrainReply>, tonic::Status> {
         self.demand(Question::Undrain).await
+    }
+
+    async fn restart(
+        &self,
+        request: Request<RestartRequest>,
+    ) -> Result<Response<RestartReply>, tonic::Status> {
+        self.demand(|sender| Question::Restart(request.into_inner(), sender)).await
+    }
+
+    type RecordOspfStream = Pin<Box<dyn Stream<Item = Result<RecordOspfChunk, tonic::Status>> + Send>>;
+
+    async fn record_ospf(
+        &self,
+        request: Request<RecordOspfRequest>,
+    ) -> Result<Response<Self::RecordOspfStream>, tonic::Status> {
+        let lines =
+            self.demand(|sender| Question::RecordOspf(request.into_inner(), sender)).await?.into_inner();
+        let chunk = |lines: String| Ok(RecordOspfChunk { lines });
+        Ok(Response::new(Box::pin(ReceiverStream::new(lines).map(chunk))))
     }
 
     async fn explain(

@@ -8,8 +8,8 @@
 //! again announces no VIP.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -286,22 +286,8 @@ impl Drain {
 
 /// Writes the phase atomically, or removes the file: both are on disk when this returns.
 fn save(file: &Path, phase: Option<Phase>) -> io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    match phase {
-        Some(phase) => {
-            fs::create_dir_all(folder)?;
-            let temporary = file.with_extension("new");
-            let mut new = File::create(&temporary)?;
-            writeln!(new, "{}", phase.word())?;
-            new.sync_all()?;
-            fs::rename(&temporary, file)?;
-        }
-        None => match fs::remove_file(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        },
-    }
-    File::open(folder)?.sync_all()
+    let line = phase.map(|phase| format!("{}\n", phase.word()));
+    super::file::replace(file, line.as_deref().map(str::as_bytes))
 }
 
 /// What speaks against withdrawing VIPs that nobody else announces; nothing if there are none.

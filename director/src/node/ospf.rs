@@ -32,8 +32,7 @@ impl Node {
 
     pub(super) async fn lsdb(&self, request: wire::LsdbRequest) -> Result<wire::Lsdb, String> {
         let lsas = self.ask_routing(|routing| routing.lsdb(request.detail)).await?;
-        let router_id = self.config.node.router_id.to_string();
-        Ok(wire::Lsdb { router_id, lsas: lsas.into_iter().map(lsa).collect() })
+        Ok(lsdb_message(self.config.node.router_id, lsas))
     }
 
     pub(super) async fn routes(&self) -> Result<wire::Routes, String> {
@@ -54,6 +53,11 @@ impl Node {
         events.sort_by_key(|event| std::cmp::Reverse(event.ago_ms));
         Ok(wire::Events { events })
     }
+}
+
+/// Link state databases of a router.
+pub(crate) fn lsdb_message(router_id: Ipv4Addr, lsas: Vec<LsaDetail>) -> wire::Lsdb {
+    wire::Lsdb { router_id: router_id.to_string(), lsas: lsas.into_iter().map(lsa).collect() }
 }
 
 fn lsa(LsaDetail { lsa, name, body }: LsaDetail) -> wire::Lsa {
@@ -164,6 +168,15 @@ fn state_event(record: &StateEvent) -> wire::Event {
             "helped no more".to_owned(),
             reason.to_string(),
         ),
+        routing::Event::Resuming { seconds } => (
+            "restart",
+            "this director".to_owned(),
+            "resumed".to_owned(),
+            format!("the neighbours wait for {seconds} s"),
+        ),
+        routing::Event::Resumed { reason } => {
+            ("restart", "this director".to_owned(), "over".to_owned(), reason.to_string())
+        }
         // No others are recorded.
         other => ("other", format!("{other:?}"), String::new(), String::new()),
     };

@@ -229,24 +229,7 @@ impl Node {
     }
 
     pub(super) async fn neighbors(&self) -> wire::Neighbors {
-        let Some(status) = self.routing_status().await else { return wire::Neighbors::default() };
-        let neighbors = status
-            .neighbors
-            .iter()
-            .map(|neighbor| wire::Neighbor {
-                router_id: neighbor.router_id.to_string(),
-                address: neighbor.address.to_string(),
-                interface: neighbor.interface.clone(),
-                state: format!("{:?}", neighbor.state),
-                priority: neighbor.priority.into(),
-                role: role(&status, neighbor).to_owned(),
-                dead_in_ms: neighbor.dead_in_ms,
-                in_state_ms: neighbor.in_state_ms,
-                reason: neighbor.reason.clone().unwrap_or_default(),
-                bfd: neighbor.bfd.as_ref().map(bfd),
-            })
-            .collect();
-        wire::Neighbors { neighbors }
+        self.routing_status().await.as_ref().map(neighbors).unwrap_or_default()
     }
 
     pub(super) async fn peers(&self) -> wire::Peers {
@@ -462,4 +445,25 @@ pub(super) fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
 pub(super) fn interface(ifindex: u32) -> String {
     nix::net::if_::if_indextoname(ifindex)
         .map_or_else(|_| format!("#{ifindex}"), |name| name.to_string_lossy().into_owned())
+}
+
+/// The neighbours in a status.
+pub(crate) fn neighbors(status: &routing::Status) -> wire::Neighbors {
+    let neighbors = status
+        .neighbors
+        .iter()
+        .map(|neighbor| wire::Neighbor {
+            router_id: neighbor.router_id.to_string(),
+            address: neighbor.address.to_string(),
+            interface: neighbor.interface.clone(),
+            state: format!("{:?}", neighbor.state),
+            priority: neighbor.priority.into(),
+            role: role(status, neighbor).to_owned(),
+            dead_in_ms: neighbor.dead_in_ms,
+            in_state_ms: neighbor.in_state_ms,
+            reason: neighbor.reason.clone().unwrap_or_default(),
+            bfd: neighbor.bfd.as_ref().map(bfd),
+        })
+        .collect();
+    wire::Neighbors { neighbors }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    Algorithm, Authenticated, Authentication, Claim, Key, Proof, digest,
+    Algorithm, Authenticated, Authentication, Claim, Key, Proof, Secret, digest,
     selection::{Acceptance, to_accept, to_send},
 };
 use crate::{
@@ -39,7 +40,7 @@ fn refused<T>(reason: Refusal, detail: String) -> Result<T, Refused> {
 pub(crate) type Opened<V> = (Envelope, Body<V>, Option<Proof>);
 
 /// The key that an interface sends with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendingKey {
     /// Its id.
     pub id: u8,
@@ -50,7 +51,7 @@ pub struct SendingKey {
 }
 
 /// The authentication of one interface. Times of day are spans since 1970 (UTC).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Guard {
     authentication: Authentication,
     /// When the first packet was sealed.
@@ -82,6 +83,45 @@ impl Guard {
                 format!("key {id}, {algorithm}{}", if expired { ", expired" } else { "" })
             }
         }
+    }
+
+    /// The packet as a recording holds it: what only who knows the secret could have put there is made anew with its
+    /// substitute ([`super::Secret`]), so that whatever was accepted is accepted in a replay, and what was not is not.
+    pub(crate) fn disguise<V: Authenticated>(&self, payload: &Bytes, source: V::Address) -> Bytes {
+        let mut out = payload.to_vec();
+        let is_keyed = matches!(self.authentication, Authentication::Keys(_));
+        match V::claim(payload, is_keyed) {
+            Ok(Claim::Keyed { id, digest, .. }) => {
+                let (covered, received) = (&payload[..digest.start], &payload[digest.clone()]);
+                let keys =
+                    if let Authentication::Keys(keys) = &self.authentication { &keys[..] } else { &[] };
+                let key = keys.iter().find(|key| u16::from(key.id) == id);
+                let right = key.filter(|key| verify::<V>(key, covered, received, source).is_ok());
+                match right.map(|key| Key { secret: key.secret.substitute(), ..key.clone() }) {
+                    Some(key) => out[digest].copy_from_slice(&digest_of::<V>(&key, covered, source)),
+                    None => out[digest].fill(0),
+                }
+            }
+            Ok(Claim::Simple(theirs)) => {
+                let substitute = match &self.authentication {
+                    Authentication::Simple(ours) if digest::is_equal(&padded(ours), &theirs) => {
+                        padded(&ours.substitute())
+                    }
+                    _ => [0xff; 8],
+                };
+                if let Some(password) = V::PASSWORD.and_then(|place| out.get_mut(place)) {
+                    password.copy_from_slice(&substitute);
+                }
+            }
+            // Too short for a header: whatever is there of a password goes.
+            Err(_) if payload.len() < V::HEADER_LEN => {
+                if let Some(rest) = V::PASSWORD.and_then(|place| out.get_mut(place.start..)) {
+                    rest.fill(0);
+                }
+            }
+            Ok(Claim::None | Claim::Unknown { .. }) | Err(_) => {}
+        }
+        out.into()
     }
 
     /// Bytes at most that authentication adds to a packet.
@@ -145,10 +185,7 @@ impl Guard {
                 return Ok((envelope, body, None));
             }
             (Authentication::Simple(password), Claim::Simple(theirs)) => {
-                let mut ours = Zeroizing::new([0; 8]);
-                for (to, from) in ours.iter_mut().zip(password.bytes()) {
-                    *to = *from;
-                }
+                let ours = Zeroizing::new(padded(password));
                 if !digest::is_equal(&*ours, &theirs) {
                     return refused(Refusal::AuthenticationDigest, "the passwords differ".into());
                 }
@@ -168,6 +205,15 @@ impl Guard {
         let (envelope, body) = V::open_authentic(payload, source, destination)?;
         Ok((envelope, body, proof))
     }
+}
+
+/// A password as packets have it.
+fn padded(password: &Secret) -> [u8; 8] {
+    let mut padded = [0; 8];
+    for (to, from) in padded.iter_mut().zip(password.bytes()) {
+        *to = *from;
+    }
+    padded
 }
 
 /// The key that a packet names, if it counts now.

@@ -1,10 +1,20 @@
 //! What an operator configures: how an interface authenticates, and the life of its keys.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    str::FromStr,
+    sync::OnceLock,
+};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// A shared secret. It is never shown, and overwritten when it is no longer needed.
+///
+/// What is serialised of it is a substitute: eight digits that follow from the secret and a random number that this
+/// process has and tells nobody. Equal secrets have equal substitutes, so that a recording that is replayed with them
+/// does what the speaker did.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
@@ -18,6 +28,25 @@ impl Secret {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// What stands in its place in a recording.
+    pub(super) fn substitute(&self) -> Self {
+        static SALT: OnceLock<RandomState> = OnceLock::new();
+        let hash = SALT.get_or_init(RandomState::new).hash_one(self.bytes());
+        Self::new(format!("{:08x}", hash >> 32)) // as long as a password may be
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(self.substitute().bytes()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -27,7 +56,7 @@ impl fmt::Debug for Secret {
 }
 
 /// How the digest of a packet is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {
     /// Keyed MD5 (RFC 2328 section D.4.3); OSPFv2 alone.
     Md5,
@@ -82,7 +111,7 @@ impl FromStr for Algorithm {
 
 /// A span of time of day in seconds since 1970 (UTC): `from` is inside, `until` is not. An end that is absent
 /// is never.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// When it opens.
     pub from: Option<u64>,
@@ -118,7 +147,7 @@ impl fmt::Display for Window {
 }
 
 /// One key of an interface (RFC 2328 section D.3).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// Key id in version 2, SA id in version 3: 1 to 255, once per interface.
     pub id: u8,
@@ -154,7 +183,7 @@ impl Key {
 }
 
 /// How packets on an interface are authenticated. Both sides must agree.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Authentication {
     /// Not at all (RFC 2328 section D.4.1).
     #[default]

@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// 2026-01-01 in seconds since 1970, where ticks begin.
 const EPOCH: Duration = Duration::from_secs(1_767_225_600);
 /// Ticks in a second.
@@ -54,7 +56,7 @@ pub(crate) struct Proof {
 
 /// The latest numbers heard from a neighbour. They go with the neighbour (RFC 2328 section D.3: a neighbour
 /// in state Down has none).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Heard([Option<u64>; 5]);
 
 impl Heard {

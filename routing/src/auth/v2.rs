@@ -21,6 +21,7 @@ const CRYPTOGRAPHIC: u16 = 2;
 impl Authenticated for V2 {
     const PROTOCOL_ID: Option<[u8; 2]> = None;
     const STRICT: bool = false;
+    const PASSWORD: Option<std::ops::Range<usize>> = Some(AUTHENTICATION);
 
     fn overhead(algorithm: Algorithm) -> usize {
         algorithm.digest_len()

@@ -46,6 +46,7 @@ fn options(payload: &[u8], kind: u8) -> Option<u32> {
 impl Authenticated for V3 {
     const PROTOCOL_ID: Option<[u8; 2]> = Some([0, 1]);
     const STRICT: bool = true;
+    const PASSWORD: Option<std::ops::Range<usize>> = None;
 
     fn overhead(algorithm: Algorithm) -> usize {
         TRAILER_LEN + algorithm.digest_len()

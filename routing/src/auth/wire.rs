@@ -56,6 +56,9 @@ pub trait Authenticated: Version {
     /// A sequence number that was heard before is refused.
     const STRICT: bool;
 
+    /// Where a password is in a packet; none if the version knows no passwords.
+    const PASSWORD: Option<Range<usize>>;
+
     /// Bytes that a digest adds to a packet.
     fn overhead(algorithm: Algorithm) -> usize;
 

@@ -8,13 +8,26 @@ use super::{AreaKind, BfdConfig, Config, InterfaceConfig};
 /// A setting that a running speaker cannot follow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// A setting that neighbours know us by, or that is taken at the start alone.
+    /// A setting that all neighbours know us by, or that is taken at the start alone.
     #[error(
-        "{place}{setting} changes from {from} to {to}, and no adjacency outlives that; restart this director \
+        "{setting} changes from {from} to {to}, and no adjacency outlives that; restart this director \
          (forwarding goes on meanwhile)"
     )]
     Fixed {
-        /// The interface with a colon and a blank behind it, or nothing.
+        /// The setting.
+        setting: &'static str,
+        /// What it was.
+        from: String,
+        /// What it is to be.
+        to: String,
+    },
+    /// A setting that the neighbours on one interface know us by.
+    #[error(
+        "{place}{setting} changes from {from} to {to}, and no adjacency on it outlives that; leave the interface out and \
+         reload, then put it back and reload: the others are not touched"
+    )]
+    FixedOnInterface {
+        /// The interface with a colon and a blank behind it.
         place: String,
         /// The setting.
         setting: &'static str,
@@ -32,14 +45,6 @@ pub enum ChangeError {
     BfdGone {
         /// The interface.
         interface: String,
-    },
-    /// An interface came or went.
-    #[error("interface {name:?} is {what}; restart this director (forwarding goes on meanwhile)")]
-    Interface {
-        /// Its name.
-        name: String,
-        /// `new` or `gone`.
-        what: &'static str,
     },
 }
 
@@ -80,7 +85,10 @@ impl Lines {
             return Ok(());
         }
         let (from, to) = (from.to_string(), to.to_string());
-        Err(ChangeError::Fixed { place: self.place.clone(), setting, from, to })
+        if self.place.is_empty() {
+            return Err(ChangeError::Fixed { setting, from, to });
+        }
+        Err(ChangeError::FixedOnInterface { place: self.place.clone(), setting, from, to })
     }
 }
 
@@ -113,14 +121,14 @@ impl Config {
         all.silent("aggregate", aggregates, &next.aggregates);
         all.silent("spf", spf, &next.spf);
         for before in interfaces {
-            let gone = || ChangeError::Interface { name: before.name.clone(), what: "gone" };
-            let after = next.interface(&before.name).ok_or_else(gone)?;
-            all.lines.extend(before.changes_to(after)?);
+            match next.interface(&before.name) {
+                Some(after) => all.lines.extend(before.changes_to(after)?),
+                None => all.lines.push(format!("interface {:?} removed", before.name)),
+            }
         }
-        match next.interfaces.iter().find(|interface| self.interface(&interface.name).is_none()) {
-            Some(new) => Err(ChangeError::Interface { name: new.name.clone(), what: "new" }),
-            None => Ok(all.lines),
-        }
+        let new = next.interfaces.iter().filter(|interface| self.interface(&interface.name).is_none());
+        all.lines.extend(new.map(|new| format!("interface {:?} added", new.name)));
+        Ok(all.lines)
     }
 
     pub(crate) fn interface(&self, name: &str) -> Option<&InterfaceConfig> {
@@ -246,9 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn interfaces_come_and_go() {
+        assert_eq!(changes(|c| drop(c.interfaces.pop())), Ok(vec!["interface \"eth2\" removed".to_owned()]));
+        let new = InterfaceConfig::new("eth3", Network::PointToPoint);
+        assert_eq!(changes(|c| c.interfaces.push(new)), Ok(vec!["interface \"eth3\" added".to_owned()]));
+    }
+
+    #[test]
     fn what_cannot_change_is_refused_by_name_with_the_remedy() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 9] = [
+        let rows: [(Change, &str); 7] = [
             (|c| c.router_id = Ipv4Addr::LOCALHOST, "router_id changes from 10.255.0.1 to 127.0.0.1"),
             (|c| c.ipv6 = true, "ipv6 changes from false to true"),
             (|c| c.table = 7, "table changes from 254 to 7"),
@@ -262,15 +277,15 @@ mod tests {
                 "network changes from broadcast to point-to-point",
             ),
             (|c| c.interfaces[0].ttl_security = true, "ttl_security changes"),
-            (|c| drop(c.interfaces.pop()), "interface \"eth2\" is gone"),
-            (
-                |c| c.interfaces.push(InterfaceConfig::new("eth3", Network::Broadcast)),
-                "interface \"eth3\" is new",
-            ),
         ];
         for (change, said) in rows {
             let refused = changes(change).expect_err(said);
-            assert!(refused.contains(said) && refused.contains("restart this director"), "{refused}");
+            let remedy = if said.contains("eth") || said.contains("ttl") || said.contains("network") {
+                "leave the interface out and reload"
+            } else {
+                "restart this director"
+            };
+            assert!(refused.contains(said) && refused.contains(remedy), "{refused}");
         }
     }
 }

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkFlags, LinkMessage},
 };
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::transport::Transport;
 use crate::speaker::{Input, InterfaceId, Link};
@@ -17,11 +17,15 @@ use crate::speaker::{Input, InterfaceId, Link};
 /// Even without an event the state is looked at this often.
 const RECHECK: Duration = Duration::from_secs(10);
 
-/// Starts to watch the devices called `names`, in the order of their interface ids. Changes go to `inputs`.
+/// Starts to watch the devices called `names`, in the order of their interface ids; more names may follow behind them.
+/// Changes go to `inputs`.
 ///
 /// # Errors
 /// The netlink socket cannot be opened.
-pub(super) fn watch<V: Transport>(names: Vec<String>, inputs: mpsc::Sender<Input<V>>) -> io::Result<()> {
+pub(super) fn watch<V: Transport>(
+    names: watch::Receiver<Vec<String>>,
+    inputs: mpsc::Sender<Input<V>>,
+) -> io::Result<()> {
     let groups = [MulticastGroup::Link, V::ADDRESS_GROUP];
     let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(connection);
@@ -30,14 +34,16 @@ pub(super) fn watch<V: Transport>(names: Vec<String>, inputs: mpsc::Sender<Input
 }
 
 async fn run<V: Transport, M>(
-    names: Vec<String>,
+    mut names: watch::Receiver<Vec<String>>,
     handle: Handle,
     mut messages: UnboundedReceiver<M>,
     inputs: mpsc::Sender<Input<V>>,
 ) {
-    let mut known = vec![Link::<V>::default(); names.len()];
+    let mut known = Vec::<Link<V>>::new();
     loop {
-        match look(&names, &handle).await {
+        let watched = names.borrow_and_update().clone();
+        known.resize(watched.len(), Link::default());
+        match look(&watched, &handle).await {
             Ok(links) => {
                 for (at, link) in links.into_iter().enumerate() {
                     if known[at] == link {
@@ -52,13 +58,18 @@ async fn run<V: Transport, M>(
             }
             Err(error) => tracing::warn!(%error, "cannot list links and addresses; trying again"),
         }
-        match tokio::time::timeout(RECHECK, messages.next()).await {
-            Ok(Some(_)) => while messages.try_recv().is_ok() {},
-            Ok(None) => {
-                tracing::error!("the netlink connection ended; link changes go unnoticed");
-                return;
-            }
-            Err(_) => {}
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(_) => while messages.try_recv().is_ok() {},
+                None => {
+                    tracing::error!("the netlink connection ended; link changes go unnoticed");
+                    return;
+                }
+            },
+            changed = names.changed() => if changed.is_err() {
+                return; // so is the driver
+            },
+            () = tokio::time::sleep(RECHECK) => {}
         }
         if inputs.is_closed() {
             return;

@@ -48,16 +48,16 @@ enum Request {
 pub(super) struct Liveness(mpsc::UnboundedSender<Request>);
 
 impl Liveness {
-    /// Starts BFD, with no session yet.
+    /// Starts BFD, with no session yet, on `interfaces` by their ids.
     ///
     /// # Errors
     /// The BFD thread cannot be started.
-    pub(super) fn start(interfaces: &[InterfaceConfig]) -> Result<Self, bfd::StartError> {
+    pub(super) fn start(interfaces: Vec<InterfaceConfig>) -> Result<Self, bfd::StartError> {
         let (bfd, events) = Bfd::spawn(bfd::Config::default())?;
         let (requests_in, requests) = mpsc::unbounded_channel();
         let sessions = Sessions {
             bfd,
-            interfaces: interfaces.to_vec(),
+            interfaces,
             speakers: BTreeMap::new(),
             wanted: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -74,8 +74,8 @@ impl Liveness {
     }
 
     /// Watches differently from now on: sessions that there are change their intervals.
-    pub(super) fn configure(&self, interfaces: &[InterfaceConfig]) {
-        self.ask(Request::Configure(interfaces.to_vec()));
+    pub(super) fn configure(&self, interfaces: Vec<InterfaceConfig>) {
+        self.ask(Request::Configure(interfaces));
     }
 
     /// Watches exactly these neighbours of one family.
@@ -196,7 +196,7 @@ impl Sessions {
         key(&self.interfaces, watched)
     }
 
-    /// Another configuration of the same interfaces, in the same order. Who is not to be watched any more is the
+    /// Another configuration of the interfaces, by their ids. Who is not to be watched any more is the
     /// speakers' to say.
     async fn configure(&mut self, interfaces: Vec<InterfaceConfig>) {
         let before = std::mem::replace(&mut self.interfaces, interfaces);

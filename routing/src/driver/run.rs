@@ -21,8 +21,11 @@ use super::{
 };
 use crate::{
     Time,
-    config::Config,
-    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, RouteStatus, Stop},
+    config::{Config, Places},
+    speaker::recording::{Recorder, RecordingEnd},
+    speaker::{
+        Event, Grace, Input, InterfaceId, Link, Machine, Output, RestartRefused, Route, RouteStatus, Stop,
+    },
 };
 
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
@@ -47,8 +50,9 @@ pub(super) fn start<V: Transport>(
     let speaker = Machine::<V>::new(config.clone(), seed)?;
     raw_socket::<V>().map_err(StartError::RawSocket)?;
     let (inputs_in, inputs) = mpsc::channel(INPUT_QUEUE);
-    let names = config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-    links::watch::<V>(names, inputs_in.clone()).map_err(StartError::Netlink)?;
+    let places = Places::new(&config.interfaces);
+    let (devices, watched_devices) = watch::channel(places.names().to_vec());
+    links::watch::<V>(watched_devices, inputs_in.clone()).map_err(StartError::Netlink)?;
     // A socket of its own: the kernel runs one dump per socket at a time.
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(StartError::Netlink)?;
     tokio::spawn(connection);
@@ -68,7 +72,9 @@ pub(super) fn start<V: Transport>(
         speaker,
         started: Instant::now(),
         time_of_day_at: None,
-        interfaces: config.interfaces.iter().map(|i| (i.name.clone(), i.ttl_security)).collect(),
+        places,
+        devices,
+        spoken_on: (0..).map(InterfaceId).zip(config.interfaces.iter().map(|i| i.ttl_security)).collect(),
         links: vec![Link::default(); config.interfaces.len()],
         ports: BTreeMap::new(),
         inputs_in,
@@ -80,7 +86,9 @@ pub(super) fn start<V: Transport>(
         learned: Vec::new(),
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
+        preparing: None,
         stopped: false,
+        recording: None,
     };
     Ok((commands_in, tokio::spawn(driver.run(commands, paths, inputs, end_routes, routes))))
 }
@@ -90,8 +98,11 @@ struct Driver<V: Transport> {
     started: Instant,
     /// When the speaker was last told the time of day.
     time_of_day_at: Option<Instant>,
-    /// Name and TTL security of each interface.
-    interfaces: Vec<(String, bool)>,
+    places: Places,
+    /// The names that are watched, by id.
+    devices: watch::Sender<Vec<String>>,
+    /// The interfaces of the configuration, and whether each has TTL security.
+    spoken_on: BTreeMap<InterfaceId, bool>,
     links: Vec<Link<V>>,
     ports: BTreeMap<InterfaceId, Port<V>>,
     inputs_in: mpsc::Sender<Input<V>>,
@@ -107,7 +118,17 @@ struct Driver<V: Transport> {
     purge_at: Option<Instant>,
     /// How long after [`Input::Enable`] that is, until then.
     adoption: Option<Duration>,
+    /// Who waits for the outcome of a restart that is being prepared.
+    preparing: Option<oneshot::Sender<Result<Grace, RestartRefused>>>,
     stopped: bool,
+    recording: Option<Recording<V>>,
+}
+
+/// A recording under way.
+struct Recording<V: Transport> {
+    recorder: Recorder<V>,
+    lines: mpsc::Sender<String>,
+    until: Instant,
 }
 
 impl<V: Transport> Driver<V> {
@@ -129,7 +150,7 @@ impl<V: Transport> Driver<V> {
                     Some(Command::Enable) => self.handle(Input::Enable),
                     Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
                     Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
-                    Some(Command::Reconfigure(config)) => self.handle(Input::Reconfigure(config)),
+                    Some(Command::Reconfigure(config)) => self.reconfigure(config),
                     Some(Command::Liveness(liveness)) => {
                         liveness.join(V::IS_V6, self.paths_in.clone());
                         self.liveness = Some(liveness);
@@ -144,6 +165,13 @@ impl<V: Transport> Driver<V> {
                     }
                     Some(Command::Routes(answer)) => drop(answer.send(self.routes())), // likewise
                     Some(Command::Settled(answer)) => drop(answer.send(self.speaker.is_settled())), // likewise
+                    Some(Command::PrepareRestart(period, answer)) => {
+                        self.preparing = Some(answer);
+                        self.handle(Input::PrepareRestart { period });
+                    }
+                    Some(Command::CancelRestart) => self.handle(Input::CancelRestart),
+                    Some(Command::Resume(grace)) => self.handle(Input::Resume(grace)),
+                    Some(Command::Record { span, limit, lines }) => self.record(span, limit, lines),
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
                         waiting.push(answer);
@@ -160,9 +188,13 @@ impl<V: Transport> Driver<V> {
                 }
                 () = sleep_until(self.deadline()) => self.handle(Input::Timer),
                 () = sleep_until(self.purge_at) => self.purge(),
+                () = sleep_until(self.recording.as_ref().map(|recording| recording.until)) => {
+                    self.end_recording(RecordingEnd::Time);
+                }
                 Some(input) = inputs.recv() => self.handle(input),
             }
         }
+        self.end_recording(RecordingEnd::Stopped);
         self.ports.clear();
         let _ = end_routes.send(flush); // the task may have ended with the netlink socket
         if let Err(error) = routes.await {
@@ -186,12 +218,64 @@ impl<V: Transport> Driver<V> {
                 let at = self.adoption.take().and_then(|span| Instant::now().checked_add(span));
                 self.purge_at = self.purge_at.or(at);
             }
+            // Routes of the earlier life stay at least as long as the grace period may last.
+            Input::Resume(Grace { period, .. }) => {
+                let period = Duration::from_secs((*period).into());
+                self.adoption = self.adoption.map(|span| span + period);
+            }
             _ => {}
         }
         self.tell_time_of_day();
-        self.speaker.handle(self.now(), input);
-        while let Some(output) = self.speaker.poll_output() {
+        self.feed(input);
+    }
+
+    /// Hands one input to the speaker and does what comes of it.
+    fn feed(&mut self, input: Input<V>) {
+        let now = self.now();
+        let pending = self.recording.as_ref().map(|at| at.recorder.note(&self.speaker, now, &input));
+        self.speaker.handle(now, input);
+        let outputs: Vec<_> = std::iter::from_fn(|| self.speaker.poll_output()).collect();
+        if let Some((recording, pending)) = self.recording.as_mut().zip(pending) {
+            let step = recording.recorder.step(&self.speaker, &pending, &outputs);
+            match step.map(|line| recording.lines.try_send(line)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    // Nobody reads any more, or not fast enough: packets do not wait for that.
+                    tracing::warn!(version = V::NUMBER, %error, "OSPF recording broken off");
+                    self.recording = None;
+                }
+                None => self.end_recording_at(now, RecordingEnd::Limit),
+            }
+        }
+        for output in outputs {
             self.perform(output);
+        }
+    }
+
+    /// Begins a recording, in place of one that is under way.
+    fn record(&mut self, span: Duration, limit: usize, lines: mpsc::Sender<String>) {
+        self.end_recording(RecordingEnd::Time);
+        let Some((recorder, head)) = Recorder::begin(&self.speaker, limit) else {
+            tracing::warn!(
+                version = V::NUMBER,
+                limit,
+                "OSPF recording: the limit has no room for the databases"
+            );
+            return;
+        };
+        if lines.try_send(head).is_ok() {
+            self.recording = Some(Recording { recorder, lines, until: Instant::now() + span });
+        }
+    }
+
+    fn end_recording(&mut self, end: RecordingEnd) {
+        self.end_recording_at(self.now(), end);
+    }
+
+    fn end_recording_at(&mut self, at: Time, end: RecordingEnd) {
+        if let Some(recording) = self.recording.take() {
+            // Without it the recording counts as cut off.
+            let _ = recording.lines.try_send(self.speaker.end_of_recording(at, end));
         }
     }
 
@@ -200,8 +284,25 @@ impl<V: Transport> Driver<V> {
         if self.time_of_day_at.is_none_or(|at| at.elapsed() >= CLOCK_CHECK) {
             self.time_of_day_at = Some(Instant::now());
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            self.speaker.handle(self.now(), Input::TimeOfDay(now));
+            self.feed(Input::TimeOfDay(now));
         }
+    }
+
+    /// Follows another configuration; interfaces may come and go with it.
+    fn reconfigure(&mut self, config: Box<Config>) {
+        let ids = self.places.admit(&config.interfaces);
+        let spoken_on = ids.iter().copied().zip(config.interfaces.iter().map(|i| i.ttl_security)).collect();
+        self.links.resize(self.places.names().len(), Link::default());
+        self.handle(Input::Reconfigure(config)); // takes leave where we go
+        let before = std::mem::replace(&mut self.spoken_on, spoken_on);
+        self.ports.retain(|id, _| self.spoken_on.contains_key(id));
+        for id in ids.into_iter().filter(|id| !before.contains_key(id)) {
+            // One that was there before is known already, and not told again.
+            if let Some(link) = self.links.get(id.0).cloned() {
+                self.handle(Input::Link { interface: id, link });
+            }
+        }
+        self.devices.send_replace(self.places.names().to_vec());
     }
 
     /// Opens, closes or reopens the socket of an interface.
@@ -212,11 +313,9 @@ impl<V: Transport> Driver<V> {
             return;
         }
         self.ports.remove(&interface);
-        if let Some(attached) = link.address.as_ref().filter(|_| link.is_usable()) {
-            let device = Device {
-                index: link.index,
-                ttl_security: self.interfaces.get(interface.0).is_some_and(|(_, security)| *security),
-            };
+        let attached = link.address.as_ref().filter(|_| link.is_usable());
+        if let Some((attached, ttl_security)) = attached.zip(self.spoken_on.get(&interface).copied()) {
+            let device = Device { index: link.index, ttl_security };
             match Port::open(interface, device, attached, self.inputs_in.clone()) {
                 Ok(port) => drop(self.ports.insert(interface, port)),
                 Err(error) => tracing::error!(?link, %error, "cannot open the OSPF socket of an interface"),
@@ -254,6 +353,11 @@ impl<V: Transport> Driver<V> {
             Output::Event(event) => {
                 log(V::NUMBER, &event);
                 let _ = self.events.send(event); // nobody may listen
+            }
+            Output::RestartPrepared(outcome) => {
+                if let Some(answer) = self.preparing.take() {
+                    let _ = answer.send(outcome); // nobody waits any more
+                }
             }
             Output::Stopped => self.stopped = true,
         }
@@ -322,6 +426,12 @@ fn log(version: u8, event: &Event) {
         }
         Event::HelpEnded { interface, router, reason } => {
             tracing::info!(version, interface, %router, %reason, "OSPF neighbour no longer helped");
+        }
+        Event::Resuming { seconds } => {
+            tracing::info!(version, seconds, "OSPF resumes after a graceful restart");
+        }
+        Event::Resumed { reason } => {
+            tracing::info!(version, %reason, "OSPF graceful restart is over");
         }
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");

@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use bytes::{BufMut, BytesMut};
+
 use super::{ParseError, reader::Reader};
 
 /// TLV: the grace period in seconds.
@@ -23,7 +25,33 @@ pub struct GraceBody {
     pub address: Option<Ipv4Addr>,
 }
 
+/// Reason: a restart of the software.
+const SOFTWARE_RESTART: u8 = 1;
+
 impl GraceBody {
+    /// What we say when we restart on purpose, within `period` seconds.
+    #[must_use]
+    pub fn of_restart(period: u32, address: Option<Ipv4Addr>) -> Self {
+        Self { period, reason: SOFTWARE_RESTART, address }
+    }
+
+    /// The inverse of [`GraceBody::parse`].
+    #[must_use]
+    pub fn emit(&self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(24);
+        for (kind, length, value) in [(PERIOD, 4, self.period), (REASON, 1, u32::from(self.reason) << 24)] {
+            out.put_u16(kind);
+            out.put_u16(length);
+            out.put_u32(value); // a shorter one is padded
+        }
+        if let Some(address) = self.address {
+            out.put_u16(ADDRESS);
+            out.put_u16(4);
+            out.put_slice(&address.octets());
+        }
+        out
+    }
+
     /// Parses the body of a Grace-LSA.
     ///
     /// # Errors
@@ -81,6 +109,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_emitted_is_parsed_as_it_was(period: u32, reason: u8, address: Option<[u8; 4]>) {
+            let body = GraceBody { period, reason, address: address.map(Ipv4Addr::from) };
+            prop_assert_eq!(GraceBody::parse(&body.emit()), Ok(body));
+        }
+
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = GraceBody::parse(&bytes);

@@ -4,9 +4,10 @@
 use std::{cmp::Ordering, fmt, net::Ipv4Addr, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{ParseError, checksum, reader::Reader, version::Version};
+use crate::serial::hex;
 
 /// Length of an LSA header in bytes.
 pub const LSA_HEADER_LEN: usize = 20;
@@ -40,7 +41,8 @@ impl<V: Version> fmt::Display for LsaKey<V> {
 }
 
 /// The header of an LSA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct LsaHeader<V: Version> {
     /// Seconds since origination, as sent (it may carry DoNotAge).
     pub age: u16,
@@ -101,12 +103,25 @@ impl<V: Version> LsaHeader<V> {
     }
 }
 
-/// One LSA, kept byte for byte.
+/// One LSA, kept byte for byte; serialised as those bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lsa<V: Version> {
     /// The parsed header.
     pub header: LsaHeader<V>,
     bytes: Bytes,
+}
+
+impl<V: Version> Serialize for Lsa<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        hex::serialize(&self.bytes, serializer)
+    }
+}
+
+impl<'de, V: Version> Deserialize<'de> for Lsa<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut bytes = Bytes::from(hex::deserialize(deserializer)?);
+        Self::parse(&mut bytes).map_err(D::Error::custom)
+    }
 }
 
 impl<V: Version> Lsa<V> {

@@ -1,6 +1,7 @@
 //! What packets carry (RFC 2328 section A.3, RFC 5340 section A.3), generic over the version.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use super::{
     ParseError,
@@ -10,7 +11,8 @@ use super::{
 };
 
 /// A database description (RFC 2328 section A.3.3, RFC 5340 section A.3.3).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct Description<V: Version> {
     /// Largest IP datagram the sender's interface takes, in bytes.
     pub mtu: u16,

@@ -105,9 +105,9 @@ pub trait Version: Copy + fmt::Debug + Default + Ord + Hash + Send + Sync + 'sta
     /// LS types.
     type Kind: LsKind;
     /// Option bits of a Hello or a database description: 8 or 24 of them.
-    type Options: Copy + fmt::Debug + Eq + Into<u32> + Send + Sync;
+    type Options: Copy + fmt::Debug + Eq + Into<u32> + Serialize + DeserializeOwned + Send + Sync;
     /// Option bits in the header of an LSA: version 3 has none there.
-    type LsaOptions: Copy + fmt::Debug + Eq + Send + Sync;
+    type LsaOptions: Copy + fmt::Debug + Eq + Serialize + DeserializeOwned + Send + Sync;
     /// The Hello of this version.
     type Hello: Clone + fmt::Debug + Eq + From<Greeting> + Into<Greeting> + Send + Sync;
 

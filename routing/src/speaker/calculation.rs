@@ -77,7 +77,8 @@ impl<V: Protocol> Machine<V> {
         }
         let extent = self.pending_extent().unwrap_or(Extent::Full);
         let routes = self.calculate_routes(extent);
-        let changed = routes != self.routes;
+        // While we restart gracefully, the kernel keeps what an earlier life put there.
+        let changed = routes != self.routes && !self.is_resuming();
         if changed {
             self.routes.clone_from(&routes);
             self.outputs.push_back(Output::Routes(routes));

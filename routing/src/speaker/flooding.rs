@@ -142,7 +142,9 @@ impl<V: Protocol> Machine<V> {
         }
         if own {
             self.note_own_lsa_received(scope, &header);
-            self.refuse(id, source, Refusal::LsaOwnNewer, || format!("{} superseded", header.key));
+            if !self.is_resuming() {
+                self.refuse(id, source, Refusal::LsaOwnNewer, || format!("{} superseded", header.key));
+            }
         }
         let interface = self.interfaces.get(&id);
         let backup = interface.is_some_and(|i| i.state == InterfaceState::Backup);
@@ -270,7 +272,7 @@ impl<V: Protocol> Machine<V> {
 
     fn resend_pause(&self, id: InterfaceId) -> Duration {
         let usual = self.interfaces.get(&id).map_or(MIN_LS_ARRIVAL, |i| i.config.retransmit());
-        if self.stopping.is_some() { usual.min(super::stop::RESEND) } else { usual }
+        if self.stopping.is_some() || self.is_leaving() { usual.min(super::stop::RESEND) } else { usual }
     }
 
     /// Sends again what a neighbour did not acknowledge in time (section 13.6).

@@ -46,7 +46,7 @@ impl fmt::Display for HelpEnd {
 }
 
 /// A neighbour is helped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Help {
     pub(super) until: Time,
     /// What it means when that moment comes.
@@ -175,7 +175,7 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
-    fn interface_name(&self, id: InterfaceId) -> String {
+    pub(super) fn interface_name(&self, id: InterfaceId) -> String {
         self.interfaces.get(&id).map(|interface| interface.config.name.clone()).unwrap_or_default()
     }
 }

@@ -85,6 +85,7 @@ impl<V: Protocol> Machine<V> {
             self.answer_hello(id);
         }
         self.neighbor_event(id, key, event);
+        self.recall_role(id, hello.dr, hello.bdr);
         if listed {
             self.consider_backup_seen(id, name, hello);
         }

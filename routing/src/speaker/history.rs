@@ -81,6 +81,7 @@ pub(super) enum Trigger {
     Announcements,
     Protection,
     Configuration,
+    Restart,
 }
 
 impl Trigger {
@@ -101,6 +102,7 @@ impl fmt::Display for Trigger {
             Self::Announcements => f.write_str("announcements"),
             Self::Protection => f.write_str("protected prefixes"),
             Self::Configuration => f.write_str("configuration"),
+            Self::Restart => f.write_str("end of the graceful restart"),
         }
     }
 }
@@ -139,7 +141,8 @@ pub struct StateEvent {
     pub event: Event,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 struct LsaRecord<V: Protocol> {
     at: Time,
     action: LsaAction,
@@ -151,7 +154,7 @@ struct LsaRecord<V: Protocol> {
 }
 
 /// What waits for the next calculation.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Pending {
     since: Time,
     extent: Extent,
@@ -160,7 +163,8 @@ struct Pending {
 }
 
 /// The rings.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct History<V: Protocol> {
     lsas: VecDeque<LsaRecord<V>>,
     spf: VecDeque<(Time, SpfEvent)>,
@@ -242,6 +246,8 @@ impl<V: Protocol> Machine<V> {
                 | Event::Interface { .. }
                 | Event::Helping { .. }
                 | Event::HelpEnded { .. }
+                | Event::Resuming { .. }
+                | Event::Resumed { .. }
         );
         if is_one {
             push(&mut self.history.states, STATE_EVENTS, (self.now, event.clone()));

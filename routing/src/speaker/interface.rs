@@ -45,7 +45,8 @@ const QUICK_HELLOS: u8 = 3;
 const QUICK_HELLO_INTERVAL: Duration = Duration::from_millis(300);
 
 /// An interface and everybody heard on it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub struct Interface<V: Protocol> {
     pub(super) config: InterfaceConfig,
     pub(super) guard: Guard,
@@ -147,6 +148,7 @@ impl<V: Protocol> Machine<V> {
             interface.quick_hellos = QUICK_HELLOS;
         }
         self.set_interface_state(id, state);
+        self.recall_grace(id);
     }
 
     /// InterfaceDown (section 9.3): every neighbour goes, and so does what was known of the link.

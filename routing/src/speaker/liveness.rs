@@ -6,10 +6,12 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Interface, InterfaceId, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol};
 
 /// A neighbour whose path BFD is to watch.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Watched {
     /// Where it is.
     pub interface: InterfaceId,

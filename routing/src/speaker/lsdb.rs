@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{InterfaceId, Time};
 use crate::packet::{
     MAX_AGE,
@@ -14,7 +16,7 @@ use crate::packet::{
 };
 
 /// Where a database belongs (flooding scope, RFC 5250 section 3, RFC 5340 section 4.5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Scope {
     /// A link.
     Link(InterfaceId),
@@ -25,7 +27,8 @@ pub enum Scope {
 }
 
 /// An LSA and how it came here.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Entry<V: Version> {
     pub(super) lsa: Lsa<V>,
     pub(super) installed: Time,
@@ -53,8 +56,10 @@ impl<V: Version> Entry<V> {
 }
 
 /// The LSAs of one scope: a link, an area, or the domain.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Lsdb<V: Version> {
+    #[serde(with = "crate::serial::pairs")]
     entries: BTreeMap<LsaKey<V>, Entry<V>>,
     expiry: BTreeSet<(Time, LsaKey<V>)>,
     /// LSAs of MaxAge, waiting to be acknowledged by all and then forgotten.

@@ -88,7 +88,8 @@ pub(super) fn next_state(state: NeighborState, event: NeighborEvent, wanted: boo
 }
 
 /// The database exchange with one neighbour.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Exchange<V: Version> {
     /// We lead.
     pub(super) master: bool,
@@ -102,7 +103,8 @@ pub(super) struct Exchange<V: Version> {
 }
 
 /// A neighbour on one interface.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Neighbor<V: Protocol> {
     pub(super) router: Ipv4Addr,
     pub(super) address: V::Address,
@@ -125,11 +127,13 @@ pub(super) struct Neighbor<V: Protocol> {
     /// MTU in its last database description.
     pub(super) mtu: Option<u16>,
     /// LSAs it has newer than we do (link state request list).
+    #[serde(with = "crate::serial::pairs")]
     pub(super) requests: BTreeMap<LsaKey<V>, LsaHeader<V>>,
     /// Those asked for and not yet received, and when they are asked for again.
     pub(super) asked: BTreeSet<LsaKey<V>>,
     pub(super) ask_again: Option<Time>,
     /// LSAs sent and not acknowledged, and when each was sent (link state retransmission list).
+    #[serde(with = "crate::serial::pairs")]
     pub(super) unacknowledged: BTreeMap<LsaKey<V>, Time>,
     pub(super) resend_lsas: Option<Time>,
     /// It restarts gracefully, and we help.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Event, Interface, InterfaceId, InterfaceState, LsaAction, Machine, Neighbor, NeighborState, Protocol,
@@ -36,7 +37,7 @@ const CONTEST_COUNT: u32 = 3;
 const CONTEST_WINDOW: Duration = Duration::from_secs(60);
 
 /// An LSA of ours, or one of an earlier life that has to be flushed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Own {
     /// When and as which instance it was last sent in this life.
     last: Option<(Time, i32)>,
@@ -46,8 +47,10 @@ struct Own {
 }
 
 /// What was originated, and when the next thing is due.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(bound = "")]
 pub(super) struct Originator<V: Version> {
+    #[serde(with = "crate::serial::pairs")]
     own: BTreeMap<(Scope, LsaKey<V>), Own>,
     due: Option<Time>,
     first_full: Option<Time>,
@@ -69,6 +72,11 @@ impl<V: Version> Originator<V> {
     pub(super) fn may_send(&self, now: Time) -> bool {
         let open = |own: &Own| own.last.is_none_or(|(at, _)| now.since(at) >= MIN_INTERVAL);
         self.own.values().all(open)
+    }
+
+    /// Takes an LSA of an earlier life for one of ours.
+    pub(super) fn adopt(&mut self, scope: Scope, key: LsaKey<V>) {
+        self.own.entry((scope, key)).or_default();
     }
 
     pub(super) fn own_keys(&self) -> impl Iterator<Item = &(Scope, LsaKey<V>)> {
@@ -96,6 +104,9 @@ impl<V: Protocol> Machine<V> {
     /// The first Router-LSA waits for the first full adjacency, and a moment for others under way: after a
     /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one.
     fn may_originate(&mut self) -> bool {
+        if self.is_resuming() {
+            return false; // "Do not originate LSAs with LS types 1-5, 7" (RFC 3623 section 2)
+        }
         if self.originator.started {
             return true;
         }
@@ -241,7 +252,11 @@ impl<V: Protocol> Machine<V> {
         if matches!(phase, Some(Phase::Flush | Phase::Done)) {
             return Wanted::new();
         }
-        V::wanted(self, phase.is_none())
+        let mut wanted = V::wanted(self, phase.is_none());
+        if let Some(period) = self.told_grace() {
+            wanted.extend(V::grace_lsas(self, period));
+        }
+        wanted
     }
 
     /// Interfaces that are up, passive ones included.

@@ -1,11 +1,11 @@
 //! Another configuration while the speaker runs. What it may change is [`Config::changes_to`]'s to judge; none of it
-//! takes an adjacency down by itself.
+//! takes an adjacency down by itself, but for those on an interface that is left out.
 //!
 //! Timers are the neighbour's business as well: Hellos that disagree about them are refused (RFC 2328 section 10.5), so
 //! an adjacency lives on if the neighbour follows within the dead interval that it has counted from the last Hello that
 //! was accepted.
 
-use super::{Extent, InterfaceId, InterfaceState, Machine, Protocol, Trigger};
+use super::{Extent, Interface, InterfaceId, InterfaceState, Machine, Protocol, Scope, Trigger};
 use crate::{
     announce::{AnnounceAs, aggregated},
     config::{Config, InterfaceConfig},
@@ -13,20 +13,38 @@ use crate::{
 
 impl<V: Protocol> Machine<V> {
     /// Follows another configuration; one that cannot be followed changes nothing.
-    pub(super) fn reconfigure(&mut self, mut next: Config) {
+    pub(super) fn reconfigure(&mut self, next: Config) {
         if self.config.changes_to(&next).is_err() {
             return;
         }
-        // Interfaces keep their ids, whatever order they are written in.
-        let known: Vec<_> = self.config.interfaces.iter().map(|interface| interface.name.clone()).collect();
-        next.interfaces.sort_by_key(|interface| known.iter().position(|name| *name == interface.name));
-        for (at, interface) in next.interfaces.iter().enumerate() {
-            self.reconfigure_interface(InterfaceId(at), interface.clone());
+        let ids = self.places.admit(&next.interfaces);
+        for gone in self.interface_ids().into_iter().filter(|id| !ids.contains(id)) {
+            self.remove_interface(gone);
+        }
+        for (id, interface) in ids.into_iter().zip(&next.interfaces) {
+            if self.interfaces.contains_key(&id) {
+                self.reconfigure_interface(id, interface.clone());
+            } else {
+                // It comes up when its link is known.
+                self.interfaces.insert(id, Interface::new(interface.clone()));
+            }
         }
         self.spf.reconfigure(next.spf);
         self.config = next;
         self.tell_announced();
         self.request_spf(Extent::Selection, Trigger::Configuration);
+    }
+
+    /// Takes leave of the neighbours on an interface, and of an area if it was the last one there.
+    fn remove_interface(&mut self, id: InterfaceId) {
+        self.send_hello_listing(id, Vec::new());
+        self.interface_down(id);
+        let Some(interface) = self.interfaces.remove(&id) else { return };
+        let area = interface.config.area;
+        if self.interfaces.values().all(|other| other.config.area != area) {
+            self.databases.remove(&Scope::Area(area));
+        }
+        self.request_spf(Extent::Full, Trigger::Interface(interface.config.name));
     }
 
     fn reconfigure_interface(&mut self, id: InterfaceId, next: InterfaceConfig) {

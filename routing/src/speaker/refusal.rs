@@ -111,9 +111,10 @@ impl From<&ParseError> for Refusal {
 }
 
 /// The counters, and when each was last said aloud.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Refusals {
     counts: BTreeMap<InterfaceId, BTreeMap<Refusal, u64>>,
+    #[serde(with = "crate::serial::pairs")]
     said: BTreeMap<(InterfaceId, Refusal), Time>,
 }
 

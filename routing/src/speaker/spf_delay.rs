@@ -51,7 +51,7 @@ pub enum SpfState {
 }
 
 /// The machine with its three timers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct SpfTimer {
     delays: SpfDelays,
     state: SpfState,

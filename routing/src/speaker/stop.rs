@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, NeighborState, Output, Protocol, Time, earlier, origination::MIN_INTERVAL};
+use super::{Machine, NeighborState, Output, Protocol, RestartEnd, Time, earlier, origination::MIN_INTERVAL};
 use crate::packet::MAX_AGE;
 
 /// Longest duration of a stop.
@@ -23,7 +23,7 @@ pub enum Stop {
 }
 
 /// Steps of a stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// The Router-LSA without announced prefixes is out.
     Withdraw,
@@ -34,7 +34,7 @@ pub(super) enum Phase {
 }
 
 /// A stop under way.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stopping {
     pub(super) phase: Phase,
     /// End of [`Phase::Withdraw`].
@@ -61,6 +61,8 @@ impl<V: Protocol> Machine<V> {
         if self.stopping.is_some() {
             return;
         }
+        self.cancel_restart();
+        self.end_restart(RestartEnd::Stopped);
         let limit = now + LIMIT;
         let stopping = |phase| Some(Stopping { phase, flush_at: now + MIN_INTERVAL, limit });
         if stop == Stop::Keep {

@@ -3,11 +3,14 @@
 mod areas;
 mod authentication;
 mod externals;
+mod fuzz;
 mod graceful;
 mod inspection;
 mod liveness;
 mod protocol;
 mod reconfiguration;
+mod recording;
+mod restart;
 mod scale;
 mod simulator;
 mod version_3;
@@ -157,6 +160,7 @@ fn suspended_speaker_falls_silent_and_leaves_everything() {
     let vip = net("203.0.113.10/32");
     sim.announce(2, &[(vip, 10)]);
     sim.until(seconds(10), |sim| sim.hops(0, vip) == 1);
+    sim.run(seconds(5)); // old enough to be flushed
     sim.stop(2, Stop::Keep);
     sim.run(seconds(2));
     assert!(sim.has_stopped(2));

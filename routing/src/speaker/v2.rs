@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// Link state id of a Grace-LSA: opaque type 3, opaque id 0 (RFC 3623 appendix A).
+const GRACE_ID: Ipv4Addr = Ipv4Addr::new(3, 0, 0, 0);
+
 impl Protocol for V2 {
     type Attached = Ipv4Net;
     const ALL_SPF_ROUTERS: Ipv4Addr = super::ALL_SPF_ROUTERS;
@@ -140,6 +143,18 @@ impl Protocol for V2 {
 
     fn grace(lsa: &Lsa) -> Option<Result<GraceBody, ParseError>> {
         lsa.header.key.is_grace().then(|| GraceBody::parse(lsa.body()))
+    }
+
+    fn grace_lsas(machine: &Machine<Self>, period: u32) -> Wanted<Self> {
+        let router = machine.config.router_id;
+        let lsa = |(id, interface): (InterfaceId, &Interface<Self>)| {
+            let key = LsaKey { kind: OPAQUE_LINK, id: GRACE_ID, router };
+            let options = Self::options(Self::capabilities(&interface.config)) & OPTION_E;
+            // "must appear if the Grace-LSA is originated on a broadcast … segment"
+            let address = interface.address().filter(|_| interface.is_broadcast());
+            ((Scope::Link(id), key), (options, GraceBody::of_restart(period, address).emit()))
+        };
+        machine.interfaces_up().filter(|(_, interface)| interface.is_active()).map(lsa).collect()
     }
 
     fn kind_name(kind: u8) -> &'static str {

@@ -161,6 +161,15 @@ impl Protocol for V3 {
         (lsa.header.key.kind == GRACE).then(|| GraceBody::parse(lsa.body()))
     }
 
+    fn grace_lsas(machine: &Machine<Self>, period: u32) -> Wanted<Self> {
+        let router = machine.config.router_id;
+        let lsa = |(id, interface): (InterfaceId, &Interface<Self>)| {
+            let key = LsaKey { kind: GRACE, id: interface.link.index.into(), router };
+            ((Scope::Link(id), key), ((), GraceBody::of_restart(period, None).emit()))
+        };
+        machine.interfaces_up().filter(|(_, interface)| interface.is_active()).map(lsa).collect()
+    }
+
     fn kind_name(kind: LsType) -> &'static str {
         description::kind_name(kind)
     }

@@ -101,6 +101,10 @@ pub trait Protocol: Authenticated {
     /// What a Grace-LSA says; none if it is another LSA.
     fn grace(lsa: &Lsa<Self>) -> Option<Result<GraceBody, ParseError>>;
 
+    /// A Grace-LSA for each interface that is spoken on, of `period` seconds (RFC 3623 appendix A, RFC 5187 section
+    /// 2.2). Equal from one life to the next.
+    fn grace_lsas(machine: &Machine<Self>, period: u32) -> Wanted<Self>;
+
     /// The name of an LS type, as routers show it.
     fn kind_name(kind: Self::Kind) -> &'static str;
 

@@ -222,7 +222,11 @@ impl Lab {
             ospf += " redistribute connected\n";
         }
         if self.graceful {
-            ospf += " capability opaque\n graceful-restart grace-period 60\n";
+            // Helping is off by default.
+            ospf += " graceful-restart grace-period 60\n graceful-restart helper enable\n";
+        }
+        if self.graceful && self.family == Family::V4 {
+            ospf += " capability opaque\n";
         }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
@@ -397,12 +401,18 @@ impl Lab {
     }
 
     pub(crate) fn speaker(&self, director: usize) -> Result<Speaker> {
+        self.speaker_with(director, &[])
+    }
+
+    /// A speaker with further arguments.
+    pub(crate) fn speaker_with(&self, director: usize, more: &[&str]) -> Result<Speaker> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "p2p" };
         let bfd = if self.bfd { ":bfd=50*3" } else { "" };
         let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}{}{}", self.area.parts(), self.speaker);
         let router = format!("10.255.0.{}", director + 1);
         let announced = format!("{}=10", self.family.vip_prefix());
-        Speaker::start(&self.directors[director], &[&router, self.option(), &interface, &announced])
+        let usual = [&*router, self.option(), &interface, &announced];
+        Speaker::start(&self.directors[director], &[&usual, more].concat())
     }
 
     /// Routes of our protocol in a director's kernel.

@@ -1,5 +1,5 @@
-//! A switch that restarts its routing gracefully keeps its adjacency with us, and our VIP its next hop; and settings that
-//! change in a running speaker.
+//! A switch that restarts its routing gracefully keeps its adjacency with us, and our VIP its next hop; so it is when we
+//! restart; and settings that change in a running speaker.
 
 use std::time::Duration;
 
@@ -87,6 +87,94 @@ fn bird_restarts_gracefully() -> Result<()> {
 #[test]
 fn bird_restarts_gracefully_in_version_3() -> Result<()> {
     restarts_gracefully("bird_restarts_gracefully_in_version_3", Family::V6, Brand::Bird)
+}
+
+/// We restart, and the switch helps: its kernel has our VIP's next hop all the while, and ours the route through it.
+fn restarts_itself(test: &str, family: Family, brand: Brand, net: Net) -> Result<()> {
+    if !is_root(test) {
+        return Ok(());
+    }
+    let lab = Lab::with(family, brand, net, Extra { graceful: true, ..Extra::NONE })?;
+    let mut director = lab.speaker(0)?;
+    lab.until_next_hops("announced", 1, 30)?;
+    until("route learned", Duration::from_secs(10), || Ok(lab.learned(0)?.contains(family.behind())))?;
+    lab.stays(1, Duration::from_secs(6))?; // all LSAs acknowledged, and older than MinLSInterval
+    let before = sequence(&director.status()?).context("our Router-LSA")?;
+
+    let graces = director.ask("restart 60")?;
+    ensure!(graces.is_array(), "refused: {graces}");
+    until("the process ends", Duration::from_secs(3), || director.has_ended())?;
+    // Well beyond the dead interval of 4 s.
+    let watch = |what: &'static str, half_seconds| -> Result<()> {
+        for _ in 0..half_seconds {
+            lab.stays(1, Duration::from_millis(500)).context(what)?;
+            ensure!(lab.learned(0)?.contains(family.behind()), "{what}: our route through the switch goes");
+        }
+        Ok(())
+    };
+    watch("while we are silent", 16)?;
+    let mut successor = lab.speaker_with(0, &[&format!("--resume={graces}")])?;
+    until("the restart is over", Duration::from_secs(50), || {
+        watch("while we come back", 1)?;
+        Ok(happened(&successor.status()?, "Resumed").is_some())
+    })?;
+    let status = successor.status()?;
+    let ended = happened(&status, "Resumed").context("the end was not recorded")?;
+    ensure!(ended["reason"] == "completed", "{ended}");
+    // The dead interval again, and whatever the switch does when its help ends.
+    watch("when it is over", 20)?;
+    let status = successor.status()?;
+    ensure!(sequence(&status) == Some(before + 1), "one new Router-LSA: {before}, {:?}", sequence(&status));
+    let grace = |lsa: &&Value| matches!(lsa["kind"].as_u64(), Some(9 | 0x000b));
+    let lsdb = status["lsdb"].as_array().context("lsdb")?;
+    ensure!(lsdb.iter().find(grace).is_none(), "the Grace-LSA is flushed: {lsdb:?}");
+    ensure!(successor.full()? == 1);
+    Ok(())
+}
+
+#[test]
+fn we_restart_beside_frr() -> Result<()> {
+    restarts_itself("we_restart_beside_frr", Family::V4, Brand::Frr, Net::PointToPoint)
+}
+
+#[test]
+fn we_restart_beside_bird() -> Result<()> {
+    restarts_itself("we_restart_beside_bird", Family::V4, Brand::Bird, Net::PointToPoint)
+}
+
+#[test]
+fn we_restart_beside_frr_on_a_broadcast_segment() -> Result<()> {
+    let test = "we_restart_beside_frr_on_a_broadcast_segment";
+    restarts_itself(test, Family::V4, Brand::Frr, Net::Broadcast)
+}
+
+#[test]
+fn we_restart_beside_frr_in_version_3() -> Result<()> {
+    restarts_itself("we_restart_beside_frr_in_version_3", Family::V6, Brand::Frr, Net::PointToPoint)
+}
+
+#[test]
+fn we_restart_beside_bird_in_version_3() -> Result<()> {
+    restarts_itself("we_restart_beside_bird_in_version_3", Family::V6, Brand::Bird, Net::PointToPoint)
+}
+
+/// A restart that the switch would notice is refused, and says why.
+#[test]
+fn a_restart_that_cannot_be_graceful_is_refused_by_name() -> Result<()> {
+    if !is_root("a_restart_that_cannot_be_graceful_is_refused_by_name") {
+        return Ok(());
+    }
+    let lab = Lab::with(Family::V4, Brand::Frr, Net::PointToPoint, Extra { bfd: true, ..Extra::NONE })?;
+    let mut director = lab.speaker(0)?;
+    lab.until_next_hops("announced", 1, 30)?;
+    until("BFD is up", Duration::from_secs(10), || Ok(switch(&mut director)?["bfd"]["state"] == "up"))?;
+    let refused = director.ask("restart 60")?.to_string();
+    ensure!(refused.contains("10.255.1.1 on eth1 watches us by BFD"), "{refused}");
+    let refused = director.ask("restart 3")?.to_string();
+    ensure!(refused.contains("10 to 1800"), "{refused}");
+    lab.stays(1, Duration::from_secs(2))?;
+    ensure!(director.full()? == 1);
+    Ok(())
 }
 
 /// Cost, BFD and its intervals come and go with the adjacency in place; what cannot change is refused, and changes

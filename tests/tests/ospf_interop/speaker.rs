@@ -73,12 +73,17 @@ impl Speaker {
     }
 
     pub(crate) fn status(&mut self) -> Result<Value> {
-        self.tell("status")?;
+        self.ask("status")
+    }
+
+    /// What it answers to a line that it answers to.
+    pub(crate) fn ask(&mut self, question: &str) -> Result<Value> {
+        self.tell(question)?;
         let line = self.output.recv_timeout(ANSWER).map_err(|error| match error {
             RecvTimeoutError::Timeout => {
-                anyhow!("the speaker hangs: no answer to `status` within {ANSWER:?}")
+                anyhow!("the speaker hangs: no answer to `{question}` within {ANSWER:?}")
             }
-            RecvTimeoutError::Disconnected => anyhow!("the speaker ended before it answered `status`"),
+            RecvTimeoutError::Disconnected => anyhow!("the speaker ended before it answered `{question}`"),
         })?;
         serde_json::from_str(&line).context(line)
     }

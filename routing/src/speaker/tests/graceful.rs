@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How a version says that it restarts.
-trait Graceful: Family {
+pub(super) trait Graceful: Family {
     const KIND: Self::Kind;
     const OPTIONS: Self::LsaOptions;
 

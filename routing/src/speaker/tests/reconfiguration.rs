@@ -148,3 +148,39 @@ fn what_cannot_be_followed_changes_nothing() {
     sim.run(seconds(10));
     assert_eq!((sim.full(0), sim.status(0).interfaces[0].cost), (1, 10));
 }
+
+/// An uplink is taken away and put back, and another one comes, while nothing happens to the adjacency beside them.
+#[test]
+fn interfaces_come_and_go_and_the_others_are_not_touched() {
+    let mut sim = fabric(1, 78);
+    let (vip, behind) = (net("203.0.113.10/32"), net("198.18.0.0/24"));
+    for switch in [0, 1] {
+        sim.announce(switch, &[(behind, 1)]);
+    }
+    sim.announce(2, &[(vip, 10)]);
+    sim.until(seconds(10), |sim| sim.hops(0, vip) == 1 && sim.hops(1, vip) == 1 && sim.hops(2, behind) == 2);
+    sim.run(seconds(5));
+    let second = sim.machine(2).config.interfaces[1].clone();
+    change(&mut sim, 2, |config| config.interfaces.truncate(1));
+    // At once, by our farewell: nobody waits for the dead interval.
+    sim.until(Duration::from_millis(300), |sim| sim.full(1) == 0 && sim.hops(2, behind) == 1);
+    assert_eq!(sim.status(2).interfaces.len(), 1);
+    sim.run(seconds(10));
+    assert_eq!((sim.hops(0, vip), sim.hops(1, vip)), (1, 0));
+    // Back, and first in the list.
+    change(&mut sim, 2, |config| config.interfaces.insert(0, second));
+    sim.change_link(2, 1, |_| {}); // as the driver tells it
+    sim.until(seconds(5), |sim| sim.hops(1, vip) == 1 && sim.hops(2, behind) == 2);
+    // One that was never there, in an area of its own.
+    let area = Ipv4Addr::new(0, 0, 0, 7);
+    let third = InterfaceConfig { name: "eth7".into(), area, ..p2p() };
+    change(&mut sim, 2, |config| config.interfaces.push(third));
+    sim.run(seconds(2));
+    assert_eq!(sim.status(2).interfaces.len(), 3);
+    change(&mut sim, 2, |config| drop(config.interfaces.pop()));
+    sim.run(seconds(5));
+    assert!(sim.status(2).lsdb.iter().all(|lsa| lsa.scope != format!("area {area}")), "an area that we left");
+    assert_eq!((losses(&sim, 0), sim.hops(0, vip)), (0, 1));
+    let kept = |event: &&Event| matches!(event, Event::Neighbor { from: NeighborState::Full, router, .. } if *router == super::id(0));
+    assert_eq!(sim.events(2).iter().filter(kept).count(), 0);
+}

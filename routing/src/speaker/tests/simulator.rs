@@ -15,10 +15,12 @@ use crate::{
     packet::{
         self, V2,
         v3::{self, V3},
+        wire::Version,
     },
+    speaker::recording::{Recorder, RecordingEnd},
     speaker::{
-        Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
-        Status, Stop, Watched,
+        Attached6, Event, Grace, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol,
+        RestartRefused, Route, Scope, Status, Stop, Watched,
     },
 };
 
@@ -96,6 +98,9 @@ struct Node<V: Protocol> {
     watched: BTreeSet<Watched>,
     events: Vec<Event>,
     stopped: bool,
+    prepared: Option<Result<Grace, RestartRefused>>,
+    /// A recorder and what it wrote.
+    recording: Option<(Recorder<V>, String)>,
     runs: u32,
 }
 
@@ -107,16 +112,23 @@ struct Delivery<V: Protocol> {
     payload: Vec<u8>,
 }
 
+/// Source, destination and payload of a packet.
+pub(super) type Heard<V> = (<V as Version>::Address, <V as Version>::Address, Vec<u8>);
+
 /// The network.
 pub(super) struct Network<V: Family> {
     nodes: Vec<Node<V>>,
     segments: Vec<Vec<(usize, InterfaceId)>>,
     down: BTreeSet<usize>,
+    /// Segments that lose every packet, which nobody is told.
+    cut: BTreeSet<usize>,
     queue: BTreeMap<(Duration, u64), Delivery<V>>,
     now: Duration,
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// Deliveries to node 0, where somebody wants to see them: source, destination, payload.
+    pub(super) tap: Option<Vec<Heard<V>>>,
     /// What time of day nodes that start believe it was when the simulation began.
     pub(super) time_of_day: Duration,
     /// Bytes of the largest packet that was sent.
@@ -133,11 +145,13 @@ impl<V: Family> Network<V> {
             nodes: Vec::new(),
             segments: Vec::new(),
             down: BTreeSet::new(),
+            cut: BTreeSet::new(),
             queue: BTreeMap::new(),
             now: Duration::ZERO,
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            tap: None,
             time_of_day: START,
             largest: 0,
             faults: Faults::default(),
@@ -169,6 +183,8 @@ impl<V: Family> Network<V> {
                     watched: BTreeSet::new(),
                     events: Vec::new(),
                     stopped: false,
+                    prepared: None,
+                    recording: None,
                     runs: 0,
                 });
             }
@@ -195,6 +211,11 @@ impl<V: Family> Network<V> {
     }
 
     pub(super) fn restart(&mut self, at: usize) {
+        self.restart_with(at, None);
+    }
+
+    /// Restarts a node, gracefully if it has what its earlier life left it.
+    pub(super) fn restart_with(&mut self, at: usize, grace: Option<Grace>) {
         let now = self.now;
         let node = &mut self.nodes[at];
         let interfaces = node.interfaces.iter().map(|(config, _)| config.clone()).collect();
@@ -204,9 +225,13 @@ impl<V: Family> Network<V> {
         let config = Config { external, aggregates, ..Config::new(node.router, interfaces) };
         node.speaker = Some(Machine::new(config, seed).expect("valid"));
         node.born = now;
-        node.stopped = false;
+        (node.stopped, node.prepared) = (false, None);
+        node.routes.clear();
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
         self.input(at, Input::TimeOfDay(self.time_of_day + now));
+        if let Some(grace) = grace {
+            self.input(at, Input::Resume(grace));
+        }
         self.input(at, Input::Enable);
         for (interface, link) in links.into_iter().enumerate() {
             self.input(at, Input::Link { interface: InterfaceId(interface), link });
@@ -251,6 +276,20 @@ impl<V: Family> Network<V> {
         }
     }
 
+    /// Makes a segment lose every packet, or none again.
+    pub(super) fn cut(&mut self, segment: usize, cut: bool) {
+        if cut {
+            self.cut.insert(segment)
+        } else {
+            self.cut.remove(&segment)
+        };
+    }
+
+    /// What came of a restart that was prepared.
+    pub(super) fn prepared(&self, node: usize) -> Option<&Result<Grace, RestartRefused>> {
+        self.nodes[node].prepared.as_ref()
+    }
+
     pub(super) fn mtu(&mut self, node: usize, interface: usize, mtu: u16) {
         self.nodes[node].interfaces[interface].1.mtu = mtu;
         let link = self.nodes[node].interfaces[interface].1.clone();
@@ -272,12 +311,32 @@ impl<V: Family> Network<V> {
         lsa.body().to_vec()
     }
 
+    /// Begins to record what a node is told.
+    pub(super) fn record(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.recording = node.speaker.as_ref().and_then(|speaker| Recorder::begin(speaker, usize::MAX));
+    }
+
+    /// The recording, which ends.
+    pub(super) fn recorded(&mut self, at: usize) -> String {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let (_, lines) = node.recording.take().expect("begun");
+        let at = Time::from_start(now - node.born);
+        lines + &node.speaker.as_ref().expect("alive").end_of_recording(at, RecordingEnd::Time)
+    }
+
     pub(super) fn input(&mut self, at: usize, input: Input<V>) {
         let now = self.now;
         let node = &mut self.nodes[at];
         let Some(speaker) = &mut node.speaker else { return };
-        speaker.handle(Time::from_start(now - node.born), input);
+        let time = Time::from_start(now - node.born);
+        let pending = node.recording.as_ref().map(|(recorder, _)| recorder.note(speaker, time, &input));
+        speaker.handle(time, input);
         let outputs: Vec<_> = std::iter::from_fn(|| speaker.poll_output()).collect();
+        if let Some(((recorder, lines), pending)) = node.recording.as_mut().zip(pending) {
+            lines.push_str(&recorder.step(speaker, &pending, &outputs).expect("room"));
+        }
         for output in outputs {
             self.trace.push(format!("{now:?} {at} {output:?}"));
             match output {
@@ -286,6 +345,7 @@ impl<V: Family> Network<V> {
                 }
                 Output::Routes(routes) => self.nodes[at].routes = routes,
                 Output::Event(event) => self.nodes[at].events.push(event),
+                Output::RestartPrepared(outcome) => self.nodes[at].prepared = Some(outcome),
                 Output::Stopped => self.nodes[at].stopped = true,
                 Output::Watch(watched) => self.nodes[at].watched = watched,
                 Output::DesignatedGroup { .. } => {}
@@ -295,7 +355,9 @@ impl<V: Family> Network<V> {
 
     fn transmit(&mut self, from: usize, interface: InterfaceId, destination: V::Address, payload: &[u8]) {
         let on = |members: &Vec<(usize, InterfaceId)>| members.contains(&(from, interface));
-        let Some(segment) = self.segments.iter().position(on).filter(|at| !self.down.contains(at)) else {
+        let Some(segment) =
+            self.segments.iter().position(on).filter(|at| !self.down.contains(at) && !self.cut.contains(at))
+        else {
             return;
         };
         self.largest = self.largest.max(payload.len());
@@ -337,6 +399,9 @@ impl<V: Family> Network<V> {
         if packet == Some(next) {
             let (_, delivery) = self.queue.pop_first().expect("not empty");
             let Delivery { node, interface, source, destination, payload } = delivery;
+            if let Some(tap) = self.tap.as_mut().filter(|_| node == 0) {
+                tap.push((source, destination, payload.clone()));
+            }
             self.input(node, Input::Packet { interface, source, destination, payload });
         } else if let Some((_, node)) = timer {
             self.input(node, Input::Timer);
