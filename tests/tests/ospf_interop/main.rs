@@ -5,6 +5,7 @@ mod areas;
 mod authentication;
 mod lab;
 mod liveness;
+mod matrix;
 mod restart;
 mod speaker;
 
