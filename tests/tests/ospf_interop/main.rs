@@ -7,6 +7,7 @@ mod lab;
 mod liveness;
 mod matrix;
 mod restart;
+mod segment;
 mod speaker;
 
 use std::time::{Duration, Instant};
