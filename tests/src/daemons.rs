@@ -142,6 +142,11 @@ impl Daemons {
         self.running.iter().rev().map(|(_, process)| process.0.id()).collect()
     }
 
+    /// The processes that were started and not killed.
+    pub fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.running.iter_mut().map(|(_, process)| process)
+    }
+
     /// Forgets the processes, killing those that still run.
     pub fn clear(&mut self) {
         self.running.clear();
