@@ -40,6 +40,8 @@ const CONTEST_WINDOW: Duration = Duration::from_secs(60);
 struct Own {
     /// When and as which instance it was last sent in this life.
     last: Option<(Time, i32)>,
+    /// Sequence number of the newest copy received since: the database forgets a flushed one before its successor is due.
+    received: Option<i32>,
     /// Newer copies seen since `contested_since`.
     contested: u32,
     contested_since: Time,
@@ -133,8 +135,9 @@ impl<V: Protocol> Machine<V> {
             self.originate_by(at + MIN_INTERVAL);
             return;
         }
-        let held_sequence = held.map(|entry| entry.lsa.header.sequence);
-        let sequence = match held_sequence.max(last.map(|(_, sequence)| sequence)) {
+        let known = held.map(|entry| entry.lsa.header.sequence).max(last.map(|(_, sequence)| sequence));
+        let received = self.originator.own.get(&(scope, key)).and_then(|own| own.received);
+        let sequence = match known.max(received) {
             None => INITIAL_SEQUENCE,
             Some(MAX_SEQUENCE) if held.is_some() => return self.flush(scope, key), // section 12.1.6
             Some(MAX_SEQUENCE) => INITIAL_SEQUENCE,
@@ -145,7 +148,8 @@ impl<V: Protocol> Machine<V> {
             held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
         self.record_lsa(LsaAction::Originated, scope, &lsa.header, None, changed);
         self.install_and_flood(scope, lsa, None);
-        self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
+        let own = self.originator.own.entry((scope, key)).or_default();
+        (own.last, own.received) = (Some((now, sequence)), None);
         self.originate_by(now + REFRESH);
         if changed && V::extent(key.kind, false).is_some() {
             self.end_help_by_change(scope, None);
@@ -200,10 +204,19 @@ impl<V: Protocol> Machine<V> {
 
     /// A newer copy of one of our LSAs came in (section 13.4); the next [`Self::originate`] supersedes or
     /// flushes it. Once is a restart, often is another router with our id.
+    ///
+    /// A flush of an earlier life that a neighbour has not forgotten is in no database description, so our first instance
+    /// was made without knowing of it. Who sends it has not taken that one: its successor need not wait for
+    /// [`MIN_INTERVAL`].
     pub(super) fn note_own_lsa_received(&mut self, scope: Scope, header: &LsaHeader<V>) {
         let (now, started) = (self.now, self.originator.started);
         let own = self.originator.own.entry((scope, header.key)).or_default();
-        if !started || header.age_seconds() == MAX_AGE {
+        own.received = own.received.max(Some(header.sequence));
+        let flushed = header.age_seconds() == MAX_AGE;
+        if flushed && own.last.is_some_and(|(_, sequence)| sequence == INITIAL_SEQUENCE) {
+            own.last = None;
+        }
+        if !started || flushed {
             return;
         }
         if now.since(own.contested_since) > CONTEST_WINDOW {

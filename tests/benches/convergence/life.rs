@@ -17,7 +17,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 const RESTART: Duration = Duration::from_secs(17);
 /// The gap between two changes.
 const GAP: Duration = Duration::from_millis(300);
-/// Longer than the dead interval: neighbours have forgotten who stopped.
+/// Longer than the dead interval and than MinLSInterval: neighbours have forgotten who stopped, and may say at once that
+/// it is back.
 const FORGOTTEN: Duration = Duration::from_secs(6);
 
 /// How neighbours are watched, and with it which events are measured.
@@ -65,11 +66,12 @@ pub(crate) fn measure(place: Brand, watch: Watch, runs: usize, samples: &Samples
             }
             Watch::Bfd10 => {
                 life.die(Event::KilledBfd10)?;
-                life.rig.victim().start()?;
+                std::thread::sleep(FORGOTTEN);
+                life.restart(Event::RestartedLater)?;
             }
             Watch::Bfd50 => {
                 life.die(Event::KilledBfd50)?;
-                life.restart()?;
+                life.restart(Event::Restarted)?;
                 life.change_what_is_announced()?;
                 life.lose_the_links()?;
             }
@@ -110,14 +112,14 @@ impl Life<'_> {
         self.goes(event, Director::kill)
     }
 
-    fn restart(&mut self) -> Result<()> {
+    fn restart(&mut self, event: Event) -> Result<()> {
         let since = Instant::now();
         self.rig.victim().start()?;
         std::thread::sleep(RESTART.saturating_sub(since.elapsed()));
         for (at, switch) in self.rig.switches.iter().enumerate() {
             let took = switch.monitor.gained_for_good(VIP, &gateway(at, 1), since);
             let losses = switch.monitor.losses(VIP, &gateway(at, 1), since);
-            self.record(Event::Restarted, at, took, losses);
+            self.record(event, at, took, losses);
         }
         Ok(())
     }

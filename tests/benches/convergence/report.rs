@@ -71,7 +71,7 @@ fn cell(event: Event, samples: &[Sample]) -> String {
     }
     let harmed = samples.iter().filter(|sample| sample.harm > 0).count();
     match event {
-        Event::Restarted => note(format!("lost again in {harmed} of {count}")),
+        Event::Restarted | Event::RestartedLater => note(format!("lost again in {harmed} of {count}")),
         Event::PoolExternal | Event::PoolStub if harmed > 0 => {
             note(format!("others touched in {harmed} of {count}"));
         }

@@ -19,13 +19,14 @@ pub(crate) enum Event {
     SecondChange,
     Drained,
     Restarted,
+    RestartedLater,
     ColdStart,
     PoolExternal,
     PoolStub,
 }
 
 impl Event {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::KilledBfd50,
         Self::KilledBfd10,
         Self::KilledHellos,
@@ -34,6 +35,7 @@ impl Event {
         Self::SecondChange,
         Self::Drained,
         Self::Restarted,
+        Self::RestartedLater,
         Self::ColdStart,
         Self::PoolExternal,
         Self::PoolStub,
@@ -49,7 +51,8 @@ impl Event {
             Self::Withdrawn => "VIP withdrawn: next hop gone",
             Self::SecondChange => "withdrawn 0.3 s after another change: next hop gone",
             Self::Drained => "VIP drained by its metric: next hop gone",
-            Self::Restarted => "restarted after a crash: next hop back for good",
+            Self::Restarted => "restarted as soon as its death is known: next hop back for good",
+            Self::RestartedLater => "restarted 6 s after its death: next hop back for good",
             Self::ColdStart => "cold start, hello 1 s: next hop there",
             Self::PoolExternal => "1,000 VIPs as type 5, one withdrawn: its next hop gone",
             Self::PoolStub => "1,000 VIPs as stub links, one withdrawn: its next hop gone",
@@ -65,7 +68,7 @@ impl Event {
             Self::LinkDown => 25,
             Self::Withdrawn | Self::Drained => 40,
             Self::SecondChange => 1200,
-            Self::Restarted | Self::ColdStart => 2000,
+            Self::Restarted | Self::RestartedLater | Self::ColdStart => 2000,
             Self::PoolExternal => 100,
             Self::PoolStub => return None,
         };
