@@ -29,7 +29,7 @@ pub(super) type Wanted<V> = BTreeMap<(Scope, LsaKey<V>), (<V as Version>::LsaOpt
 pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(1100);
 /// An LSA that does not change is sent anew after this time (LSRefreshTime).
 const REFRESH: Duration = Duration::from_secs(1800);
-/// How long the first Router-LSA waits, after the first adjacency is full, for others that are on the way.
+/// How long the first Router-LSA waits, after the first adjacency is full, for those of the other interfaces.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// This many newer copies of one of our LSAs within [`CONTEST_WINDOW`] mean that somebody else has our id.
 const CONTEST_COUNT: u32 = 3;
@@ -95,17 +95,22 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
-    /// The first Router-LSA waits for the first full adjacency, and a moment for others under way: after a
-    /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one.
+    /// The first Router-LSA waits for the first full adjacency, and a moment for those of the other interfaces: after a
+    /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one. One that names a
+    /// single switch reaches the others by way of it; they would lose us, or not find us, until [`MIN_INTERVAL`] is over.
     fn may_originate(&mut self) -> bool {
         if self.originator.started {
             return true;
         }
         let Some(first_full) = self.originator.first_full else { return false };
         let coming = |state| state >= NeighborState::ExStart && state < NeighborState::Full;
-        let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
+        let incomplete = |interface: &Interface<V>| {
+            let mut states = interface.neighbors.values().map(|neighbor| neighbor.state);
+            let silent = matches!(interface.state, InterfaceState::Down | InterfaceState::Passive);
+            states.clone().any(coming) || (!silent && !states.any(|state| state == NeighborState::Full))
+        };
         let limit = first_full + FIRST_WAIT;
-        if neighbors.any(|neighbor| coming(neighbor.state)) && self.now < limit {
+        if self.interfaces.values().any(incomplete) && self.now < limit {
             self.originator.due = Some(limit);
             return false;
         }
