@@ -27,6 +27,8 @@ pub(crate) enum Watch {
     Hellos,
     Bfd50,
     Bfd10,
+    /// BFD 50 ms x 3, for what happens to a director that lives on.
+    Alive,
 }
 
 impl Watch {
@@ -34,7 +36,7 @@ impl Watch {
     pub(crate) fn interval(self) -> Option<u64> {
         match self {
             Self::Hellos => None,
-            Self::Bfd50 => Some(50),
+            Self::Bfd50 | Self::Alive => Some(50),
             Self::Bfd10 => Some(10),
         }
     }
@@ -72,6 +74,8 @@ pub(crate) fn measure(place: Brand, watch: Watch, runs: usize, samples: &Samples
             Watch::Bfd50 => {
                 life.die(Event::KilledBfd50)?;
                 life.restart(Event::Restarted)?;
+            }
+            Watch::Alive => {
                 life.change_what_is_announced()?;
                 life.lose_the_links()?;
             }

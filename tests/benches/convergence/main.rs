@@ -1,7 +1,7 @@
 //! How soon a switch knows what happens to a director, measured at the switch's kernel route table: FRR and BIRD as
 //! switches side by side, and beside this project BIRD and FRR doing the same job in its place.
 //!
-//! `cargo bench -p cluster-tests --bench convergence` measures for about half an hour, as root, and prints tables in
+//! `cargo bench -p cluster-tests --bench convergence` measures for about a quarter of an hour, as root, and prints tables in
 //! Markdown; `-- --quick` shows that everything runs, `-- --flaps SECONDS` counts the false alarms of BFD under load
 //! instead. What else the machine does meets all three alike.
 
@@ -85,13 +85,19 @@ fn main() -> Result<()> {
     let samples = Samples::default();
     side_by_side(
         &samples,
-        &[&|place| life::measure(place, Watch::Bfd50, runs, &samples), &|place| {
-            life::measure(place, Watch::Hellos, runs, &samples)
+        &[
+            &|place| life::measure(place, Watch::Bfd50, runs, &samples),
+            &|place| life::measure(place, Watch::Alive, runs, &samples),
+            &|place| life::measure(place, Watch::Hellos, runs, &samples),
+            &|place| life::measure(place, Watch::Bfd10, runs, &samples),
+        ],
+    );
+    side_by_side(
+        &samples,
+        &[&|place| pool::measure(place, As::External, runs, &samples), &|place| {
+            pool::measure(place, As::Stub, runs, &samples)
         }],
     );
-    side_by_side(&samples, &[&|place| life::measure(place, Watch::Bfd10, runs, &samples)]);
-    side_by_side(&samples, &[&|place| pool::measure(place, As::External, runs, &samples)]);
-    side_by_side(&samples, &[&|place| pool::measure(place, As::Stub, runs, &samples)]);
     println!("{} {runs} runs; median / worst.\n", report::machine(&load)?);
     println!("{}\n{}", report::events(&samples), report::calculation(&calculation));
     Ok(())
