@@ -30,7 +30,7 @@ pub(super) type Wanted<V> = BTreeMap<(Scope, LsaKey<V>), (<V as Version>::LsaOpt
 pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(1100);
 /// An LSA that does not change is sent anew after this time (LSRefreshTime).
 const REFRESH: Duration = Duration::from_secs(1800);
-/// How long the first Router-LSA waits, after the first adjacency is full, for others that are on the way.
+/// How long the first Router-LSA waits, after the first adjacency is full, for those of the other interfaces.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// This many newer copies of one of our LSAs within [`CONTEST_WINDOW`] mean that somebody else has our id.
 const CONTEST_COUNT: u32 = 3;
@@ -41,6 +41,8 @@ const CONTEST_WINDOW: Duration = Duration::from_secs(60);
 struct Own {
     /// When and as which instance it was last sent in this life.
     last: Option<(Time, i32)>,
+    /// Sequence number of the newest copy received since: the database forgets a flushed one before its successor is due.
+    received: Option<i32>,
     /// Newer copies seen since `contested_since`.
     contested: u32,
     contested_since: Time,
@@ -101,8 +103,9 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
-    /// The first Router-LSA waits for the first full adjacency, and a moment for others under way: after a
-    /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one.
+    /// The first Router-LSA waits for the first full adjacency, and a moment for those of the other interfaces: after a
+    /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one. One that names a
+    /// single switch reaches the others by way of it; they would lose us, or not find us, until [`MIN_INTERVAL`] is over.
     fn may_originate(&mut self) -> bool {
         if self.is_resuming() {
             return false; // "Do not originate LSAs with LS types 1-5, 7" (RFC 3623 section 2)
@@ -112,9 +115,13 @@ impl<V: Protocol> Machine<V> {
         }
         let Some(first_full) = self.originator.first_full else { return false };
         let coming = |state| state >= NeighborState::ExStart && state < NeighborState::Full;
-        let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
+        let incomplete = |interface: &Interface<V>| {
+            let mut states = interface.neighbors.values().map(|neighbor| neighbor.state);
+            let silent = matches!(interface.state, InterfaceState::Down | InterfaceState::Passive);
+            states.clone().any(coming) || (!silent && !states.any(|state| state == NeighborState::Full))
+        };
         let limit = first_full + FIRST_WAIT;
-        if neighbors.any(|neighbor| coming(neighbor.state)) && self.now < limit {
+        if self.interfaces.values().any(incomplete) && self.now < limit {
             self.originator.due = Some(limit);
             return false;
         }
@@ -144,8 +151,9 @@ impl<V: Protocol> Machine<V> {
             self.originate_by(at + MIN_INTERVAL);
             return;
         }
-        let held_sequence = held.map(|entry| entry.lsa.header.sequence);
-        let sequence = match held_sequence.max(last.map(|(_, sequence)| sequence)) {
+        let known = held.map(|entry| entry.lsa.header.sequence).max(last.map(|(_, sequence)| sequence));
+        let received = self.originator.own.get(&(scope, key)).and_then(|own| own.received);
+        let sequence = match known.max(received) {
             None => INITIAL_SEQUENCE,
             Some(MAX_SEQUENCE) if held.is_some() => return self.flush(scope, key), // section 12.1.6
             Some(MAX_SEQUENCE) => INITIAL_SEQUENCE,
@@ -156,7 +164,8 @@ impl<V: Protocol> Machine<V> {
             held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
         self.record_lsa(LsaAction::Originated, scope, &lsa.header, None, changed);
         self.install_and_flood(scope, lsa, None);
-        self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
+        let own = self.originator.own.entry((scope, key)).or_default();
+        (own.last, own.received) = (Some((now, sequence)), None);
         self.originate_by(now + REFRESH);
         if changed && V::extent(key.kind, false).is_some() {
             self.end_help_by_change(scope, None);
@@ -211,10 +220,19 @@ impl<V: Protocol> Machine<V> {
 
     /// A newer copy of one of our LSAs came in (section 13.4); the next [`Self::originate`] supersedes or
     /// flushes it. Once is a restart, often is another router with our id.
+    ///
+    /// A flush of an earlier life that a neighbour has not forgotten is in no database description, so our first instance
+    /// was made without knowing of it. Who sends it has not taken that one: its successor need not wait for
+    /// [`MIN_INTERVAL`].
     pub(super) fn note_own_lsa_received(&mut self, scope: Scope, header: &LsaHeader<V>) {
         let (now, started) = (self.now, self.originator.started);
         let own = self.originator.own.entry((scope, header.key)).or_default();
-        if !started || header.age_seconds() == MAX_AGE {
+        own.received = own.received.max(Some(header.sequence));
+        let flushed = header.age_seconds() == MAX_AGE;
+        if flushed && own.last.is_some_and(|(_, sequence)| sequence == INITIAL_SEQUENCE) {
+            own.last = None;
+        }
+        if !started || flushed {
             return;
         }
         if now.since(own.contested_since) > CONTEST_WINDOW {

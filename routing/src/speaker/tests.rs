@@ -251,3 +251,39 @@ fn second_router_with_our_id_is_reported_from_afar() {
         sim.events(0).iter().any(|event| matches!(event, Event::RouterIdContested { .. }))
     });
 }
+
+/// After a crash the neighbours still hold the Router-LSA of the life before. One that lacks a link would reach the switch
+/// at its other end by way of the first, and take the next hop away there.
+#[test]
+fn first_router_lsa_waits_for_the_other_interfaces_but_not_for_long() {
+    let mut sim = Simulator::new(61);
+    sim.segment(&[(0, p2p()), (1, p2p())]);
+    sim.segment(&[(0, p2p()), (2, p2p())]);
+    sim.start();
+    sim.until(seconds(5), |sim| sim.all_full(4) && sim.databases_equal());
+    sim.run(seconds(3));
+    let at_first_neighbor = |sim: &Simulator| sim.sequence(1, id(0));
+    let before = at_first_neighbor(&sim).expect("known");
+
+    sim.kill(0);
+    sim.kill(2);
+    sim.run(seconds(6));
+    sim.restart(0);
+    sim.until(seconds(2), |sim| sim.full(0) == 1);
+    sim.run(Duration::from_millis(500));
+    assert_eq!(at_first_neighbor(&sim), Some(before), "one link is missing yet");
+    sim.restart(2);
+    sim.until(seconds(2), |sim| sim.full(0) == 2);
+    sim.run(Duration::from_millis(50));
+    assert_eq!(at_first_neighbor(&sim), Some(before + 1), "all that was waited for is there");
+    sim.run(seconds(5));
+    assert_eq!(at_first_neighbor(&sim), Some(before + 1), "one instance was enough");
+
+    sim.kill(0);
+    sim.kill(2);
+    sim.run(seconds(6));
+    sim.restart(0);
+    sim.until(seconds(2), |sim| sim.full(0) == 1);
+    sim.run(Duration::from_millis(1050));
+    assert_eq!(at_first_neighbor(&sim), Some(before + 2), "who does not come is not waited for");
+}

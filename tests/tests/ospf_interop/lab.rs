@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::netns::{Namespace, Process, until};
+use cluster_tests::{
+    daemons::Daemons,
+    netns::{Namespace, until},
+};
 use serde_json::Value;
 
 use crate::speaker::Speaker;
@@ -132,12 +133,12 @@ pub(crate) struct Lab {
     /// Whether switch and directors watch each other by BFD, 50 ms x 3.
     bfd: bool,
     area: Area,
-    brand: Brand,
+    pub(crate) brand: Brand,
     graceful: bool,
-    daemons: Vec<Process>,
+    /// Before the namespaces: they go in this order.
+    pub(crate) daemons: Daemons,
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
-    folder: PathBuf,
     /// Parts of the directors' interface.
     speaker: String,
 }
@@ -175,12 +176,9 @@ impl Lab {
         for end in ["ext0", "ext1"] {
             switch.ip(&format!("link set {end} up"))?;
         }
-        let folder = std::env::temp_dir().join(switch.name());
-        std::fs::create_dir_all(&folder)?;
         let Extra { bfd, area, speaker, graceful, .. } = extra;
-        let (daemons, speaker) = (Vec::new(), speaker.to_owned());
-        let mut lab =
-            Self { family, net, bfd, area, brand, graceful, daemons, switch, directors, folder, speaker };
+        let (daemons, speaker) = (Daemons::new(&switch)?, speaker.to_owned());
+        let mut lab = Self { family, net, bfd, area, brand, graceful, daemons, switch, directors, speaker };
         match brand {
             Brand::Frr => lab.start_frr(extra.switch)?,
             Brand::Bird => lab.start_bird(extra.switch)?,
@@ -188,7 +186,7 @@ impl Lab {
         Ok(lab)
     }
 
-    fn devices(&self) -> Vec<String> {
+    pub(crate) fn devices(&self) -> Vec<String> {
         match self.net {
             Net::PointToPoint => vec!["s1".into(), "s2".into()],
             Net::Broadcast => vec!["br0".into()],
@@ -228,102 +226,61 @@ impl Lab {
         if self.graceful && self.family == Family::V4 {
             ospf += " capability opaque\n";
         }
-        std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
-        std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
-        let profile =
-            "bfd\n profile fast\n  receive-interval 50\n  transmit-interval 50\n  detect-multiplier 3\n";
-        std::fs::write(self.folder.join("bfdd.conf"), profile)?;
-        let folder = self.folder.to_str().context("utf-8")?;
-        let chown = Command::new("chown").args(["-R", "frr:frr", folder]).status()?;
-        ensure!(chown.success(), "chown frr:frr: is FRR installed?");
-        // In this order: `kill_bfd` counts on it.
-        let bfd = self.bfd;
-        for daemon in ["zebra", "bfdd", daemon].into_iter().filter(|daemon| bfd || *daemon != "bfdd") {
-            self.start_frr_daemon(daemon)?;
+        let mut configurations = vec![("zebra", "no zebra nexthop kernel enable\n".to_owned())];
+        if self.bfd {
+            let profile =
+                "bfd\n profile fast\n  receive-interval 50\n  transmit-interval 50\n  detect-multiplier 3\n";
+            configurations.push(("bfdd", profile.to_owned()));
         }
-        Ok(())
-    }
-
-    fn start_frr_daemon(&mut self, daemon: &str) -> Result<()> {
-        let folder = self.folder.to_str().context("utf-8")?;
-        let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
-        command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
-        command.args(["--vty_socket", folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
-        command.args(["-z", &format!("{folder}/zserv.api")]);
-        if daemon == "bfdd" {
-            command.args(["--bfdctl", &format!("{folder}/bfdd.sock")]);
-        }
-        self.daemons.push(Process::quiet(command)?);
-        let socket = self.folder.join(format!("{daemon}.vty"));
-        until("FRR listens", Duration::from_secs(10), || Ok(socket.exists())).map(drop)
+        configurations.push((daemon, ospf));
+        self.daemons.start_frr(&configurations)
     }
 
     /// Tells the switch to restart its OSPF gracefully: BIRD ends by that, FRR waits to be ended.
     pub(crate) fn prepare_restart(&self) -> Result<()> {
-        let command = match self.brand {
-            Brand::Frr => {
-                let mut command = self.switch.command("vtysh");
-                command.arg("--vty_socket").arg(&self.folder);
-                command.args(["-c", "graceful-restart prepare ip ospf"]);
-                command
-            }
-            Brand::Bird => {
-                let mut command = self.switch.command("birdc");
-                command.arg("-s").arg(self.folder.join("ctl")).args(["graceful", "restart"]);
-                command
-            }
-        };
-        let output = { command }.output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success() && !said.contains('%'), "{:?}: {said}", self.brand);
-        Ok(())
+        match self.brand {
+            Brand::Frr => self.daemons.vtysh(&["graceful-restart prepare ip ospf"]),
+            Brand::Bird => self.daemons.birdc(&["graceful", "restart"]),
+        }
+        .map(drop)
     }
 
-    /// Kills what speaks OSPF on the switch, which is the last that was started.
+    /// The process that speaks OSPF on the switch.
+    fn ospf_daemon(&self) -> &'static str {
+        match (self.brand, self.family) {
+            (Brand::Bird, _) => "bird",
+            (Brand::Frr, Family::V4) => "ospfd",
+            (Brand::Frr, Family::V6) => "ospf6d",
+        }
+    }
+
+    /// Kills what speaks OSPF on the switch.
     pub(crate) fn kill_ospf(&mut self) {
-        drop(self.daemons.pop());
+        self.daemons.kill(self.ospf_daemon());
     }
 
     /// Starts again what [`Self::kill_ospf`] ended, to take over what it left.
     pub(crate) fn restart_ospf(&mut self) -> Result<()> {
         match self.brand {
-            Brand::Frr => {
-                let daemon = if self.family == Family::V4 { "ospfd" } else { "ospf6d" };
-                std::fs::remove_file(self.folder.join(format!("{daemon}.vty")))?;
-                self.start_frr_daemon(daemon)
+            Brand::Frr => self.daemons.start_frr_daemon(self.ospf_daemon()),
+            Brand::Bird => {
+                let configuration = std::fs::read_to_string(self.daemons.folder().join("bird.conf"))?;
+                self.daemons.start_bird(&configuration, &["-R"])
             }
-            Brand::Bird => self.start_bird_process(&self.folder.join("bird.conf"), &["-R"]),
         }
     }
 
     fn start_bird(&mut self, extra: &str) -> Result<()> {
-        let path = self.configure_bird(extra)?;
-        self.start_bird_process(&path, &[])
-    }
-
-    fn start_bird_process(&mut self, path: &Path, options: &[&str]) -> Result<()> {
-        let mut command = self.switch.command("bird");
-        command.arg("-f").args(options).arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
-        command.arg("-P").arg(self.folder.join("pid"));
-        self.daemons.push(Process::quiet(command)?);
-        Ok(())
+        self.daemons.start_bird(&self.bird_configuration(extra), &[])
     }
 
     /// Gives a running BIRD other lines for its interfaces.
     pub(crate) fn reconfigure_bird(&self, extra: &str) -> Result<()> {
-        self.configure_bird(extra)?;
-        let mut command = self.switch.command("birdc");
-        let output = command.arg("-s").arg(self.folder.join("ctl")).arg("configure").output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(
-            said.contains("Reconfigured") || said.contains("Reconfiguration in progress"),
-            "birdc: {said}"
-        );
-        Ok(())
+        self.daemons.configure_bird(&self.bird_configuration(extra))
     }
 
-    fn configure_bird(&self, extra: &str) -> Result<PathBuf> {
+    fn bird_configuration(&self, extra: &str) -> String {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "ptp" };
         let (bfd, protocol) = match self.bfd {
             true => (
@@ -352,22 +309,18 @@ impl Lab {
             Area::Stub => "stub;",
             Area::Nssa => "nssa;",
         };
-        let config = format!(
+        format!(
             "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n{protocol}\
              protocol kernel {{ merge paths yes; {graceful} {channel} {{ export all; import none; }}; }}\n\
              protocol static {{ {channel}; route {outside} blackhole; }}\n\
              protocol ospf {version} {{ tick 1; {graceful} merge external yes; {channel} {{ import all; export {export}; }};\n\
              area {area} {{ {kind_of_area} {interfaces} {behind} }}; }}\n"
-        );
-        let path = self.folder.join("bird.conf");
-        std::fs::write(&path, config)?;
-        Ok(path)
+        )
     }
 
     /// Kills what speaks BFD on the switch: FRR's bfdd alone, or BIRD, which is one process.
     pub(crate) fn kill_bfd(&mut self) {
-        let at = self.daemons.len().saturating_sub(2).min(1);
-        self.daemons[at].kill();
+        self.daemons.kill(if self.brand == Brand::Frr { "bfdd" } else { "bird" });
     }
 
     /// Next hops of the VIP in the switch's kernel.
@@ -426,12 +379,5 @@ impl Lab {
             Family::V4 => "-4",
             Family::V6 => "-6",
         }
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        self.daemons.clear();
-        let _ = std::fs::remove_dir_all(&self.folder); // in the temporary folder anyway
     }
 }

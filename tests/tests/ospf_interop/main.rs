@@ -5,7 +5,9 @@ mod areas;
 mod authentication;
 mod lab;
 mod liveness;
+mod matrix;
 mod restart;
+mod segment;
 mod speaker;
 
 use std::time::{Duration, Instant};

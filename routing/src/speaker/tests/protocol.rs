@@ -180,6 +180,33 @@ fn forgotten_lsa_of_an_earlier_life_is_flushed() {
     sim.until(seconds(5), |sim| sim.lsa_count(0, SUMMARY_NETWORK) + sim.lsa_count(1, SUMMARY_NETWORK) == 0);
 }
 
+/// A flush of an earlier life that a neighbour still holds is in no database description. "The router must … advance the
+/// LSA's LS sequence number one past the received LS sequence number, and originate a new instance" (section 13.4).
+#[test]
+fn flush_of_an_earlier_life_is_superseded_at_once_and_by_number() {
+    let mut sim = Simulator::new(79);
+    sim.segment(&[(0, super::p2p()), (1, super::p2p())]);
+    sim.start();
+    let newest = |sim: &Simulator| {
+        let own = sim.status(0).lsdb.into_iter().find(|lsa| lsa.own && lsa.kind == u16::from(ROUTER));
+        own.filter(|lsa| lsa.age < MAX_AGE).map(|lsa| lsa.sequence.cast_signed())
+    };
+    sim.until(seconds(5), |sim| newest(sim).is_some());
+    assert_eq!(newest(&sim), Some(INITIAL_SEQUENCE));
+    let flush = |sequence| {
+        let key = LsaKey { kind: ROUTER, id: id(0), router: id(0) };
+        let lsa = Lsa::build(key, OPTION_E, sequence, &[0; 4]).expect("short").with_age(MAX_AGE);
+        Body::Update(vec![lsa])
+    };
+    deliver(&mut sim, flush(INITIAL_SEQUENCE + 7));
+    assert_eq!(newest(&sim), Some(INITIAL_SEQUENCE + 8), "our first instance was taken by nobody");
+    // Another one within the second keeps the pace, and its number although it was swept meanwhile.
+    deliver(&mut sim, flush(INITIAL_SEQUENCE + 20));
+    assert_eq!(newest(&sim), None, "too soon");
+    sim.run(Duration::from_millis(1200));
+    assert_eq!(newest(&sim), Some(INITIAL_SEQUENCE + 21));
+}
+
 #[test]
 fn bad_request_restarts_the_exchange_and_it_recovers() {
     let mut sim = adjacent();
