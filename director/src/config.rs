@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use director_proto::tables::Digest;
 use ipnet::IpNet;
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
@@ -163,6 +164,19 @@ pub struct Cluster {
     pub heartbeat: Duration,
     /// Silence after which a peer counts as dead.
     pub dead: Duration,
+    /// What the director does that hears no majority of the others.
+    pub isolated: Isolated,
+}
+
+/// `[cluster] isolated`: what a director does that hears no majority of the directors that were there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolated {
+    /// It withdraws its VIPs and changes no table: the others may have changed theirs.
+    #[default]
+    Withdraw,
+    /// It goes on, for clusters whose directors talk over a network apart from that of the packets.
+    Serve,
 }
 
 /// `[cluster] tls`
@@ -411,6 +425,7 @@ fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluste
             grace: Duration::ZERO,
             heartbeat: Duration::from_millis(200),
             dead: Duration::from_secs(1),
+            isolated: Isolated::Withdraw,
         });
     };
     if cluster.name.get_ref().is_empty() || cluster.name.get_ref().len() > 255 {
@@ -453,6 +468,7 @@ fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluste
         grace: Duration::from_millis(cluster.grace_ms.into()),
         heartbeat: Duration::from_millis(heartbeat.into()),
         dead: Duration::from_millis((*cluster.dead_ms.get_ref()).into()),
+        isolated: cluster.isolated,
     })
 }
 

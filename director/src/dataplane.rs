@@ -11,6 +11,7 @@
 //! | `seats` | positions of a service's real servers |
 //! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
+//! | `prepare` | what comes before a change that all directors make together |
 //! | [`window`] | states of a service's slots, pure |
 //! | `sweep` | what time does: closing windows, expiry of pins |
 //! | `batch` | the map of connections' pins, many at a time |
@@ -34,6 +35,7 @@ mod keys;
 mod maps;
 pub(crate) mod pins;
 mod plan;
+mod prepare;
 mod probe;
 mod seats;
 mod shelves;

@@ -29,8 +29,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use director_proto::control::ReloadReply;
 use director_proto::control::control_server::ControlServer;
-use director_proto::tables::TableSet;
+use director_proto::tables::{TableSet, Version};
 use ipnet::IpNet;
+use syncd::ProposeError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -103,6 +104,10 @@ struct Node {
     announced: BTreeMap<IpNet, Announcement>,
     /// Services that have their quorum.
     quorate: BTreeSet<String>,
+    /// The epoch under way: windows of slots stay open until it is over.
+    under_way: Option<Version>,
+    /// Tables were wanted that could not be proposed, or were refused: they are again.
+    wish: bool,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
     /// Whoever watches packets.
@@ -150,6 +155,8 @@ impl Node {
             routing_enabled: false,
             announced: BTreeMap::new(),
             quorate: BTreeSet::new(),
+            under_way: None,
+            wish: false,
             trouble: None,
             watcher: None,
         })
@@ -172,7 +179,12 @@ impl Node {
                     None => anyhow::bail!("the next-hop resolver has ended"),
                 },
                 Some(()) = self.health.changed() => self.publish_health().await,
-                _ = second.tick() => self.tick(),
+                _ = second.tick() => {
+                    self.tick();
+                    if self.wish {
+                        self.lead().await;
+                    }
+                }
                 () = watch::due(&mut self.watcher) => self.read_capture(),
                 Some(question) = questions.recv() => self.answer(question).await,
                 _ = hangup.recv() => match self.reload().await {
@@ -221,11 +233,29 @@ impl Node {
                 self.leader = leader;
                 self.lead().await;
             }
-            syncd::Event::TablesInForce(tables) => {
-                self.handle_tables(tables);
+            syncd::Event::Prepare { tables, version, .. } => {
+                self.under_way = Some(version);
+                let result = self.prepare(&tables);
+                self.answer_sync(self.sync.loaded(version, result).await);
+            }
+            syncd::Event::RolledBack { .. } => {
+                self.under_way = None;
+                self.wish = true;
+                self.feed();
+            }
+            syncd::Event::TablesInForce { tables, version, cause } => {
+                self.under_way = self.under_way.filter(|under_way| *under_way == version);
+                self.handle_tables(tables, version, &cause);
+                let result = self.trouble.clone().map_or(Ok(()), Err);
+                self.answer_sync(self.sync.applied(version, result).await);
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
+            syncd::Event::Finished { .. } => {
+                self.under_way = None;
+                self.lead().await;
+            }
+            syncd::Event::NotInForce { .. } => self.wish = true,
             syncd::Event::Health(view) => {
                 self.health.view = view;
                 self.lead().await;
@@ -235,7 +265,8 @@ impl Node {
                 self.announce();
             }
             // Shown by `director peers`.
-            syncd::Event::PeerUp { .. }
+            syncd::Event::PassedOver { .. }
+            | syncd::Event::PeerUp { .. }
             | syncd::Event::PeerDown { .. }
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
@@ -248,6 +279,7 @@ impl Node {
     /// different one: then a change must not happen as a side effect of somebody's death.
     async fn lead(&mut self) {
         if self.leader != Some(self.config.node.router_id) {
+            self.wish = false;
             return;
         }
         let Ok(status) = self.sync.status().await else { return };
@@ -264,6 +296,7 @@ impl Node {
     /// Deals tables for the configuration, starting from those in force, and proposes what differs.
     async fn deal(&mut self) {
         let dealt = plan::deal(&self.config, self.tables.as_deref(), &self.health.view);
+        self.wish = false;
         if self.tables.as_ref().is_some_and(|tables| plan::same_effect(&tables.services, &dealt)) {
             return;
         }
@@ -272,17 +305,42 @@ impl Node {
             tracing::error!(%error, "no random hash key: no tables are dealt");
             return;
         }
-        match self.sync.propose(dealt, key).await {
+        let cause = plan::cause(self.tables.as_deref(), &dealt);
+        match self.sync.propose(dealt, key, cause).await {
             Ok(epoch) => tracing::info!(%epoch, "tables dealt"),
+            // Once more, when the one is over or the other has had its time.
+            Err(error @ (ProposeError::Busy { .. } | ProposeError::Rejected { .. })) => {
+                self.wish = true;
+                tracing::debug!(%error, "tables not dealt yet");
+            }
             Err(error) => tracing::warn!(%error, "tables not dealt"),
         }
     }
 
+    /// Replication that has ended is noticed where its events come from.
+    fn answer_sync(&self, answer: Result<(), syncd::Stopped>) {
+        if let Err(error) = answer {
+            tracing::error!(%error, "sync service");
+        }
+    }
+
+    /// Makes the kernel ready for tables that may come into force: [`Dataplane::prepare`].
+    fn prepare(&mut self, tables: &TableSet) -> Result<(), String> {
+        if let Some(trouble) = &self.trouble {
+            return Err(trouble.clone());
+        }
+        let slots = self.dataplane.prepare(&cluster::specs(&self.config, tables)).context("data plane");
+        let slots = slots.map_err(|error| format!("{error:#}"))?;
+        tracing::debug!(epoch = %tables.epoch, slots, "connections of slots that will change are looked up");
+        Ok(())
+    }
+
     /// Puts tables into the kernel. Until that has worked the node announces nothing.
-    fn handle_tables(&mut self, tables: Arc<TableSet>) {
+    fn handle_tables(&mut self, tables: Arc<TableSet>, version: Version, cause: &str) {
         let before = self.tables.replace(Arc::clone(&tables));
-        let moved = before.as_deref().map(|before| plan::share_moved(before, &tables));
-        tracing::info!(epoch = %tables.epoch, digest = %tables.digest(), moved, "tables in force");
+        let moved = before.as_deref().map_or(0.0, |before| plan::share_moved(before, &tables));
+        let moved = format!("{:.3} %", moved * 100.0);
+        tracing::info!(epoch = %version.epoch, digest = %version.digest, cause, moved, "epoch");
         for name in self.config.services.keys().filter(|name| !tables.services.contains_key(*name)) {
             tracing::warn!(service = name, "the cluster has no table for this service: it is not announced");
         }
@@ -316,6 +374,10 @@ impl Node {
 
     /// What time does to the connections of slots that change.
     fn tick(&mut self) {
+        if self.under_way.is_some() {
+            // Another director may still forward by the tables before.
+            return;
+        }
         match self.dataplane.tick(monotonic_seconds()) {
             Ok(report) => {
                 for service in &report.refused {

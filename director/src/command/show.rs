@@ -174,7 +174,7 @@ pub(super) fn neighbors(neighbors: &Neighbors) -> String {
 }
 
 pub(super) fn peers(peers: &Peers) -> String {
-    let rows: Vec<[String; 9]> = peers
+    let rows: Vec<[String; 10]> = peers
         .peers
         .iter()
         .map(|peer| {
@@ -183,6 +183,7 @@ pub(super) fn peers(peers: &Peers) -> String {
                 dash(&peer.router_id),
                 peer.state.clone(),
                 dash(&peer.epoch),
+                dash(&peer.phase),
                 dash(&peer.table_digest),
                 yes(peer.same_tables),
                 yes(peer.same_config),
@@ -191,11 +192,22 @@ pub(super) fn peers(peers: &Peers) -> String {
             ]
         })
         .collect();
-    let titles =
-        ["address", "router id", "state", "epoch", "digest", "same tables", "same config", ">heard", ""];
+    let titles = [
+        "address",
+        "router id",
+        "state",
+        "epoch",
+        "phase",
+        "digest",
+        "same tables",
+        "same config",
+        ">heard",
+        "",
+    ];
     format!(
-        "epoch {}, digest {}, leader {}\n\n{}",
+        "epoch {} ({}), digest {}, leader {}\n\n{}",
         dash(&peers.epoch),
+        dash(&peers.phase),
         dash(&peers.table_digest),
         dash(&peers.leader),
         render(titles, &rows)

@@ -378,14 +378,18 @@ fn slots_of(
         || SlotWindows::new(seating.owners.iter().map(|owner| Slot::settled(*owner)).collect(), now);
     let Some(old) = old else { return (settled(), true) };
     let mut slots = old.slots.clone();
-    let tracks = service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp);
     // With another hash every connection has another slot, whose owners are no help.
-    let changed = if tracks && old.hash == service.hash {
+    let changed = if tracks(service) && old.hash == service.hash {
         slots.change(&seating.owners, |position| seating.is_gone(position), now)
     } else {
         slots.settle_at(&seating.owners)
     };
     (slots, changed)
+}
+
+/// Whether the service has connections to keep.
+pub(super) fn tracks(service: &ServiceSpec<'_>) -> bool {
+    service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp)
 }
 
 fn window_entry(
@@ -411,6 +415,6 @@ pub(super) fn packed(slots: &[Slot]) -> Box<[u32]> {
     slots.iter().map(|slot| slot.bits()).collect()
 }
 
-fn full(service: &ServiceSpec<'_>, what: &'static str, limit: usize) -> ApplyError {
+pub(super) fn full(service: &ServiceSpec<'_>, what: &'static str, limit: usize) -> ApplyError {
     ApplyError::Full { service: service.name.to_owned(), what, limit }
 }

@@ -259,7 +259,10 @@ impl Dataplane {
     ///
     /// Only states and previous owners change here, and a packet looks at one slot: none needs a table that is all of
     /// one moment.
-    fn rewrite_tables(&mut self, names: impl IntoIterator<Item = String>) -> Result<(), ApplyError> {
+    pub(super) fn rewrite_tables(
+        &mut self,
+        names: impl IntoIterator<Item = String>,
+    ) -> Result<(), ApplyError> {
         self.sweep.unwritten.extend(names);
         if self.sweep.unwritten.is_empty() {
             return Ok(());

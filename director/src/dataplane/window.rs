@@ -6,6 +6,7 @@
 //!
 //! | a slot that is | and gets | becomes |
 //! |---|---|---|
+//! | settled, pinned | [`hold`](SlotWindows::hold) | moving, from its owner to the same: another director may be first to change it |
 //! | settled | another owner | moving, for the time of [`Timeouts`] |
 //! | settled | another owner, the old one being dead | settled: there is nothing to keep |
 //! | moving | another owner | moving still, from the same previous owner, until the same time: what began in between has its pin |
@@ -176,6 +177,30 @@ impl SlotWindows {
             self.pass = None;
         }
         changed
+    }
+
+    /// Slots that `owners` would give to another server look their connections up and pin them from second `now` on, and go on
+    /// belonging to whom they do; how many that are. Those that move already do so anyhow.
+    pub fn hold(&mut self, owners: &[u16], is_gone: impl Fn(u16) -> bool, now: u32) -> usize {
+        if owners.len() != self.slots.len() {
+            return 0;
+        }
+        let mut held = 0;
+        for (at, owner) in owners.iter().enumerate() {
+            let slot = self.slots[at];
+            let current = slot.raw_current();
+            if *owner == current || is_moving(slot) || current == Slot::NO_POSITION || is_gone(current) {
+                continue;
+            }
+            self.slots[at] = Slot::new(SlotState::Moving, current, current);
+            self.opened.resize(self.slots.len(), 0);
+            self.opened[at] = now;
+            held += 1;
+        }
+        if held > 0 {
+            self.pass = None;
+        }
+        held
     }
 
     /// Settles every slot at its owner at once, where nothing is tracked.

@@ -52,6 +52,10 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
         grace: cluster.grace,
         heartbeat: cluster.heartbeat,
         dead: cluster.dead,
+        isolation: match cluster.isolated {
+            config::Isolated::Withdraw => syncd::Isolation::Withdraw,
+            config::Isolated::Serve => syncd::Isolation::Serve,
+        },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config_digest: config.services_digest(),
         allow_plaintext: false,

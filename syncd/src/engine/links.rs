@@ -244,6 +244,7 @@ impl Links {
             standing: replica.standing(),
             epoch: version.map(|version| version.epoch),
             digest: version.map(|version| version.digest),
+            phase: replica.phase(),
             leader: replica.leader(),
             peers: configured.chain(others).collect(),
             refused: refused.collect(),
@@ -273,6 +274,7 @@ impl Links {
             state: state(member, refused.is_some()),
             epoch: theirs.map(|version| version.epoch),
             digest: theirs.map(|version| version.digest),
+            phase: member.map(Member::phase),
             same_tables: theirs.is_some() && theirs == replica.version(),
             same_config: member.is_none_or(Member::has_same_config),
             last_heard_ms: member.and_then(Member::heard).map(|heard| millis(now.duration_since(heard))),
@@ -285,7 +287,7 @@ impl Links {
             messages_in: count(|traffic| traffic.messages_in),
             messages_out: count(|traffic| traffic.messages_out),
             messages_dropped: count(|traffic| traffic.messages_dropped),
-            unacked: member.map_or(0, Member::unacknowledged) as u64,
+            unacked: router_id.map_or(0, |id| u64::from(replica.awaits(id))),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, Report};
-use director_proto::tables::{Digest, TableError, TableSet};
+use director_proto::tables::{Digest, Epoch, TableError, TableSet, Version};
 
 /// What a replica is and how patient it is.
 #[derive(Clone, Debug)]
@@ -30,6 +30,20 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Silence after which a member counts as dead.
     pub dead: Duration,
+    /// What a director does that has lost most of the others.
+    pub isolation: Isolation,
+}
+
+/// What a director does that hears no majority of the directors that were there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// It does not serve and changes nothing: the others may have changed the tables. For directors that talk with each
+    /// other over the networks that bring the packets.
+    #[default]
+    Withdraw,
+    /// It goes on serving, and changes its tables as it sees fit: where directors talk over a network of its own, whose
+    /// failure must not stop the service. Connections opened meanwhile are lost if they come to a director of another side.
+    Serve,
 }
 
 /// Something that happened.
@@ -57,6 +71,20 @@ pub enum Input {
     },
     /// The node's services have changed.
     ConfigDigest(Digest),
+    /// The node has loaded tables beside those in force, or why it cannot: the answer to [`Event::Prepare`](super::Event::Prepare).
+    Loaded {
+        /// Which tables.
+        version: Version,
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// The node has put tables in force in the kernel, or why it could not: the answer to [`Event::TablesInForce`](super::Event::TablesInForce).
+    Applied {
+        /// Which tables.
+        version: Version,
+        /// Why not.
+        result: Result<(), String>,
+    },
     /// Whether a configured peer that can be reached does not talk with this director.
     Refused(bool),
     /// The whole of what the node's health checks say now.
@@ -75,6 +103,21 @@ pub enum ProposeError {
     /// The director holds no tables yet and may not seed.
     #[error("the director has not joined the cluster yet")]
     Joining,
+    /// One epoch at a time.
+    #[error("epoch {epoch} is under way; propose again when it is over")]
+    Busy {
+        /// Which one.
+        epoch: Epoch,
+    },
+    /// The others may be changing the tables.
+    #[error("the director has lost most of the others: it changes nothing until it hears them again")]
+    Isolated,
+    /// The cluster has just refused the same tables.
+    #[error("the cluster has just refused these tables: {reason}")]
+    Rejected {
+        /// Who refused, and why.
+        reason: String,
+    },
     /// Tables that nobody can use.
     #[error("unusable tables: {0}")]
     Tables(#[from] TableError),

@@ -36,8 +36,10 @@ pub enum Standing {
     Joining,
     /// It holds the highest epoch known.
     Current,
-    /// A live director has held a higher epoch for longer than the dead interval: withdraw.
+    /// It does not follow what other directors do: withdraw.
     Behind,
+    /// It has lost most of the others, which may be changing the tables: withdraw.
+    Isolated,
     /// A live director holds other tables under the same epoch: withdraw.
     Diverged,
 }
@@ -48,6 +50,7 @@ impl fmt::Display for Standing {
             Self::Joining => "joining",
             Self::Current => "current",
             Self::Behind => "behind",
+            Self::Isolated => "isolated",
             Self::Diverged => "diverged",
         })
     }
@@ -56,8 +59,51 @@ impl fmt::Display for Standing {
 /// What the node learns; `Display` gives the line for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Forward by these tables from now on.
-    TablesInForce(Arc<TableSet>),
+    /// Load these tables beside those in force, and answer with
+    /// [`Handle::loaded`](crate::Handle::loaded): connections in slots that change are looked up and pinned from now on.
+    Prepare {
+        /// What to load.
+        tables: Arc<TableSet>,
+        /// Its version.
+        version: Version,
+        /// Why the tables change.
+        cause: String,
+    },
+    /// What was loaded will not come into force: back to the tables that are.
+    RolledBack {
+        /// What was loaded.
+        version: Version,
+        /// Why.
+        reason: String,
+    },
+    /// Forward by these tables from now on, and answer with [`Handle::applied`](crate::Handle::applied).
+    TablesInForce {
+        /// What to forward by.
+        tables: Arc<TableSet>,
+        /// Its version.
+        version: Version,
+        /// Why the tables change.
+        cause: String,
+    },
+    /// The tables are in force wherever they will be: windows of slots may close.
+    Finished {
+        /// Which tables.
+        version: Version,
+    },
+    /// The cluster goes on without a director that has not answered in time; it does not serve until it has the tables.
+    PassedOver {
+        /// Which one.
+        router_id: Ipv4Addr,
+        /// Which tables it lacks.
+        version: Version,
+    },
+    /// A director could not put tables in force: those from before come back.
+    NotInForce {
+        /// Which tables.
+        version: Version,
+        /// Who, and why.
+        reason: String,
+    },
     /// Deal tables and propose them: nobody has any (`None`), or old ones came back from disk and the
     /// configuration may ask for others since.
     NeedTables {
@@ -117,8 +163,17 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TablesInForce(tables) => {
-                write!(f, "tables of epoch {} in force, {} services", tables.epoch, tables.services.len())
+            Self::Prepare { version, cause, .. } => write!(f, "epoch {version} is being prepared: {cause}"),
+            Self::RolledBack { version, reason } => write!(f, "epoch {version} is rolled back: {reason}"),
+            Self::TablesInForce { tables, version, cause } => {
+                write!(f, "tables of epoch {version} in force, {} services: {cause}", tables.services.len())
+            }
+            Self::Finished { version } => write!(f, "epoch {version} is finished"),
+            Self::PassedOver { router_id, version } => {
+                write!(f, "peer {router_id} has not answered in time: epoch {version} goes on without it")
+            }
+            Self::NotInForce { version, reason } => {
+                write!(f, "epoch {version} could not be put in force everywhere: {reason}")
             }
             Self::NeedTables { previous: None } => write!(f, "no director has tables: dealing them"),
             Self::NeedTables { previous: Some(tables) } => {
