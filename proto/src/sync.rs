@@ -101,7 +101,12 @@ pub struct Report {
     pub phase: Phase,
     /// Whom the sender takes for the leader.
     pub leader: Option<Ipv4Addr>,
+    /// The directors whose heartbeats the sender hears, at most [`MAX_HEARD`].
+    pub hears: Vec<Ipv4Addr>,
 }
+
+/// Most directors in [`Report::hears`].
+pub const MAX_HEARD: usize = 256;
 
 /// Where an epoch stands at one director.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]

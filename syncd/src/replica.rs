@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use director_proto::sync::{BootId, Message, Report};
+use director_proto::sync::{BootId, MAX_HEARD, Message, Report};
 use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
 
 pub use admission::Refusal;
@@ -376,6 +376,7 @@ impl Replica {
             prepared: self.prepared(),
             phase: self.phase(),
             leader: self.leader,
+            hears: self.live().map(|(id, _)| id).take(MAX_HEARD).collect(),
             tables: self.version(),
             candidate: self.candidate.as_ref().map(|held| held.version),
             config_digest: self.config_digest,

@@ -9,8 +9,8 @@ use prost::Message as _;
 
 use super::wire::{self, frame::Body};
 use super::{
-    BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_SNAPSHOT, MAX_TEXT, Message, Phase, Prepare,
-    Report, Request,
+    BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_HEARD, MAX_SNAPSHOT, MAX_TEXT, Message, Phase,
+    Prepare, Report, Request,
 };
 use crate::health::{Health, MAX_OBSERVED, Observations, RealId};
 use crate::tables::{
@@ -79,6 +79,10 @@ impl TryFrom<wire::Report> for Report {
     type Error = FrameError;
 
     fn try_from(report: wire::Report) -> Result<Self, FrameError> {
+        let length = report.hears.len();
+        if length > MAX_HEARD {
+            return Err(FrameError::Length { field: "hears", length });
+        }
         let phase = match report.phase() {
             wire::Phase::Settled => Phase::Settled,
             wire::Phase::Preparing => Phase::Preparing,
@@ -95,6 +99,7 @@ impl TryFrom<wire::Report> for Report {
             sequence: report.sequence,
             prepared: report.prepared.map(TryInto::try_into).transpose()?,
             leader: Some(Ipv4Addr::from_bits(report.leads)).filter(|leader| !leader.is_unspecified()),
+            hears: report.hears.into_iter().map(Ipv4Addr::from_bits).collect(),
         })
     }
 }

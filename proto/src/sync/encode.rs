@@ -78,6 +78,7 @@ fn report(report: &Report, sent_at_us: u64) -> wire::Report {
         prepared: report.prepared.map(Into::into),
         phase: phase(report.phase).into(),
         leads: report.leader.map_or(0, Ipv4Addr::to_bits),
+        hears: report.hears.iter().map(|heard| heard.to_bits()).collect(),
     }
 }
 

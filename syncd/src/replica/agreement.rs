@@ -196,11 +196,15 @@ impl Replica {
     /// What is due at `now` in the epoch under way.
     pub(super) fn lead_round(&mut self, now: Instant) {
         self.resume(now);
+        self.ask_newcomers(now);
         let Some(round) = &self.round else { return };
         let overtaken = self.version().is_some_and(|ours| ours.epoch > round.held.version.epoch);
         if overtaken || self.leader != Some(self.settings.router_id) {
             if round.step == Step::Commit {
                 return self.finish_round(now);
+            }
+            if self.gives_way() {
+                return;
             }
             let leader = self.leader.map_or("nobody".to_owned(), |leader| leader.to_string());
             return self.abort(now, format!("{leader} leads now"), false);
@@ -214,10 +218,22 @@ impl Replica {
         }
     }
 
+    /// Whoever is heard only now, and may be forwarding, has a say while nothing is in force yet.
+    fn ask_newcomers(&mut self, now: Instant) {
+        let Some(round) = self.round.as_ref().filter(|round| round.step == Step::Prepare) else { return };
+        let holders = self.live().filter(|(_, member)| member.tables().is_some()).map(|(id, _)| id);
+        let newcomers: Vec<Ipv4Addr> = holders.filter(|id| !round.answers.contains_key(id)).collect();
+        if let Some(round) = self.round.as_mut().filter(|_| !newcomers.is_empty()) {
+            round.answers.extend(newcomers.into_iter().map(|id| (id, Answer::None)));
+            self.send_step(now);
+        }
+    }
+
     /// A new leader goes on with what it has loaded, unless somebody is beyond it.
     fn resume(&mut self, now: Instant) {
         let leads = self.leader == Some(self.settings.router_id) && !self.is_isolated();
-        if !leads || self.round.is_some() {
+        // Others may follow the leader that is not heard here: it has the say then.
+        if !leads || self.round.is_some() || self.is_leaderless() {
             return;
         }
         let Some(prepared) = self.prepared.take() else { return };
@@ -236,6 +252,13 @@ impl Replica {
             self.prepared = Some(prepared);
             self.roll_back("its leader is gone".to_owned());
         }
+    }
+
+    /// Leaves an epoch that another director began to whoever leads: what is loaded stays loaded until it is known what
+    /// has become of it.
+    fn gives_way(&mut self) -> bool {
+        let own = self.settings.router_id;
+        self.round.take_if(|round| round.epoch().leader != own).is_some()
     }
 
     /// PREPARE is over: whoever has not answered is passed over.
@@ -485,6 +508,9 @@ impl Replica {
     pub(super) fn handle_abort(&mut self, now: Instant, from: Ipv4Addr, version: Version) {
         let prepares = |round: &Round| round.held.version == version && round.step == Step::Prepare;
         if self.round.as_ref().is_some_and(prepares) {
+            if self.gives_way() {
+                return;
+            }
             return self.abort(now, format!("{from} follows another leader"), false);
         }
         let concerns = self.prepared.as_ref().is_some_and(|prepared| prepared.held.version == version);

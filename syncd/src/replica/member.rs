@@ -35,6 +35,7 @@ pub struct Member {
     prepared: Option<Version>,
     phase: Phase,
     leader: Option<Ipv4Addr>,
+    hears: Vec<Ipv4Addr>,
 }
 
 impl Member {
@@ -57,6 +58,7 @@ impl Member {
             prepared: None,
             phase: Phase::Settled,
             leader: None,
+            hears: Vec::new(),
         }
     }
 
@@ -116,6 +118,11 @@ impl Member {
         self.prepared
     }
 
+    /// Whether it hears another director.
+    pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
+        self.hears.contains(&router_id)
+    }
+
     /// Whom it takes for the leader.
     pub fn leader(&self) -> Option<Ipv4Addr> {
         self.leader
@@ -141,6 +148,7 @@ impl Member {
         self.prepared = report.prepared;
         self.phase = report.phase;
         self.leader = report.leader;
+        self.hears = report.hears;
         self.candidate = report.candidate;
         self.config_digest = Some(report.config_digest);
         self.software = report.software;

@@ -9,11 +9,11 @@
 //! | sees tables prepared that it has not prepared itself | after *patience* |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
-//! | hears no majority of its roster | after *dead* |
+//! | hears no majority of its roster | after *dead*, and until *patience* after it does again |
 //!
 //! A director that does not serve begins to when there is nothing of this left. All of these times are less than the time for which a leader waits before it goes on without a director that did not answer
 //! (`agreement`). The roster are the directors that were there when all was well: one that falls silent is struck off
-//! while a majority remains, so that a cluster can shrink to a single director, one by one. Of two halves the one with the
+//! while a majority remains of which nobody hears it, so that a cluster can shrink to a single director, one by one. Of two halves the one with the
 //! lowest router id goes on; and of two directors each, for to either the death of the other looks like a partition, and
 //! the death is far more likely.
 
@@ -33,12 +33,14 @@ pub(super) struct Doubts {
     uncommitted: Option<Instant>,
     /// Others follow a leader that is not heard here.
     leaderless: Option<Instant>,
+    /// It has been alone: who served meanwhile has until then to withdraw before it.
+    alone_until: Option<Instant>,
 }
 
 impl Doubts {
     fn deadlines(&self, patience: Duration, dead: Duration) -> impl Iterator<Item = Instant> {
         let soon = [self.unprepared, self.leaderless].map(|since| since.map(|since| since + patience));
-        soon.into_iter().chain([self.uncommitted.map(|since| since + dead)]).flatten()
+        soon.into_iter().chain([self.uncommitted.map(|since| since + dead), self.alone_until]).flatten()
     }
 }
 
@@ -73,11 +75,11 @@ impl Replica {
         }
         let limit = self.settings.dead * 2;
         let members = &self.members;
+        // One that another director still hears is cut off from this one, and not gone.
+        let heard_of = |id: &Ipv4Addr| members.values().any(|member| member.is_live() && member.hears(*id));
         self.roster.retain(|id| {
-            let member = members.get(id);
-            member.is_some_and(|member| {
-                member.is_live() || member.heard().is_some_and(|heard| now < heard + limit)
-            })
+            let heard = members.get(id).filter(|member| !member.is_live()).map(|member| member.heard());
+            heard.is_none_or(|heard| heard.is_some_and(|heard| now < heard + limit)) || heard_of(id)
         });
     }
 
@@ -96,7 +98,12 @@ impl Replica {
         let own = self.settings.router_id;
         let lost = |leader: Ipv4Addr| leader != own && !self.hears(leader);
         let leaderless = self.live().filter_map(|(_, member)| member.leader()).any(lost);
+        let alone_until = match self.is_isolated() {
+            true => Some(now + self.patience()),
+            false => self.doubts.alone_until.filter(|until| now < *until),
+        };
         self.doubts = Doubts {
+            alone_until,
             unprepared: since(self.doubts.unprepared, unprepared),
             uncommitted: since(self.doubts.uncommitted, uncommitted),
             leaderless: since(self.doubts.leaderless, leaderless),
@@ -112,6 +119,11 @@ impl Replica {
             .max()
     }
 
+    /// Whether others follow a leader that is not heard here.
+    pub(super) fn is_leaderless(&self) -> bool {
+        self.doubts.leaderless.is_some()
+    }
+
     fn standing_at(&self, now: Instant) -> Standing {
         let (patience, dead) = (self.patience(), self.settings.dead);
         // A doubt has its time while it may yet prove unfounded; who does not serve anyhow waits for its end.
@@ -122,7 +134,7 @@ impl Replica {
             Standing::Joining
         } else if self.diverged_since.is_some() {
             Standing::Diverged
-        } else if self.is_isolated() {
+        } else if doubts.alone_until.is_some() {
             Standing::Isolated
         } else if self.highest() > self.cover()
             || past(doubts.unprepared, patience)
