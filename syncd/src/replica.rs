@@ -115,6 +115,8 @@ pub struct Replica {
     next_beat: Instant,
     standing: Standing,
     leader: Option<Ipv4Addr>,
+    /// When that was last somebody else.
+    leader_since: Option<Instant>,
     outputs: VecDeque<Output>,
 }
 
@@ -153,6 +155,7 @@ impl Replica {
             next_beat: now,
             standing: Standing::Joining,
             leader: None,
+            leader_since: None,
             outputs: VecDeque::new(),
         }
     }
@@ -205,7 +208,7 @@ impl Replica {
                 if held.tables.services == services {
                     return Ok(held.version.epoch);
                 }
-                if self.is_isolated() {
+                if self.is_isolated() || self.is_leaderless() {
                     return Err(ProposeError::Isolated);
                 }
                 if let Some(rejected) =

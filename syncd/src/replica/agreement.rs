@@ -233,7 +233,9 @@ impl Replica {
     fn resume(&mut self, now: Instant) {
         let leads = self.leader == Some(self.settings.router_id) && !self.is_isolated();
         // Others may follow the leader that is not heard here: it has the say then.
-        if !leads || self.round.is_some() || self.is_leaderless() {
+        // And the last leader may have put it in force, and has its time to withdraw.
+        let is_new = self.leader_since.is_some_and(|since| now < since + self.patience());
+        if !leads || self.round.is_some() || self.is_leaderless() || is_new {
             return;
         }
         let Some(prepared) = self.prepared.take() else { return };
@@ -269,8 +271,8 @@ impl Replica {
             let reason = format!("the data plane of {own} has not loaded the tables in time");
             return self.abort(now, reason, true);
         }
-        if self.is_isolated() {
-            return self.abort(now, "this director has lost the others".to_owned(), false);
+        if self.is_isolated() || self.is_leaderless() {
+            return self.abort(now, "this director does not hear those that others hear".to_owned(), false);
         }
         let Some(round) = &mut self.round else { return };
         let silent = round.answers.iter().filter(|(_, answer)| **answer == Answer::None);
@@ -569,8 +571,9 @@ impl Replica {
     pub(super) fn round_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
         let round = self.round.iter().flat_map(|round| [round.deadline, round.sent + self.patience()]);
         let orphaned = self.prepared.iter().filter_map(|prepared| prepared.orphaned);
+        let new = self.leader_since.iter().map(|since| *since + self.patience());
         let committed = self.committed.map(|(_, since)| since + self.commit_time() + self.patience());
-        round.chain(orphaned.map(|since| since + self.settings.dead)).chain(committed)
+        round.chain(orphaned.map(|since| since + self.settings.dead)).chain(committed).chain(new)
     }
 }
 

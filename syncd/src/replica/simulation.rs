@@ -340,11 +340,14 @@ impl Cluster {
                 }
                 self.with(index, |replica, now| replica.handle(now, Input::Loaded { version, result }));
             }
-            Event::RolledBack { .. } => {
-                self.nodes[index].loaded = None;
-                let tables = self.replica(index).tables().cloned();
-                if let Some(tables) = tables.filter(|_| self.nodes[index].fed.is_some()) {
-                    self.nodes[index].kernel.apply(&tables, self.now);
+            Event::RolledBack { .. } if refuses != Refuses::ToApply => {
+                let replica = self.replica(index);
+                let held = replica.tables().cloned().zip(replica.version());
+                if let Some((tables, version)) = held.filter(|_| self.nodes[index].fed.is_some()) {
+                    let missed = std::mem::take(&mut self.nodes[index].missed);
+                    self.forward_by(index, &tables, version, missed);
+                    self.nodes[index].loaded = None;
+                    self.nodes[index].fed = Some(version);
                 }
             }
             Event::TablesInForce { tables, version, cause } => {

@@ -158,6 +158,7 @@ impl Replica {
         }
         if leader != self.leader {
             self.leader = leader;
+            self.leader_since = Some(now);
             // Who follows whom is for everybody to know.
             self.next_beat = now;
             self.outputs.push_back(Output::Event(Event::Leader(leader)));
