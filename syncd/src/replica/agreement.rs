@@ -367,14 +367,13 @@ impl Replica {
             // Slots keep the connections of the owner before: first to where the others start from.
             return;
         }
-        if let Some(prepared) = &mut self.prepared {
-            if prepared.held.version == prepare.to {
-                prepared.orphaned = None;
-                if prepared.loaded {
-                    self.outputs.push_back(Output::Send { to: from, message: Message::Prepared(prepare.to) });
-                }
-                return;
+        if let Some(prepared) = self.prepared.as_mut().filter(|prepared| prepared.held.version == prepare.to)
+        {
+            prepared.orphaned = None;
+            if prepared.loaded {
+                self.outputs.push_back(Output::Send { to: from, message: Message::Prepared(prepare.to) });
             }
+            return;
         }
         match prepare.delta.as_ref().map(|delta| delta.apply(&held.tables, held.version)) {
             Some(Ok(tables)) => {

@@ -594,8 +594,8 @@ impl Cluster {
                 let side: Vec<usize> = (0..self.nodes.len()).filter(|node| bits >> node & 1 == 1).collect();
                 self.part(&side);
             }
-            3 => _ = self.cut.extend([(index, other), (other, index)]),
-            4 => _ = self.stalled.extend([(index, other), (other, index)]),
+            3 => self.cut.extend([(index, other), (other, index)]),
+            4 => self.stalled.extend([(index, other), (other, index)]),
             5 | 6 => {
                 self.cut.clear();
                 self.stalled.clear();
@@ -694,13 +694,9 @@ impl Cluster {
             for id in clients.ids(now) {
                 let director = reached[self.random.below(reached.len() as u64) as usize];
                 let sent = clients.send(id, director, &self.nodes[director].kernel, now);
-                assert!(
-                    sent.is_ok(),
-                    "{}
-{}",
-                    sent.unwrap_err(),
-                    self.describe()
-                );
+                if let Err(astray) = sent {
+                    panic!("{astray}\n{}", self.describe());
+                }
             }
             let director = reached[self.random.below(reached.len() as u64) as usize];
             let slot = self.random.below(traffic::SLOTS as u64) as usize;
@@ -845,7 +841,7 @@ fn histories_of_crashes_partitions_and_loss_end_in_agreement() {
 fn histories_of_changes_misroute_nothing() {
     let packets = std::sync::atomic::AtomicU64::new(0);
     let one = std::env::var("SYNCD_SEED").is_ok();
-    many(1200, |seed| {
+    many(500, |seed| {
         packets.fetch_add(watched_history(seed), std::sync::atomic::Ordering::Relaxed);
     });
     assert!(one || packets.into_inner() > 1000, "clients had something to say");
