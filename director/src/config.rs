@@ -4,6 +4,8 @@
 //! the file, the line and the column, and says what to write instead.
 
 mod address;
+mod areas;
+mod authentication;
 mod file;
 mod health;
 mod overlap;
@@ -15,6 +17,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -116,14 +119,16 @@ pub enum XdpMode {
 /// `[ospf]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ospf {
-    /// Area of all interfaces.
-    pub area: Ipv4Addr,
     /// Seconds between Hellos.
     pub hello_interval: u16,
     /// Seconds of silence after which a neighbour is down.
     pub dead_interval: u32,
     /// Prefixes of the node itself.
     pub announce: Vec<IpNet>,
+    /// What announcements as external routes have in common.
+    pub external: routing::ExternalConfig,
+    /// Prefixes announced in place of the VIPs inside them.
+    pub aggregates: Vec<IpNet>,
     /// Learned prefixes to install; `None` for all but VIPs and our own.
     pub import: Option<Vec<IpNet>>,
     /// Whether OSPFv3 is spoken, for IPv6, on the same interfaces.
@@ -137,6 +142,10 @@ pub struct Ospf {
 pub struct OspfInterface {
     /// Name of the interface.
     pub name: String,
+    /// Its area.
+    pub area: Ipv4Addr,
+    /// How the area treats external routes.
+    pub area_kind: routing::AreaKind,
     /// Whether the link has a designated router.
     pub broadcast: bool,
     /// Cost of the link for our own routes (others see MaxLinkMetric).
@@ -145,6 +154,21 @@ pub struct OspfInterface {
     pub priority: u8,
     /// Announced, but without neighbours.
     pub passive: bool,
+    /// Watch the neighbours by BFD.
+    pub bfd: Option<Bfd>,
+    /// How packets are authenticated.
+    pub authentication: routing::Authentication,
+    /// Send with a TTL of 255, and take nothing that has less (RFC 5082).
+    pub ttl_security: bool,
+}
+
+/// `bfd` of an `[[ospf.interface]]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// Milliseconds between packets, in both directions, unless the switch wants more; 10 to 60,000.
+    pub interval_ms: u32,
+    /// Packets that may be missing before the path counts as broken.
+    pub multiplier: NonZeroU8,
 }
 
 /// `[cluster]`
@@ -360,9 +384,6 @@ fn ospf(
 ) -> Result<Ospf, ConfigError> {
     let span = spanned.span();
     let ospf = spanned.into_inner();
-    if let Some(kind) = ospf.area_type.as_ref().filter(|kind| *kind.get_ref() != file::AreaType::Normal) {
-        return Err(source.unsupported(kind, "an area_type other than \"normal\"", "leave it out"));
-    }
     let hello_interval = *ospf.hello_interval.get_ref();
     if hello_interval == 0 {
         return Err(source.at(&ospf.hello_interval, "hello_interval must be at least 1 second"));
@@ -377,9 +398,10 @@ fn ospf(
     }
     if ospf.interface.is_empty() {
         let message = "name at least one [[ospf.interface]] towards a switch, or leave [ospf] out".to_owned();
-        return Err(source.error(Some(span), message));
+        return Err(source.error(Some(span.clone()), message));
     }
-    let mut seen = BTreeSet::new();
+    let ipv6 = ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services));
+    let (mut seen, mut areas) = (BTreeSet::new(), areas::Areas::default());
     let mut interfaces = Vec::new();
     for interface in ospf.interface {
         interface_name(source, &interface.name)?;
@@ -387,32 +409,52 @@ fn ospf(
             return Err(source
                 .at(&interface.name, format!("interface {:?} is listed twice", interface.name.get_ref())));
         }
-        if let Some(bfd) = &interface.bfd {
-            return Err(source.unsupported(bfd, "bfd", "leave it out"));
-        }
-        if let Some(authentication) = &interface.authentication {
-            return Err(source.unsupported(authentication, "authentication", "leave it out"));
+        let bfd = interface.bfd.as_ref().map(|wanted| bfd(source, wanted)).transpose()?;
+        if bfd.is_some() && interface.passive {
+            let message = "bfd on a passive interface watches nobody; leave one of the two out";
+            return Err(source.at(&interface.name, message));
         }
         if *interface.cost.get_ref() == 0 {
             return Err(source.at(&interface.cost, "cost must be from 1 to 65535"));
         }
+        let (simple, keys) = (interface.authentication, interface.keys);
+        let own = (interface.area.as_ref(), interface.area_type.as_ref());
+        let (area, area_kind) = areas.of(source, (&ospf.area, ospf.area_type.as_ref()), own)?;
         interfaces.push(OspfInterface {
+            authentication: authentication::authentication(source, simple, keys, ipv6)?,
+            ttl_security: interface.ttl_security,
             name: interface.name.into_inner(),
+            area,
+            area_kind,
             broadcast: matches!(interface.network, file::Network::Broadcast),
             cost: *interface.cost.get_ref(),
             priority: interface.priority,
             passive: interface.passive,
+            bfd,
         });
     }
+    areas.check_services(services).map_err(|message| source.error(Some(span), message))?;
     Ok(Ospf {
-        area: ospf.area.into_inner(),
+        external: areas::external(source, ospf.external.as_ref())?,
+        aggregates: areas::aggregates(source, &ospf.aggregate)?,
         hello_interval,
         dead_interval,
-        ipv6: ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services)),
+        ipv6,
         announce: ospf.announce.iter().map(IpNet::trunc).collect(),
         import: ospf.import,
         interfaces,
     })
+}
+
+fn bfd(source: &Source<'_>, wanted: &file::Bfd) -> Result<Bfd, ConfigError> {
+    let interval_ms = *wanted.interval_ms.get_ref();
+    if !(10..=60_000).contains(&interval_ms) {
+        return Err(source.at(&wanted.interval_ms, "interval_ms must be from 10 to 60000 milliseconds"));
+    }
+    let multiplier = u8::try_from(*wanted.multiplier.get_ref()).ok().and_then(NonZeroU8::new);
+    let multiplier =
+        multiplier.ok_or_else(|| source.at(&wanted.multiplier, "multiplier must be from 1 to 255"))?;
+    Ok(Bfd { interval_ms, multiplier })
 }
 
 fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluster, ConfigError> {

@@ -15,6 +15,8 @@
 //! | [`window`] | states of a service's slots, pure |
 //! | `sweep` | what time does: closing windows, expiry of pins |
 //! | `batch` | the map of connections' pins, many at a time |
+//! | `replicas` | pins that other directors have told of |
+//! | `export` | our own pins, for the others |
 //! | `attach` | interfaces, and the programs on them |
 //! | `statistics` | counters, flows and slot states |
 //! | `probe`, `explain` | what would become of a packet, and why |
@@ -30,6 +32,7 @@ mod batch;
 mod capture;
 mod error;
 mod explain;
+mod export;
 mod free;
 mod keys;
 mod maps;
@@ -37,6 +40,7 @@ pub(crate) mod pins;
 mod plan;
 mod prepare;
 mod probe;
+mod replicas;
 mod seats;
 mod shelves;
 mod spec;
@@ -63,6 +67,7 @@ pub use explain::{
     ExplainedReal, ExplainedService, ExplainedSlot, ExplainedTunnel, Explanation, Lookup, MatchedKey,
 };
 pub use probe::{Probe, ProbeError, TcpFlags};
+pub use replicas::PinReport;
 pub use spec::{
     Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
     TunnelSources,
@@ -72,9 +77,11 @@ pub use sweep::{PinRecord, TickReport, Window};
 pub use window::Timeouts;
 
 use capture::Buffers;
+use export::Export;
 use maps::Maps;
 pub(crate) use maps::ip_address;
 use plan::Plan;
+use replicas::Replicas;
 use sweep::Sweep;
 
 /// The XDP program, as `build.rs` made it.
@@ -120,6 +127,7 @@ pub struct Options {
     /// Flows accounted at one time; beyond, the least recently seen is forgotten.
     pub flow_capacity: u32,
     /// Connections that can be pinned at one time, while slots change: about 120 bytes each, taken from the start.
+    /// Three quarters of them may be connections of other directors.
     /// A data plane that is adopted keeps the number it was made with.
     pub pins: u32,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
@@ -185,6 +193,8 @@ pub struct Dataplane {
     next_hops: BTreeMap<IpAddr, NextHop>,
     links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
     sweep: Sweep,
+    replicas: Replicas,
+    export: Export,
     capture: Option<Buffers>,
 }
 
@@ -222,7 +232,10 @@ impl Dataplane {
         maps.adopt_reals(plan.real_indices())?;
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
-        let mut dataplane = Self { options, ebpf, maps, plan, next_hops, links, sweep, capture: None };
+        let (replicas, export) = (Replicas::new(pins as usize / 4 * 3), Export::default());
+        let capture = None;
+        let mut dataplane =
+            Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture };
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))

@@ -153,13 +153,75 @@ fn cluster(text: &mut Exposition, status: &Status, peers: &Peers) {
     text.metric("director_peer_same_tables", "gauge", "1 while the peer holds the same tables.");
     text.metric("director_peer_same_config", "gauge", "1 while the peer has the same services.");
     text.metric("director_peer_unacknowledged", "gauge", "Messages the peer has not acknowledged.");
+    text.metric(
+        "director_peer_bytes_total",
+        "counter",
+        "Bytes exchanged with the peer, without framing and TLS.",
+    );
+    text.metric("director_peer_pin_lag_records", "gauge", "Connections the peer is still to be told of.");
+    text.metric("director_peer_pin_lag_seconds", "gauge", "How long the oldest of them has waited.");
+    text.metric(
+        "director_peer_pin_records_total",
+        "counter",
+        "Records of connections exchanged with the peer.",
+    );
+    text.metric(
+        "director_peer_pin_snapshots_total",
+        "counter",
+        "Snapshots of connections begun for the peer.",
+    );
+    text.metric("director_peer_pins_whole", "gauge", "1 when all the peer's connections are known here.");
+    text.metric(
+        "director_peer_pin_batches_refused_total",
+        "counter",
+        "Batches of the peer that were thrown away.",
+    );
+    text.metric(
+        "director_peer_pin_silenced_total",
+        "counter",
+        "Times the peer was not heard, for what it sent.",
+    );
     for peer in &peers.peers {
         let labels = [("address", &*peer.address), ("router_id", &*peer.router_id)];
         text.sample("director_peer_up", &labels, u8::from(peer.state == "up"));
         text.sample("director_peer_same_tables", &labels, u8::from(peer.same_tables));
         text.sample("director_peer_same_config", &labels, u8::from(peer.same_config));
         text.sample("director_peer_unacknowledged", &labels, peer.unacknowledged);
+        text.sample("director_peer_bytes_total", &with(&labels, "in"), peer.bytes_in);
+        text.sample("director_peer_bytes_total", &with(&labels, "out"), peer.bytes_out);
+        text.sample("director_peer_pin_lag_records", &labels, peer.pin_lag_records);
+        text.sample("director_peer_pin_lag_seconds", &labels, peer.pin_lag_ms as f64 / 1000.0);
+        text.sample("director_peer_pin_records_total", &with(&labels, "in"), peer.pin_records_in);
+        text.sample("director_peer_pin_records_total", &with(&labels, "out"), peer.pin_records_out);
+        text.sample("director_peer_pin_snapshots_total", &labels, peer.pin_snapshots_out);
+        text.sample("director_peer_pins_whole", &labels, u8::from(peer.pins_whole));
+        text.sample("director_peer_pin_batches_refused_total", &labels, peer.pin_batches_refused);
+        text.sample("director_peer_pin_silenced_total", &labels, peer.pin_silenced);
     }
+    let pins = peers.pins.unwrap_or_default();
+    text.metric("director_pin_replicas", "gauge", "Connections of other directors in the kernel.");
+    text.sample("director_pin_replicas", &[], pins.replicas);
+    text.metric(
+        "director_pins_received_total",
+        "counter",
+        "Records of other directors, by what became of them.",
+    );
+    for (outcome, count) in [
+        ("added", pins.added),
+        ("removed", pins.removed),
+        ("redundant", pins.redundant),
+        ("unknown-service", pins.unknown_services),
+        ("unknown-server", pins.unknown_servers),
+        ("no-room", pins.refused),
+        ("conflict", pins.conflicts),
+    ] {
+        text.sample("director_pins_received_total", &[("outcome", outcome)], count);
+    }
+}
+
+/// A peer's labels with a direction behind them.
+fn with<'a>(labels: &[(&'a str, &'a str); 2], direction: &'a str) -> [(&'a str, &'a str); 3] {
+    [labels[0], labels[1], ("direction", direction)]
 }
 
 fn routing(text: &mut Exposition, status: &Status, neighbors: &Neighbors) {
@@ -171,6 +233,12 @@ fn routing(text: &mut Exposition, status: &Status, neighbors: &Neighbors) {
             &labels,
             u8::from(neighbor.state.eq_ignore_ascii_case("full")),
         );
+    }
+    text.metric("director_bfd_up", "gauge", "1 while the BFD session with a neighbour is Up.");
+    for neighbor in &neighbors.neighbors {
+        let Some(bfd) = &neighbor.bfd else { continue };
+        let labels = [("address", &*neighbor.address), ("interface", &*neighbor.interface)];
+        text.sample("director_bfd_up", &labels, u8::from(bfd.state == "Up"));
     }
     text.metric("director_ospf_refused_total", "counter", "OSPF packets refused, by reason.");
     for count in &status.ospf_refused {

@@ -17,6 +17,7 @@ mod cluster;
 mod explain;
 mod health;
 mod plan;
+mod replication;
 mod views;
 mod watch;
 
@@ -94,6 +95,7 @@ struct Node {
     ways: mpsc::UnboundedReceiver<next_hop::Change>,
     sync: syncd::Handle,
     sync_events: mpsc::Receiver<syncd::Event>,
+    exchange: replication::Exchange,
     health: health::Checks,
     standing: syncd::Standing,
     leader: Option<Ipv4Addr>,
@@ -127,6 +129,8 @@ impl Node {
         let (resolver, ways) = Resolver::start(dataplane.next_hops()).context("next hops")?;
         let (sync, sync_events) =
             syncd::spawn(cluster::sync_config(&config)).await.context("sync service")?;
+        let port = sync.pin_port().context("sync service: its pins are somebody else's")?;
+        let exchange = replication::Exchange::new(port);
         let health = health::Checks::start(&config).context("health checks")?;
         let routing = match cluster::routing_config(&config) {
             Some(wanted) => {
@@ -147,6 +151,7 @@ impl Node {
             ways,
             sync,
             sync_events,
+            exchange,
             health,
             standing: syncd::Standing::Joining,
             leader: None,
@@ -178,6 +183,7 @@ impl Node {
                     Some(change) => self.handle_way(change),
                     None => anyhow::bail!("the next-hop resolver has ended"),
                 },
+                due = replication::due(&mut self.exchange, self.attached) => self.exchange_pins(due).await?,
                 Some(()) = self.health.changed() => self.publish_health().await,
                 _ = second.tick() => {
                     self.tick();
@@ -248,6 +254,7 @@ impl Node {
                 self.handle_tables(tables, version, &cause);
                 let result = self.trouble.clone().map_or(Ok(()), Err);
                 self.answer_sync(self.sync.applied(version, result).await);
+                self.ask_for_passed_over().await;
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
@@ -264,10 +271,12 @@ impl Node {
                 self.standing = standing;
                 self.announce();
             }
+            syncd::Event::PeerDown { router_id } => {
+                self.dataplane.orphan_pins(router_id, monotonic_seconds());
+            }
             // Shown by `director peers`.
             syncd::Event::PassedOver { .. }
             | syncd::Event::PeerUp { .. }
-            | syncd::Event::PeerDown { .. }
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
@@ -431,17 +440,24 @@ impl Node {
         for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             tracing::info!(%prefix, "withdrawn");
         }
-        let prefixes: BTreeMap<IpNet, u16> =
-            wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.metric)).collect();
+        let told = |announcement: &Announcement| routing::Announcement {
+            metric: announcement.metric,
+            kind: announcement.announce,
+        };
+        let prefixes: BTreeMap<IpNet, routing::Announcement> =
+            wanted.iter().map(|(prefix, announcement)| (*prefix, told(announcement))).collect();
         match routing.announce(prefixes) {
             Ok(()) => self.announced = wanted,
             Err(error) => tracing::error!(%error, "announcements unchanged"),
         }
     }
 
-    /// Whether tables are current and in the kernel.
+    /// Whether tables are current and in the kernel, and the other directors' connections are known.
     fn serving(&self) -> bool {
-        self.attached && self.trouble.is_none() && self.standing == syncd::Standing::Current
+        self.attached
+            && self.trouble.is_none()
+            && self.standing == syncd::Standing::Current
+            && self.exchange.is_whole()
     }
 
     /// Reads the configuration again; all or nothing.
@@ -457,6 +473,10 @@ impl Node {
         self.publish_health().await;
         if let Some(routing) = &self.routing {
             routing.protect(plan::vips(&self.config));
+            for interface in self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces) {
+                let rekeyed = routing.authenticate(&interface.name, interface.authentication.clone());
+                rekeyed.map_err(|error| error.to_string())?;
+            }
         }
         self.sync
             .set_config_digest(self.config.services_digest())
@@ -467,6 +487,7 @@ impl Node {
             self.deal().await;
         }
         self.feed();
+        self.ask_for_passed_over().await;
         Ok(changes)
     }
 

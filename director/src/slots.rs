@@ -91,7 +91,8 @@ fn is_dealt(table: &ServiceTable) -> bool {
     table.slots.iter().all(takes)
 }
 
-/// Share of slots that `next` gives to another server than `previous` did, from 0 to 1; where their number differs, of the
+/// Share of slots that `next` gives to another server than `previous` did, from 0 to 1; where their number differs,
+/// of the
 /// slots that both have.
 pub fn share_moved(previous: &ServiceTable, next: &ServiceTable) -> f64 {
     if previous == next || next.slots.is_empty() {

@@ -163,7 +163,8 @@ fn a_packet_at_the_end_of_its_life_is_told_by_whom() {
         if !configured {
             (memory.config.tunnel_v4, memory.config.tunnel_v6) = (Address::default(), Address::default());
         }
-        // Through a tunnel, to a service without real servers, and directly; a datagram shorter than what is shown, too.
+        // Through a tunnel, to a service without real servers, and directly; a datagram shorter than what is shown,
+        // too.
         for (family, vlan, ttl) in
             [V4, V6].iter().flat_map(|family| [(None, 1), (Some(7), 0)].map(move |(v, ttl)| (family, v, ttl)))
         {

@@ -2,7 +2,9 @@
 
 mod dataplane_fixture;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Instant;
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
@@ -14,6 +16,11 @@ use director::dataplane::{
     ServiceSpec, Timeouts, monotonic_seconds,
 };
 use director_common::SLOTS;
+use director_common::pin::PinState;
+use director_common::tables::{Address, FlowKey};
+use director_proto::pins::{Begin, Position, Server};
+use director_proto::sync::BootId;
+use syncd::pins::{Delivery, LocalPin, Receipt, RemotePin};
 
 const VIP: &str = "203.0.113.10";
 /// Longer than any connection is kept.
@@ -182,26 +189,186 @@ fn where_no_pin_finds_room_it_is_counted_and_the_window_stays_open() {
     });
 }
 
+/// What a walk through all of a director's own pins meets.
+fn walk(dataplane: &mut Dataplane, now: u32) -> Vec<LocalPin> {
+    let mut pins = Vec::new();
+    while !dataplane.walk_pins(now, 1_000, true, &mut pins).expect("walk") {}
+    pins.sort_by_key(|pin| pin.flow);
+    pins
+}
+
+const OTHER: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
+
+/// These pins as they come from the other director.
+fn delivery(pins: &[LocalPin], begins: Option<Begin>) -> Delivery {
+    let mut servers: Vec<_> = pins.iter().map(|pin| Arc::clone(&pin.server)).collect();
+    servers.dedup();
+    let remote = |pin: &LocalPin| RemotePin {
+        flow: pin.flow,
+        server: servers.iter().position(|server| *server == pin.server).expect("listed") as u32,
+        state: pin.state,
+        remaining: pin.remaining,
+    };
+    let position = Position { session: 1, sequence: 1 };
+    Delivery {
+        receipt: Receipt { from: OTHER, boot_id: BootId(7), position },
+        begins,
+        ends_snapshot: begins == Some(Begin::Snapshot),
+        pins: pins.iter().map(remote).collect(),
+        removed: Vec::new(),
+        servers,
+    }
+}
+
+/// What a director has that saw a connection of the previous server and one that began since.
+fn pins_of_another(now: u32) -> Vec<LocalPin> {
+    let mut one = ready(&options());
+    deal(&mut one, &[11]);
+    deal(&mut one, &[12]);
+    assert_eq!([sent(&one, 1, ACK), sent(&one, 2, SYN)], [11, 12]);
+    let pins = walk(&mut one, now);
+    one.detach().expect("detach");
+    assert_eq!(pins.len(), 2);
+    pins
+}
+
 #[test]
-fn another_directors_pins_are_followed_here() {
+fn another_directors_pins_are_followed_where_slots_were_settled() {
     isolated(|| {
-        let mut one = ready(&options());
-        deal(&mut one, &[11]);
-        deal(&mut one, &[12]);
-        assert_eq!([sent(&one, 1, ACK), sent(&one, 2, SYN)], [11, 12]);
         let now = monotonic_seconds();
-        let records = one.pins(now).expect("pins");
-        one.detach().expect("detach");
-        // Another director, that has just been told the tables.
+        let pins = pins_of_another(now);
+        // A director that has just been told the tables.
         let mut two = ready(&options());
         deal(&mut two, &[12, 11]);
-        assert_eq!(two.insert_pins(&records, now).expect("insert"), 1, "one of them says what the slot says");
+        let report = two.apply_pins(&delivery(&pins, Some(Begin::Snapshot)), now).expect("apply");
+        assert_eq!((report.added, report.redundant), (1, 1), "one of them says what the slot says");
         assert_eq!([1, 2, 3].map(|port| sent(&two, port, ACK)), [11, 12, 12]);
-        assert_eq!(two.insert_pins(&records, now).expect("insert"), 0, "known already");
+        let report = two.apply_pins(&delivery(&pins, None), now).expect("apply");
+        assert_eq!((report.added, report.conflicts), (0, 0), "known already");
         assert_eq!(two.tick(now).expect("tick").settled, 0);
         let report = two.tick(now + LONG).expect("tick");
-        assert_eq!((report.removed, report.settled), (1, 1));
+        assert_eq!((report.removed, report.settled, two.replicas()), (1, 1, 0));
         assert_eq!(sent(&two, 1, ACK), 12);
+    });
+}
+
+#[test]
+fn in_a_moving_slot_both_sorts_of_connections_go_where_the_other_director_sent_them() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let pins = pins_of_another(now);
+        let mut two = ready(&options());
+        deal(&mut two, &[11]);
+        deal(&mut two, &[12]);
+        assert_eq!(two.apply_pins(&delivery(&pins, None), now).expect("apply").added, 2);
+        assert!(walk(&mut two, now).is_empty(), "what the other has is not told again");
+        // Without its pin the second would be torn: it began at the new owner.
+        assert_eq!([1, 2, 3].map(|port| sent(&two, port, ACK)), [11, 12, 11]);
+        // The window closes: the connection of the old owner is kept, and its slot pinned.
+        let report = two.tick(monotonic_seconds() + 903).expect("tick");
+        assert_eq!(report.closed, SLOTS);
+    });
+}
+
+#[test]
+fn a_replica_lives_as_long_as_its_owner_says_and_goes_when_it_says() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let pins = pins_of_another(now);
+        let mut two = ready(&options());
+        deal(&mut two, &[12, 11]);
+        let half = LocalPin { remaining: 400, ..pins[0].clone() };
+        two.apply_pins(&delivery(&[half], Some(Begin::Snapshot)), now).expect("apply");
+        // A refresh, and nothing is written to the kernel.
+        let report = two.apply_pins(&delivery(&pins[..1], None), now + 300).expect("apply");
+        assert_eq!(report.added, 0);
+        two.tick(now + 900).expect("tick");
+        assert_eq!(two.replicas(), 1);
+        // Absurd times are cut down to what a connection has here.
+        let endless = LocalPin { remaining: 900_000, ..pins[0].clone() };
+        two.apply_pins(&delivery(&[endless], None), now + 900).expect("apply");
+        two.tick(now + 1_000).expect("tick");
+        assert_eq!(two.replicas(), 1);
+        two.tick(now + 1_000 + LONG).expect("tick");
+        assert_eq!(two.replicas(), 0);
+
+        two.apply_pins(&delivery(&pins[..1], None), now).expect("apply");
+        let gone = Delivery { pins: Vec::new(), removed: vec![pins[0].flow], ..delivery(&pins[..1], None) };
+        assert_eq!(two.apply_pins(&gone, now).expect("apply").removed, 1);
+        // A snapshot that does not name it says the same.
+        two.apply_pins(&delivery(&pins[..1], None), now).expect("apply");
+        let empty = Delivery { pins: Vec::new(), ..delivery(&[], Some(Begin::Snapshot)) };
+        assert_eq!(two.apply_pins(&empty, now).expect("apply").removed, 1);
+        assert_eq!(sent(&two, 1, ACK), 12);
+    });
+}
+
+#[test]
+fn packets_make_a_replica_ours_and_its_owners_end_leaves_it() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let pins = pins_of_another(now);
+        let mut two = ready(&options());
+        deal(&mut two, &[12, 11]);
+        let old = LocalPin { remaining: 800, ..pins[0].clone() };
+        two.apply_pins(&delivery(std::slice::from_ref(&old), Some(Begin::Snapshot)), now).expect("apply");
+        assert!(walk(&mut two, now).is_empty());
+        assert_eq!(sent(&two, 1, ACK), 11);
+        assert_eq!(walk(&mut two, now).len(), 1, "told to the others, as ours");
+        let gone = Delivery { pins: Vec::new(), removed: vec![old.flow], ..delivery(&[], None) };
+        assert_eq!(two.apply_pins(&gone, now).expect("apply").removed, 0);
+        assert_eq!(sent(&two, 1, ACK), 11);
+    });
+}
+
+#[test]
+fn when_its_owner_dies_a_replica_is_an_orphan_that_a_joiner_is_told_of() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let pins = pins_of_another(now);
+        let mut two = ready(&options());
+        deal(&mut two, &[12, 11]);
+        // Its owner gave it little more time, which packets on their way to it may take up.
+        let short = [LocalPin { remaining: 3, ..pins[0].clone() }];
+        two.apply_pins(&delivery(&short, Some(Begin::Snapshot)), now).expect("apply");
+        two.orphan_pins(OTHER, now);
+        assert_eq!(two.tick(now + 30).expect("tick").removed, 0);
+        assert_eq!(walk(&mut two, now).len(), 1);
+        // Its machine comes back and knows nothing: that ends no connection.
+        let mut empty = delivery(&[], Some(Begin::Snapshot));
+        empty.receipt.boot_id = BootId(8);
+        two.apply_pins(&empty, now).expect("apply");
+        assert_eq!(sent(&two, 1, ACK), 11);
+    });
+}
+
+#[test]
+fn strangers_and_conflicts_are_counted_and_change_nothing_and_some_room_stays_ours() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let pins = pins_of_another(now);
+        let mut two = ready(&Options { pins: 8, ..options() });
+        deal(&mut two, &[12]);
+        let unknown = two.apply_pins(&delivery(&pins[..1], None), now).expect("apply");
+        assert_eq!((unknown.unknown_servers, unknown.added), (1, 0));
+        deal(&mut two, &[11, 12]);
+        // Moving from 12 to 11: here the connection was met as one of 12's.
+        assert_eq!(sent(&two, 1, ACK), 12);
+        let report = two.apply_pins(&delivery(&pins[..1], None), now).expect("apply");
+        assert_eq!((report.conflicts, report.added), (1, 0));
+        assert_eq!(sent(&two, 1, ACK), 12);
+        let stranger = Arc::new(Server { service: "nobody".to_owned(), ..Server::clone(&pins[0].server) });
+        let stranger = LocalPin { server: stranger, ..pins[0].clone() };
+        assert_eq!(two.apply_pins(&delivery(&[stranger], None), now).expect("apply").strangers, 1);
+        let many: Vec<LocalPin> = (100..120)
+            .map(|port| {
+                let mut pin = pins[0].clone();
+                pin.flow.source_port = port;
+                pin
+            })
+            .collect();
+        let report = two.apply_pins(&delivery(&many, None), now).expect("apply");
+        assert!(report.added <= 6 && report.added + report.refused == 20, "{report:?}");
     });
 }
 
@@ -221,4 +388,52 @@ fn a_full_map_is_swept_whole() {
         assert_eq!(dataplane.tick(now + LONG).expect("tick").removed, 4_000);
         assert!(dataplane.pins(now).expect("pins").is_empty());
     });
+}
+
+/// A measurement, to be run alone: `cargo test --release … -- --ignored --nocapture a_million`.
+#[test]
+#[ignore = "a measurement: it takes a minute of an idle machine to mean anything"]
+fn a_million_replicas_are_taken() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let mut two = ready(&Options { pins: 1 << 21, ..options() });
+        deal(&mut two, &[11]);
+        deal(&mut two, &[12]);
+        let server = Arc::new(Server { service: "web".to_owned(), address: address(11), port: 80 });
+        let flow = a_flow();
+        let pin = |number: u32| RemotePin {
+            flow: FlowKey { source: Address::from_ipv4(number.to_be_bytes()), ..flow },
+            server: 0,
+            state: PinState::Open,
+            remaining: 900,
+        };
+        let batches: Vec<Delivery> = (0..1_000_000_u32)
+            .collect::<Vec<_>>()
+            .chunks(4_096)
+            .map(|numbers| Delivery {
+                pins: numbers.iter().map(|number| pin(*number)).collect(),
+                servers: vec![Arc::clone(&server)],
+                ..delivery(&[], None)
+            })
+            .collect();
+        for what in ["new", "refreshed"] {
+            let begin = Instant::now();
+            for batch in &batches {
+                two.apply_pins(batch, now).expect("apply");
+            }
+            let taken = begin.elapsed();
+            println!("a million replicas, {what}: {taken:?}, {:.2} M/s", 1.0 / taken.as_secs_f64());
+        }
+        assert_eq!(two.replicas(), 1_000_000);
+    });
+}
+
+fn a_flow() -> FlowKey {
+    FlowKey {
+        destination: Address::from_ipv4([203, 0, 113, 10]),
+        source_port: 1_000,
+        destination_port: 80,
+        protocol: 6,
+        ..FlowKey::default()
+    }
 }

@@ -21,7 +21,7 @@ use anyhow::Result;
 
 use crate::deploy::{Lab, Options};
 use crate::topology::Topology;
-pub use table::{Outcome, ServiceResult, StepResult};
+pub use table::{Convergence, Outcome, ServiceResult, StepResult};
 
 /// The services that are under load, with their virtual IPs, all on port 80.
 pub const SERVICES: [(&str, IpAddr); 3] = [

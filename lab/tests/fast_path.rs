@@ -132,8 +132,11 @@ fn every_hop_answers(lab: &Lab, name: &str, vip: IpAddr) {
         });
         assert_ne!(from, Some(vip), "{name}: hop {hops} is a router, not the VIP");
     }
-    let (reached, from) = inside(lab, "client", || connect(vip, 3));
-    assert!(reached && from.is_none(), "{name}: the VIP is the third hop, but {from:?} answered");
+    // The real server behind a slot may be the last one to come up.
+    let (_, from) = until(&format!("{name}: the VIP as the third hop"), || {
+        Some(inside(lab, "client", || connect(vip, 3))).filter(|(reached, _)| *reached)
+    });
+    assert!(from.is_none(), "{name}: the VIP is the third hop, but {from:?} answered");
 }
 
 /// Sends datagrams of 60,000 bytes to the UDP services and waits for the name of the real server that got each whole.
@@ -223,11 +226,14 @@ fn a_smaller_path_mtu_does_not_stop_downloads(lab: &Lab) {
             assert!(report.total.clean(), "{report:?}");
         });
     });
-    let small = REALS.iter().any(|(real, _)| {
-        let routes = lab.sh(real, "ip route show cache; ip -6 route show cache").unwrap();
-        routes.contains("mtu 1280")
-    });
-    assert!(small, "no real server learned the path MTU: the link was not in the way");
+    // The switches told the VIPs what fits, and without that nothing would have come in small packets: nobody else says
+    // so, and nobody probes. (What a server's kernel remembers of it goes with the route it was learned on.)
+    for name in ["IcmpOutDestUnreachs", "Icmp6OutPktTooBigs"] {
+        let told = SWITCHES.map(|switch| lab.sh(switch, &format!("nstat -as {name}")).unwrap());
+        let counts = told.iter().flat_map(|text| text.lines()).filter(|line| line.starts_with(name));
+        let sent = counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>();
+        assert!(sent > 0, "{name}: the link was not in the way: {told:?}");
+    }
 }
 
 /// Waits until every download has got another megabyte.

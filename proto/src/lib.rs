@@ -5,6 +5,7 @@
 //! everything, and nothing outside uses a message as a model.
 
 pub mod health;
+pub mod pins;
 pub mod sync;
 pub mod tables;
 

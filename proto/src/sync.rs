@@ -11,10 +11,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::health::Observations;
+use crate::pins::PinMessage;
 use crate::tables::{Delta, Digest, TableError, Version};
 
-mod decode;
-mod encode;
+pub(crate) mod decode;
+pub(crate) mod encode;
 
 pub use decode::decode_tables;
 pub use encode::{encode_tables, encoded_delta_size};
@@ -32,8 +33,9 @@ pub mod wire {
 
 /// Version of the protocol; directors of different ones refuse each other.
 /// 2: tables of two sizes, digests made of the digests of tables, and observations of health.
-/// 3: epochs in three steps. A director of version 2 would put tables in force that others have only prepared.
-pub const PROTOCOL: u32 = 3;
+/// 3: pins of connections, on a stream of their own.
+/// 4: epochs in three steps. A director of version 3 would put tables in force that others have only prepared.
+pub const PROTOCOL: u32 = 4;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
@@ -214,6 +216,8 @@ pub enum Frame {
     Echo(u64),
     /// Between replicas.
     Message(Message),
+    /// About connections.
+    Pins(PinMessage),
 }
 
 /// Why a frame is not well-formed.

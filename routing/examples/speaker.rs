@@ -1,15 +1,26 @@
 //! A speaker to run by hand in a network namespace, and in the integration tests.
 //!
 //! `speaker ROUTER_ID [-4] [-6] INTERFACE... [PREFIX=METRIC...]`, where an interface is
-//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub][:passive]`. It
-//! speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
-//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `status` (prints JSON), `stop`,
-//! `keep`. The end of the input stops it, too.
+//! `NAME:p2p|broadcast[:hello=S][:dead=S][:cost=N][:priority=N][:area=A][:instance=N][:stub|:totally-stubby|:nssa]`
+//! `[:passive][:bfd=MS*MULTIPLIER][:ttl-security][:password=TEXT][:key=KEY]...`, and `KEY` is
+//! `ID,ALGORITHM,SECRET[,SEND_FROM[,SEND_UNTIL[,swapped]]]` with times in seconds since 1970, which may be empty.
+//! Options: `--e1` and `--tag=N` for external prefixes, `--aggregate=PREFIX`. A metric that ends in `e` is that of an
+//! external prefix. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
+//! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
+//! set of an interface), `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
 
-use std::{collections::BTreeMap, error::Error, net::Ipv4Addr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
 
 use ipnet::IpNet;
-use routing::{AreaKind, Config, InterfaceConfig, Metric, Network, Stop};
+use routing::{
+    AnnounceAs, Announcement, AreaKind, Authentication, BfdConfig, Config, InterfaceConfig, Key, MetricType,
+    Network, Secret, Stop, Window,
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -23,6 +34,7 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
         other => return Err(format!("{spec}: {other:?} is neither p2p nor broadcast").into()),
     };
     let mut config = InterfaceConfig::new(name, network);
+    let mut keys = Vec::new();
     for part in parts {
         match part.split_once('=').unwrap_or((part, "")) {
             ("hello", value) => config.hello_interval = value.parse()?,
@@ -31,18 +43,47 @@ fn interface(spec: &str) -> Result<InterfaceConfig> {
             ("priority", value) => config.priority = value.parse()?,
             ("area", value) => config.area = value.parse()?,
             ("instance", value) => config.instance = value.parse()?,
+            ("bfd", value) => config.bfd = Some(bfd(value)?),
             ("stub", "") => config.area_kind = AreaKind::Stub,
+            ("totally-stubby", "") => config.area_kind = AreaKind::TotallyStubby,
+            ("nssa", "") => config.area_kind = AreaKind::Nssa,
             ("passive", "") => config.passive = true,
+            ("ttl-security", "") => config.ttl_security = true,
+            ("password", text) => config.authentication = Authentication::Simple(Secret::new(text)),
+            ("key", spec) => keys.push(key(spec)?),
             _ => return Err(format!("{spec}: unknown part {part:?}").into()),
         }
+    }
+    if !keys.is_empty() {
+        config.authentication = Authentication::Keys(keys);
     }
     Ok(config)
 }
 
-fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Metric>> {
-    let prefix = |word: &str| -> Result<(IpNet, Metric)> {
+/// `50*3`: 50 ms, three times.
+fn bfd(value: &str) -> Result<BfdConfig> {
+    let (interval, multiplier) =
+        value.split_once('*').ok_or_else(|| format!("bfd={value}: expected MS*MULTIPLIER"))?;
+    Ok(BfdConfig { interval: Duration::from_millis(interval.parse()?), multiplier: multiplier.parse()? })
+}
+
+fn key(spec: &str) -> Result<Key> {
+    let mut parts = spec.split(',');
+    let mut part = |what| parts.next().ok_or_else(|| format!("{spec}: the {what} is missing"));
+    let (id, algorithm) = (part("id")?.parse()?, part("algorithm")?.parse()?);
+    let secret = Secret::new(part("secret")?);
+    let mut time = || parts.next().filter(|text| !text.is_empty()).map(str::parse).transpose();
+    let send = Window { from: time()?, until: time()? };
+    let swapped_protocol_id = parts.next() == Some("swapped");
+    Ok(Key { send, swapped_protocol_id, ..Key::new(id, algorithm, secret) })
+}
+
+fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, Announcement>> {
+    let prefix = |word: &str| -> Result<(IpNet, Announcement)> {
         let (net, metric) = word.split_once('=').ok_or_else(|| format!("{word}: expected PREFIX=METRIC"))?;
-        Ok((net.parse()?, metric.parse()?))
+        let external = metric.strip_suffix('e');
+        let kind = if external.is_some() { AnnounceAs::External } else { AnnounceAs::Stub };
+        Ok((net.parse()?, Announcement { metric: external.unwrap_or(metric).parse()?, kind }))
     };
     words.map(prefix).collect()
 }
@@ -54,7 +95,7 @@ async fn main() -> Result<()> {
     let (router, rest) =
         arguments.split_first().ok_or("usage: speaker ROUTER_ID INTERFACE... PREFIX=METRIC...")?;
     let router: Ipv4Addr = router.parse()?;
-    let is_prefix = |word: &&String| word.contains('/');
+    let is_prefix = |word: &&String| word.contains('/') && !word.starts_with('-');
     let interfaces = rest
         .iter()
         .filter(|word| !is_prefix(word) && !word.starts_with('-'))
@@ -64,7 +105,15 @@ async fn main() -> Result<()> {
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.subsec_nanos();
     let says = |option: &str| rest.iter().any(|word| word == option);
     let (ipv4, ipv6) = (says("-4") || !says("-6"), says("-6"));
-    let config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    let mut config = Config { ipv4, ipv6, ..Config::new(router, interfaces) };
+    for option in rest.iter().filter(|word| word.starts_with("--")) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("--e1", "") => config.external.metric_type = MetricType::One,
+            ("--tag", value) => config.external.tag = value.parse()?,
+            ("--aggregate", value) => config.aggregates.push(value.parse()?),
+            _ => return Err(format!("unknown option {option}").into()),
+        }
+    }
     let (handle, task) = routing::spawn(config, seed)?;
     handle.announce(announced)?;
     handle.enable();
@@ -74,6 +123,11 @@ async fn main() -> Result<()> {
         let mut words = line.split_whitespace();
         match words.next() {
             Some("announce") => handle.announce(prefixes(words)?)?,
+            Some("keys") => {
+                let name = words.next().unwrap_or_default();
+                let keys = words.map(key).collect::<Result<_>>()?;
+                handle.authenticate(name, Authentication::Keys(keys))?;
+            }
             Some("status") => println!("{}", serde_json::to_string(&handle.status().await)?),
             Some("stop") => break,
             Some("keep") => {

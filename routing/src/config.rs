@@ -1,10 +1,19 @@
 //! What a speaker needs to know before it starts. The node turns its own configuration file into this;
 //! [`Config::validate`] is the only judge of whether it can work.
 
+mod bfd;
+
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+pub use bfd::BfdConfig;
+
+use crate::{
+    auth::{Authentication, KeyError},
+    speaker::SpfDelays,
+};
 
 /// Metric of an announced prefix, 0 to 65534; 65535 is refused, as switches take it for unreachable.
 pub type Metric = u16;
@@ -18,6 +27,54 @@ pub enum AreaKind {
     Normal,
     /// No AS-external-LSAs; a default route comes as a summary (RFC 2328 section 3.6).
     Stub,
+    /// A stub area of whose summaries only the default route is used. Border routers send no others as a rule; on
+    /// the wire it is a stub area.
+    TotallyStubby,
+    /// No AS-external-LSAs, but NSSA-LSAs of its own (RFC 3101).
+    Nssa,
+}
+
+impl AreaKind {
+    /// Whether external prefixes can be announced in it.
+    #[must_use]
+    pub fn takes_externals(self) -> bool {
+        matches!(self, Self::Normal | Self::Nssa)
+    }
+
+    /// Whether a route to another area is used in it.
+    pub(crate) fn admits_summary(self, prefix: &IpNet) -> bool {
+        self != Self::TotallyStubby || prefix.prefix_len() == 0
+    }
+
+    /// The name by which both sides of a mismatch are told.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Stub | Self::TotallyStubby => "stub",
+            Self::Nssa => "NSSA",
+        }
+    }
+}
+
+/// Metric type of external routes (RFC 2328 section 2.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MetricType {
+    /// E1: the distance to us is added to the metric.
+    #[serde(rename = "1")]
+    One,
+    /// E2: the metric alone counts, the distance only between equals.
+    #[default]
+    #[serde(rename = "2")]
+    Two,
+}
+
+/// What external announcements have in common. Their metrics are their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalConfig {
+    /// Type of their metrics.
+    pub metric_type: MetricType,
+    /// Tag for the policies of others (RFC 2328 section A.4.5); 0 for none.
+    pub tag: u32,
 }
 
 /// The kind of network behind an interface (RFC 2328 section 1.2).
@@ -59,6 +116,15 @@ pub struct InterfaceConfig {
     /// Instance id of OSPFv3 on the link, 0 to 31 for IPv6 unicast (RFC 5838 section 2.1); equal on both
     /// sides. Version 2 has none.
     pub instance: u8,
+    /// Watch the neighbours by BFD; not on a passive interface, which has none.
+    pub bfd: Option<BfdConfig>,
+    /// How packets are authenticated; equal on both sides. It is left out of what is serialised, as it holds
+    /// secrets.
+    #[serde(skip)]
+    pub authentication: Authentication,
+    /// Send with an IP TTL of 255 and take nothing that has less, which can only come from the link itself
+    /// (RFC 5082); the neighbours must send with 255 as well.
+    pub ttl_security: bool,
 }
 
 impl InterfaceConfig {
@@ -78,6 +144,9 @@ impl InterfaceConfig {
             passive: false,
             mtu_ignore: false,
             instance: 0,
+            bfd: None,
+            authentication: Authentication::None,
+            ttl_security: false,
         }
     }
 
@@ -114,10 +183,18 @@ pub struct Config {
     pub table: u32,
     /// `rtm_protocol` of installed routes, 5 to 255: how a later run knows its own.
     pub protocol: u8,
-    /// Metric (`priority`) of installed routes in the kernel.
+    /// Metric (`priority`) of installed routes in the kernel, above that of its routes to the links: in IPv6 those have
+    /// 256, which is added.
     pub kernel_metric: u32,
     /// Next hops of one route at most, 1 to 64.
     pub max_paths: usize,
+    /// How prefixes are announced that are announced as external.
+    pub external: ExternalConfig,
+    /// Each is announced in place of the announced prefixes inside it, while there is one. Routes to it or into it
+    /// are never installed.
+    pub aggregates: Vec<IpNet>,
+    /// How calculations of routes are spread (RFC 8405).
+    pub spf: SpfDelays,
 }
 
 /// The `rtm_protocol` of our routes unless configured otherwise (unassigned in iproute2's list).
@@ -156,7 +233,7 @@ pub enum ConfigError {
         /// What it may be.
         expected: &'static str,
     },
-    /// Two interfaces call one area both normal and stub.
+    /// Two interfaces disagree about the type of an area.
     #[error("interface {name}: area {area} is of another type on another interface; make them equal")]
     AreaKind {
         /// The later interface.
@@ -164,16 +241,35 @@ pub enum ConfigError {
         /// The area.
         area: Ipv4Addr,
     },
-    /// The backbone cannot be a stub.
-    #[error("interface {name}: area 0.0.0.0 cannot be a stub area")]
+    /// BFD where nobody can be watched.
+    #[error("interface {name}: bfd on a passive interface watches nobody; leave one of the two out")]
+    PassiveBfd {
+        /// The interface.
+        name: String,
+    },
+    /// An authentication that cannot work.
+    #[error("interface {name}: {error}")]
+    Authentication {
+        /// The interface.
+        name: String,
+        /// Why.
+        error: KeyError,
+    },
+    /// The backbone cannot be a stub area or an NSSA.
+    #[error(
+        "interface {name}: area 0.0.0.0 cannot be a {kind} area; give the area another id, or make it normal"
+    )]
     StubBackbone {
         /// The interface.
         name: String,
+        /// What it was to be.
+        kind: &'static str,
     },
 }
 
 impl Config {
-    /// A configuration with the usual values: version 2 alone, all routes admitted, table `main`, protocol 201, 16 paths.
+    /// A configuration with the usual values: version 2 alone, all routes admitted, table `main`, protocol 201, 16
+    /// paths.
     #[must_use]
     pub fn new(router_id: Ipv4Addr, interfaces: Vec<InterfaceConfig>) -> Self {
         Self {
@@ -187,6 +283,9 @@ impl Config {
             protocol: DEFAULT_PROTOCOL,
             kernel_metric: 110,
             max_paths: 16,
+            external: ExternalConfig::default(),
+            aggregates: Vec::new(),
+            spf: SpfDelays::default(),
         }
     }
 
@@ -205,12 +304,18 @@ impl Config {
         range("ospf", "protocol", u64::from(self.protocol), self.protocol >= 5, "5 to 255")?;
         let paths = u64::try_from(self.max_paths).unwrap_or(u64::MAX);
         range("ospf", "max_paths", paths, (1..=64).contains(&paths), "1 to 64")?;
+        let hold_down = u64::try_from(self.spf.hold_down.as_millis()).unwrap_or(u64::MAX);
+        let longer = self.spf.hold_down > self.spf.time_to_learn;
+        range("ospf", "spf hold_down", hold_down, longer, "more than the time to learn")?;
         let mut names = BTreeSet::new();
         for interface in &self.interfaces {
             if !names.insert(&interface.name) {
                 return Err(ConfigError::Twice { name: interface.name.clone() });
             }
             interface.validate()?;
+            let authentic = interface.authentication.validate(self.ipv6);
+            let name = || interface.name.clone();
+            authentic.map_err(|error| ConfigError::Authentication { name: name(), error })?;
             if self.ipv6 {
                 interface.validate_version_3()?;
             }
@@ -233,8 +338,9 @@ impl InterfaceConfig {
         if self.name.is_empty() || self.name.len() > 15 || self.name.contains(bad) {
             return Err(ConfigError::Name { name: self.name.clone() });
         }
-        if self.area.is_unspecified() && self.area_kind == AreaKind::Stub {
-            return Err(ConfigError::StubBackbone { name: self.name.clone() });
+        if self.area.is_unspecified() && self.area_kind != AreaKind::Normal {
+            let (name, kind) = (self.name.clone(), self.area_kind.name());
+            return Err(ConfigError::StubBackbone { name, kind });
         }
         range(&place, "cost", u64::from(self.cost), self.cost >= 1, "1 to 65535")?;
         let hello = self.hello_interval;
@@ -243,7 +349,11 @@ impl InterfaceConfig {
         let above = dead > u32::from(hello);
         range(&place, "dead_interval", u64::from(dead), above, "more seconds than hello_interval")?;
         let again = self.retransmit_interval;
-        range(&place, "retransmit_interval", u64::from(again), again >= 1, "1 to 65535 seconds")
+        range(&place, "retransmit_interval", u64::from(again), again >= 1, "1 to 65535 seconds")?;
+        if self.passive && self.bfd.is_some() {
+            return Err(ConfigError::PassiveBfd { name: self.name.clone() });
+        }
+        self.bfd.map_or(Ok(()), |bfd| bfd.validate(&place))
     }
 
     /// What version 3 has less room for.
@@ -288,9 +398,22 @@ mod tests {
         assert!(refusal(|c| c.interfaces[0].hello_interval = 0).contains("hello_interval"));
         assert!(refusal(|c| c.interfaces[0].name = "a/b".into()).contains("a/b"));
         assert!(refusal(|c| c.interfaces[0].area_kind = AreaKind::Stub).contains("stub"));
+        assert!(refusal(|c| c.interfaces[0].area_kind = AreaKind::Nssa).contains("NSSA"));
+        assert!(refusal(|c| c.spf.hold_down = c.spf.time_to_learn).contains("hold_down"));
         assert!(refusal(|c| c.max_paths = 0).contains("max_paths"));
         assert!(refusal(|c| c.protocol = 2).contains("protocol"));
         assert!(refusal(|c| c.ipv4 = false).contains("neither"));
+        let bfd = |milliseconds| {
+            let interval = Duration::from_millis(milliseconds);
+            Some(BfdConfig { interval, ..BfdConfig::default() })
+        };
+        assert!(refusal(|c| c.interfaces[0].bfd = bfd(9)).contains("eth1: bfd interval = 9, expected 10 to"));
+        assert!(refusal(|c| c.interfaces[0].bfd = bfd(60_001)).contains("bfd interval = 60001"));
+        let watches_nobody = refusal(|c| {
+            c.interfaces[0].passive = true;
+            c.interfaces[0].bfd = bfd(50);
+        });
+        assert!(watches_nobody.contains("eth1: bfd on a passive interface"));
         let version_3 = |change: fn(&mut InterfaceConfig)| {
             refusal(|c| {
                 c.ipv6 = true;

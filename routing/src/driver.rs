@@ -1,9 +1,11 @@
 //! The thin driver around the speakers: raw sockets, rtnetlink and tokio's clock. It decides nothing.
 //!
-//! Each version runs on its own, in a task of its own; [`Handle`] is one set of controls for both.
+//! Each version runs on its own, in a task of its own; [`Handle`] is one set of controls for both. So is one BFD
+//! speaker (`liveness`), which watches the neighbours of both.
 
 mod kernel_routes;
 mod links;
+mod liveness;
 mod port;
 mod run;
 mod transport;
@@ -11,6 +13,7 @@ mod transport;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -19,7 +22,11 @@ use tokio::{
     task::JoinHandle,
 };
 
+use self::liveness::Liveness;
 use crate::{
+    announce::{AnnounceAs, Announcement},
+    auth::{Authentication, KeyError},
+    bfd,
     config::{Config, ConfigError, Metric},
     packet::{V2, v3::V3},
     speaker::{Event, MAX_ANNOUNCED, Status, Stop},
@@ -42,6 +49,9 @@ pub enum StartError {
     /// The kernel's routing socket is refused.
     #[error("cannot open a netlink socket: {0}")]
     Netlink(#[source] io::Error),
+    /// The BFD thread cannot run.
+    #[error("cannot start BFD: {0}")]
+    Bfd(#[from] bfd::StartError),
 }
 
 /// Why a set of prefixes is not announced.
@@ -67,15 +77,41 @@ pub enum AnnounceError {
         /// The prefix.
         prefix: IpNet,
     },
+    /// An external prefix where no area takes any.
+    #[error("{prefix} cannot be announced as external: all areas are stub areas; announce it as a stub link")]
+    StubAreas {
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// The speaker has stopped.
     #[error("the OSPF speaker has stopped")]
     Stopped,
 }
 
+/// Why an interface does not authenticate differently.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RekeyError {
+    /// OSPF has no interface of this name.
+    #[error("no OSPF interface is called {name:?}")]
+    Interface {
+        /// The name.
+        name: String,
+    },
+    /// The authentication cannot work.
+    #[error("interface {name}: {error}")]
+    Key {
+        /// The interface.
+        name: String,
+        /// Why.
+        error: KeyError,
+    },
+}
+
 enum Command {
     Enable,
-    Announce(BTreeMap<IpNet, Metric>),
+    Announce(BTreeMap<IpNet, Announcement>),
     Protect(BTreeSet<IpNet>),
+    Authenticate(String, Authentication),
     Status(oneshot::Sender<Status>),
     Shutdown(Stop, oneshot::Sender<()>),
 }
@@ -89,7 +125,12 @@ type Commands = mpsc::UnboundedSender<Command>;
 pub struct Handle {
     v2: Option<Commands>,
     v3: Option<Commands>,
+    /// Names of the interfaces.
+    interfaces: Arc<[String]>,
+    liveness: Option<Liveness>,
     events: broadcast::Sender<Event>,
+    /// Whether an area takes external prefixes.
+    externals: bool,
 }
 
 impl Handle {
@@ -101,26 +142,33 @@ impl Handle {
     }
 
     /// Announces exactly these prefixes with these metrics, in place of the earlier set: IPv4 prefixes by
-    /// version 2, IPv6 prefixes by version 3. Draining is announcing with a metric raised above the other
-    /// directors'.
+    /// version 2, IPv6 prefixes by version 3, each as a stub link (a bare metric) or as an external route, in
+    /// every area that takes it. [`Config::aggregates`] are announced in place of what lies in them. Draining is
+    /// announcing with a metric raised above the other directors'.
     ///
     /// # Errors
     /// See [`AnnounceError`]; nothing changes then.
-    pub fn announce<N: Into<IpNet>>(&self, prefixes: BTreeMap<N, Metric>) -> Result<(), AnnounceError> {
+    pub fn announce<N: Into<IpNet>, A: Into<Announcement>>(
+        &self,
+        prefixes: BTreeMap<N, A>,
+    ) -> Result<(), AnnounceError> {
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
-        for (prefix, metric) in prefixes {
-            let prefix = prefix.into();
+        for (prefix, announcement) in prefixes {
+            let (prefix, announcement) = (prefix.into(), announcement.into());
             let (family, speaker) = match prefix {
                 IpNet::V4(_) => (&mut v4, &self.v2),
                 IpNet::V6(_) => (&mut v6, &self.v3),
             };
-            if metric == Metric::MAX {
+            if announcement.metric == Metric::MAX {
                 return Err(AnnounceError::Unreachable { prefix });
             }
             if speaker.is_none() {
                 return Err(AnnounceError::NotSpoken { prefix });
             }
-            family.insert(prefix, metric);
+            if announcement.kind == AnnounceAs::External && !self.externals {
+                return Err(AnnounceError::StubAreas { prefix });
+            }
+            family.insert(prefix, announcement);
         }
         for prefixes in [&v4, &v6] {
             if prefixes.len() > MAX_ANNOUNCED {
@@ -144,6 +192,25 @@ impl Handle {
         }
     }
 
+    /// Authenticates differently on an interface from now on. Adjacencies stay, if the neighbours follow
+    /// within the dead interval, or knew the new key before.
+    ///
+    /// # Errors
+    /// The authentication cannot work; nothing changes then. [`RekeyError::Interface`] if there is none of
+    /// this name.
+    pub fn authenticate(&self, interface: &str, authentication: Authentication) -> Result<(), RekeyError> {
+        if !self.interfaces.iter().any(|known| known == interface) {
+            return Err(RekeyError::Interface { name: interface.to_owned() });
+        }
+        authentication
+            .validate(self.v3.is_some())
+            .map_err(|error| RekeyError::Key { name: interface.to_owned(), error })?;
+        for commands in self.versions() {
+            Self::send(commands, Command::Authenticate(interface.to_owned(), authentication.clone()));
+        }
+        Ok(())
+    }
+
     /// What the speaker knows, of both versions in one view; none once it has stopped.
     pub async fn status(&self) -> Option<Status> {
         let mut merged: Option<Status> = None;
@@ -157,6 +224,9 @@ impl Handle {
                 });
             }
         }
+        if let (Some(liveness), Some(status)) = (&self.liveness, &mut merged) {
+            status.neighbors = liveness.describe(std::mem::take(&mut status.neighbors)).await;
+        }
         merged
     }
 
@@ -166,7 +236,7 @@ impl Handle {
         self.events.subscribe()
     }
 
-    /// Stops; returns when it is done, after two seconds at most.
+    /// Stops, then takes leave of the BFD peers; returns when it is done, after two and a half seconds at most.
     pub async fn shutdown(&self, stop: Stop) {
         let ask = |commands| {
             let (answer, done) = oneshot::channel();
@@ -175,6 +245,9 @@ impl Handle {
         let stopping: Vec<_> = self.versions().filter_map(ask).collect(); // both at once
         for done in stopping {
             let _ = done.await; // an error means that it has stopped already
+        }
+        if let Some(liveness) = &self.liveness {
+            liveness.end().await;
         }
     }
 
@@ -195,16 +268,25 @@ impl Handle {
 /// See [`StartError`].
 pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), StartError> {
     let (events, _) = broadcast::channel(EVENT_QUEUE);
-    let mut handle = Handle { v2: None, v3: None, events: events.clone() };
     config.validate()?;
+    let bfd = config.interfaces.iter().any(|interface| interface.bfd.is_some());
+    let liveness = if bfd { Some(Liveness::start(&config.interfaces)?) } else { None };
+    let mut handle = Handle {
+        v2: None,
+        v3: None,
+        interfaces: config.interfaces.iter().map(|interface| interface.name.clone()).collect(),
+        liveness: liveness.clone(),
+        events: events.clone(),
+        externals: config.interfaces.iter().any(|interface| interface.area_kind.takes_externals()),
+    };
     let mut tasks = Vec::new();
     if config.ipv4 {
-        let (commands, task) = run::start::<V2>(&config, seed, events.clone())?;
+        let (commands, task) = run::start::<V2>(&config, seed, events.clone(), liveness.clone())?;
         handle.v2 = Some(commands);
         tasks.push(task);
     }
     if config.ipv6 {
-        let (commands, task) = run::start::<V3>(&config, seed, events)?;
+        let (commands, task) = run::start::<V3>(&config, seed, events, liveness.clone())?;
         handle.v3 = Some(commands);
         tasks.push(task);
     }
@@ -213,6 +295,9 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
             if let Err(error) = task.await {
                 tracing::error!(%error, "an OSPF speaker failed");
             }
+        }
+        if let Some(liveness) = liveness {
+            liveness.end().await;
         }
     });
     Ok((handle, all))

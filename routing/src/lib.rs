@@ -1,11 +1,15 @@
-//! An OSPF speaker (version 2 for IPv4, version 3 for IPv6) for a host that announces prefixes and is never a way through, and BFD beside it.
+//! An OSPF speaker (version 2 for IPv4, version 3 for IPv6) for a host that announces prefixes and is never a way
+//! through, with BFD to watch its neighbours.
 //!
 //! [`speaker`] is the protocol (RFC 2328, RFC 5340) without I/O or clock, [`packet`] its formats, [`driver`] the
 //! sockets, the clock and the kernel's routes around it. A daemon needs [`Config`], [`spawn`] and the
-//! [`Handle`] it returns. [`bfd`] is divided alike, and runs on a thread of its own; it is the only part with
-//! unsafe code, to ask the kernel for a real-time schedule.
+//! [`Handle`] it returns. [`bfd`] is divided alike, and runs on a thread of its own; the driver asks it for a session
+//! with each neighbour on an interface with a [`BfdConfig`]. It is the only part with unsafe code, to ask the kernel
+//! for a real-time schedule.
 #![deny(unsafe_code)]
 
+mod announce;
+pub mod auth;
 #[expect(unsafe_code, reason = "scheduling and memory locking have no safe interface")]
 pub mod bfd;
 pub mod config;
@@ -15,8 +19,13 @@ pub mod speaker;
 mod time;
 
 pub use self::{
-    config::{AreaKind, Config, ConfigError, InterfaceConfig, Metric, Network},
-    driver::{AnnounceError, Handle, StartError, spawn},
+    announce::{AnnounceAs, Announcement},
+    auth::{Algorithm, Authentication, Key, KeyError, Secret, Window},
+    config::{
+        AreaKind, BfdConfig, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType,
+        Network,
+    },
+    driver::{AnnounceError, Handle, RekeyError, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,
 };

@@ -17,7 +17,7 @@ mod version;
 pub use self::{
     lsa::{INITIAL_SEQUENCE, LSA_HEADER_LEN, MAX_AGE, MAX_SEQUENCE},
     v2::{
-        Body, Description, EXTERNAL, HEADER_LEN, Hello, Lsa, LsaHeader, LsaKey, NETWORK, OPAQUE_AREA,
+        Body, Description, EXTERNAL, HEADER_LEN, Hello, Lsa, LsaHeader, LsaKey, NETWORK, NSSA, OPAQUE_AREA,
         OPAQUE_AS, OPAQUE_LINK, OPTION_O, Packet, ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK, V2, VERSION,
         body::{
             ExternalBody, FLAG_BORDER, FLAG_EXTERNAL, LS_INFINITY, LinkKind, LsaBody, MAX_LINK_METRIC,

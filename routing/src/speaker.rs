@@ -1,26 +1,33 @@
-//! The protocol itself (RFC 2328, and RFC 5340 for IPv6), without clock, sockets or threads: packets, link events and wishes go in
+//! The protocol itself (RFC 2328, and RFC 5340 for IPv6), without clock, sockets or threads: packets, link events and
+//! wishes go in
 //! through [`Machine::handle`], what is to be done comes out of [`Machine::poll_output`], and
 //! [`Machine::next_deadline`] says when to come back with [`Input::Timer`]. Equal inputs give equal outputs,
 //! so a recording of inputs is a test.
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
-//! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` (12.4), `spf` and
-//! `route` (16). All of it is one machine for both versions; [`Protocol`] is the seam, `v2` and `v3` what is
-//! on either side of it.
+//! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4),
+//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405); `liveness` joins BFD to the neighbours
+//! (RFC 5882), `history` is for whoever looks back. All of it is one machine for both versions; [`Protocol`] is
+//! the seam, `v2` and `v3` what is on either side of it.
 
 mod ageing;
+mod calculation;
 mod election;
 mod exchange;
+mod external;
 mod flooding;
 mod hello;
+mod history;
 mod interface;
 mod io;
+mod liveness;
 mod lsdb;
 mod neighbor;
 mod origination;
 mod refusal;
 mod route;
 mod spf;
+mod spf_delay;
 mod status;
 mod stop;
 #[cfg(test)]
@@ -40,26 +47,33 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::{
+    calculation::Calculation,
+    history::{History, Trigger},
     interface::Interface,
     lsdb::{Entry, Lsdb, Scope},
     neighbor::Neighbor,
     origination::Originator,
     refusal::Refusals,
-    spf::SpfTimer,
+    spf_delay::SpfTimer,
     stop::Stopping,
 };
 pub use self::{
+    history::{Extent, LsaAction, LsaEvent, SpfEvent},
     interface::InterfaceState,
+    liveness::Watched,
     neighbor::{NeighborEvent, NeighborState},
     refusal::Refusal,
     route::{NextHop, PathKind, Route},
-    status::{InterfaceStatus, LsaStatus, NeighborStatus, Status},
+    spf_delay::{SpfDelays, SpfState},
+    status::{BfdStatus, InterfaceStatus, LsaStatus, NeighborStatus, Status},
     stop::Stop,
     v3::Attached6,
     version::Protocol,
 };
 use crate::{
-    config::{AreaKind, Config, ConfigError, Metric},
+    announce::{AnnounceAs, Announcement, aggregated},
+    auth::Authentication,
+    config::{AreaKind, Config, ConfigError},
     packet::{
         MAX_AGE, V2,
         v3::V3,
@@ -124,6 +138,9 @@ impl<V: Protocol> Link<V> {
 pub enum Input<V: Protocol> {
     /// Time has gone by.
     Timer,
+    /// The time of day as a span since 1970 (UTC). Keys go by it, and cryptographic sequence numbers; until
+    /// the first of these inputs it is 1970.
+    TimeOfDay(Duration),
     /// Start to speak. Before this nothing is sent.
     Enable,
     /// A link came, went, or changed.
@@ -144,8 +161,35 @@ pub enum Input<V: Protocol> {
         /// OSPF packet.
         payload: Vec<u8>,
     },
-    /// Announce exactly these prefixes from now on; those of the other family are none of ours.
-    Announce(BTreeMap<IpNet, Metric>),
+    /// BFD says that the path to a neighbour of [`Output::Watch`] was up and failed.
+    PathDown {
+        /// Where.
+        interface: InterfaceId,
+        /// Its address.
+        peer: IpAddr,
+    },
+    /// Something came in that was refused before it could be handled.
+    Refused {
+        /// Where.
+        interface: InterfaceId,
+        /// IP source.
+        source: V::Address,
+        /// Why.
+        reason: Refusal,
+        /// What each side says.
+        detail: String,
+    },
+    /// Authenticate differently from now on. Not part of a recording, as it holds secrets.
+    #[serde(skip)]
+    Authenticate {
+        /// Where.
+        interface: InterfaceId,
+        /// How.
+        authentication: Authentication,
+    },
+    /// Announce exactly these prefixes from now on, or the aggregates that they lie in; those of the other family
+    /// are none of ours.
+    Announce(BTreeMap<IpNet, Announcement>),
     /// Never install routes to these prefixes, whoever announces them; replaces the previous list.
     Protect(BTreeSet<IpNet>),
     /// Say farewell.
@@ -173,6 +217,8 @@ pub enum Output<V: Protocol> {
     },
     /// The routes that should be in the kernel; replaces the previous list.
     Routes(Vec<Route>),
+    /// The neighbours to watch by BFD; replaces the previous list.
+    Watch(BTreeSet<Watched>),
     /// Something to tell the operator.
     Event(Event),
     /// The stop is complete; nothing will be sent any more.
@@ -217,6 +263,18 @@ pub enum Event {
         /// What each side says.
         detail: String,
     },
+    /// An interface sends with another key than before, or with one that has expired because there is no
+    /// other (RFC 2328 section D.3).
+    SendingKey {
+        /// Name of the interface.
+        interface: String,
+        /// The id of the key.
+        key: u8,
+        /// The name of its algorithm.
+        algorithm: String,
+        /// Its time is over, or has not come.
+        expired: bool,
+    },
     /// An own LSA was sent out in a new instance, or flushed.
     Originated {
         /// Which.
@@ -243,19 +301,28 @@ pub type Speaker6 = Machine<V3>;
 pub struct Machine<V: Protocol> {
     config: Config,
     now: Time,
+    /// A time of day and when it was that.
+    time_of_day: (Time, Duration),
     enabled: bool,
     /// Seed of the next database exchange.
     seed: u32,
     interfaces: BTreeMap<InterfaceId, Interface<V>>,
     databases: BTreeMap<Scope, Lsdb<V>>,
     originator: Originator<V>,
-    announced: BTreeMap<IpNet, Metric>,
+    /// What others are told: aggregates in place of what lies in them.
+    announced: BTreeMap<IpNet, Announcement>,
+    /// Something was announced as external since the start.
+    boundary: bool,
     /// Link state ids of announced prefixes that have LSAs of their own (version 3).
     prefix_ids: BTreeMap<IpNet, u32>,
     protected: BTreeSet<IpNet>,
     refusals: Refusals,
     spf: SpfTimer,
+    calculation: Calculation,
     routes: Vec<Route>,
+    /// The last [`Output::Watch`].
+    watched: BTreeSet<Watched>,
+    history: History<V>,
     stopping: Option<Stopping>,
     outputs: VecDeque<Output<V>>,
 }
@@ -271,19 +338,24 @@ impl<V: Protocol> Machine<V> {
         let interfaces = config.interfaces.iter().cloned().enumerate();
         let interfaces = interfaces.map(|(at, config)| (InterfaceId(at), Interface::new(config))).collect();
         Ok(Self {
+            spf: SpfTimer::new(config.spf),
             config,
             now: Time::ZERO,
+            time_of_day: (Time::ZERO, Duration::ZERO),
             enabled: false,
             seed,
             interfaces,
             databases: BTreeMap::new(),
             originator: Originator::default(),
             announced: BTreeMap::new(),
+            boundary: false,
             prefix_ids: BTreeMap::new(),
             protected: BTreeSet::new(),
             refusals: Refusals::default(),
-            spf: SpfTimer::default(),
+            calculation: Calculation::default(),
             routes: Vec::new(),
+            watched: BTreeSet::new(),
+            history: History::default(),
             stopping: None,
             outputs: VecDeque::new(),
         })
@@ -297,20 +369,32 @@ impl<V: Protocol> Machine<V> {
         }
         match input {
             Input::Timer => {}
+            Input::TimeOfDay(time_of_day) => self.time_of_day = (self.now, time_of_day),
             Input::Enable => self.enable(),
             Input::Link { interface, link } => self.handle_link(interface, link),
             Input::Packet { interface, source, destination, payload } if self.enabled => {
                 self.handle_packet(interface, source, destination, payload.into());
             }
             Input::Packet { .. } => {} // not listening yet
+            Input::PathDown { interface, peer } => self.handle_path_down(interface, peer),
+            Input::Refused { interface, source, reason, detail } => {
+                self.refuse(interface, source, reason, || detail);
+            }
+            Input::Authenticate { interface, authentication } => {
+                if let Some(interface) = self.interfaces.get_mut(&interface) {
+                    interface.guard.replace(authentication);
+                }
+            }
             Input::Announce(prefixes) => {
-                self.announced = prefixes.into_iter().map(|(net, metric)| (net.trunc(), metric)).collect();
+                self.announced = aggregated(prefixes, &self.config.aggregates);
+                let boundary = self.announced_as(AnnounceAs::External).next().is_some();
+                self.boundary |= boundary;
                 V::note_announced(self);
-                self.spf.request(self.now);
+                self.request_spf(Extent::Selection, Trigger::Announcements);
             }
             Input::Protect(prefixes) => {
                 self.protected = prefixes.into_iter().map(|net| net.trunc()).collect();
-                self.spf.request(self.now);
+                self.request_spf(Extent::Selection, Trigger::Protection);
             }
             Input::Stop(stop) => self.handle_stop(stop),
         }
@@ -338,6 +422,7 @@ impl<V: Protocol> Machine<V> {
     fn settle(&mut self) {
         self.run_interface_timers();
         self.run_neighbor_timers();
+        self.tell_watched();
         self.expire_lsas();
         self.originate();
         self.send_floods();
@@ -355,6 +440,12 @@ impl<V: Protocol> Machine<V> {
                 self.interface_up(id);
             }
         }
+    }
+
+    /// The time of day as a span since 1970 (UTC).
+    fn time_of_day(&self) -> Duration {
+        let (at, time_of_day) = self.time_of_day;
+        time_of_day + self.now.since(at)
     }
 
     fn interface_ids(&self) -> Vec<InterfaceId> {
@@ -397,6 +488,11 @@ impl<V: Protocol> Machine<V> {
 
     fn database_mut(&mut self, scope: Scope) -> &mut Lsdb<V> {
         self.databases.entry(scope).or_default()
+    }
+
+    /// Whether LSAs of a type can be in the area of an interface.
+    fn belongs_on(&self, id: InterfaceId, kind: V::Kind) -> bool {
+        self.interfaces.get(&id).is_some_and(|interface| V::belongs(kind, interface.config.area_kind))
     }
 
     /// The LSAs of a scope that are not being flushed.

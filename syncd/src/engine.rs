@@ -27,6 +27,9 @@ use crate::store::{self, Writer};
 use links::Links;
 
 mod links;
+mod pins;
+
+pub use pins::PinPort;
 
 /// Events that wait for the node; older ones give way when it does not listen.
 const EVENT_QUEUE: usize = 256;
@@ -61,6 +64,7 @@ enum Command {
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
+    port: pins::Lent,
 }
 
 impl Handle {
@@ -118,6 +122,11 @@ impl Handle {
         self.commands.send(Command::Observe(observed)).await.map_err(|_| Stopped)
     }
 
+    /// The way by which the node exchanges pins with the other directors: `None` if somebody has it.
+    pub fn pin_port(&self) -> Option<PinPort> {
+        self.port.take()
+    }
+
     /// What there is to see.
     pub async fn status(&self) -> Result<Status, Stopped> {
         let (reply, answer) = oneshot::channel();
@@ -151,8 +160,10 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
     let tasks = connect(&config, &replica, tls, listener, &net);
     let (commands, from_node) = mpsc::channel(COMMAND_QUEUE);
     let (to_node, events) = mpsc::channel(EVENT_QUEUE);
+    let (port, pins) = pins::Exchange::new(&replica);
     let engine = Engine {
         replica,
+        pins,
         links: Links::new(config.peers.clone()),
         writer: config.state_dir.map(Writer::spawn),
         to_node,
@@ -161,7 +172,7 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
         _tasks: tasks,
     };
     tokio::spawn(engine.run(from_node, from_net));
-    Ok((Handle { commands }, events))
+    Ok((Handle { commands, port }, events))
 }
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
@@ -195,7 +206,7 @@ fn connect(
     let hello = Arc::new(replica.hello());
     let mut tasks = JoinSet::new();
     for (peer, &address) in config.peers.iter().enumerate() {
-        for kind in [Kind::Exchange, Kind::Beat] {
+        for kind in [Kind::Exchange, Kind::Beat, Kind::Pins] {
             let (tls, hello, engine) = (tls.clone(), Arc::clone(&hello), net.clone());
             tasks.spawn(Dialer { peer, address, kind, tls, hello, engine }.run());
         }
@@ -209,6 +220,7 @@ fn connect(
 
 struct Engine {
     replica: Replica,
+    pins: pins::Exchange,
     links: Links,
     writer: Option<Writer>,
     to_node: mpsc::Sender<Event>,
@@ -226,9 +238,11 @@ impl Engine {
         self.replica.handle(Instant::now(), Input::Tick);
         loop {
             self.carry_out();
-            let deadline = self.replica.next_deadline();
+            self.exchange_pins();
+            let deadline = self.pins.deadline(self.replica.next_deadline());
             tokio::select! {
                 () = sleep_until(deadline.into()) => self.replica.handle(Instant::now(), Input::Tick),
+                () = self.pins.ready() => {}
                 event = net.recv() => match event {
                     Some(event) => self.handle_net(event),
                     None => break,
@@ -277,7 +291,7 @@ impl Engine {
             Command::ConfigDigest(digest) => self.replica.handle(now, Input::ConfigDigest(digest)),
             Command::Observe(observed) => self.replica.handle(now, Input::Observed(observed)),
             Command::Status(reply) => {
-                let _ = reply.send(self.links.status(now, &self.replica));
+                let _ = reply.send(self.links.status(now, &self.replica, &self.pins.machine));
             }
             Command::Shutdown(_) => {}
         }
@@ -288,6 +302,9 @@ impl Engine {
         match event {
             NetEvent::Greeting { hello, kind, origin, outgoing, reply } => {
                 let admitted = self.replica.admit(now, &hello);
+                if admitted.is_ok() && kind == Kind::Pins {
+                    self.pins.machine.handle_link(hello.router_id, hello.boot_id);
+                }
                 let taken = admitted.map(|()| self.links.take(&hello, kind, origin, outgoing));
                 // A session that has ended meanwhile says so by its closed link.
                 let _ = reply.send(taken);
@@ -311,6 +328,7 @@ impl Engine {
             }
             Frame::Echo(sent_at) => self.links.measured(now, from, sent_at),
             Frame::Message(message) => self.replica.handle(now, Input::Message { from, boot_id, message }),
+            Frame::Pins(message) => self.pins.machine.handle_message(now, from, boot_id, message),
             // Sessions keep these to themselves.
             Frame::Hello(_) | Frame::Refusal(_) => {}
         }

@@ -2,6 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`pins`] | connections that do not follow from the tables, as a pure machine too |
 //! | [`replica`] | the decisions, as a pure machine: no socket, no clock, no thread |
 //! | `engine` | the one task that owns the replica, feeds it and carries out what it wants |
 //! | `net` | gRPC: one connection for tables and one for heartbeats, each way with each peer; TLS |
@@ -12,6 +13,7 @@
 //! ([`Event::TablesInForce`]), says each time whether it could, proposes tables when it is asked to ([`Event::NeedTables`]) and, as the leader
 //! ([`Event::Leader`]), when its configuration asks for others than those in force.
 
+pub mod pins;
 pub mod replica;
 
 mod config;
@@ -21,6 +23,6 @@ mod status;
 mod store;
 
 pub use config::{Config, StartError, TlsFiles};
-pub use engine::{Handle, Stopped, spawn};
+pub use engine::{Handle, PinPort, Stopped, spawn};
 pub use replica::{Event, HealthView, Isolation, ProposeError, Refusal, Standing, Votes};
 pub use status::{PeerState, PeerStatus, RefusedPeer, Status};

@@ -1,7 +1,8 @@
 //! gRPC between directors.
 //!
-//! Every director dials every configured peer twice: one connection carries tables (`Exchange`), one heartbeats
-//! (`Beat`). A connection begins with a greeting each way; what the greeting says is judged by the replica, what
+//! Every director dials every configured peer three times: one connection carries tables (`Exchange`), one heartbeats
+//! (`Beat`), one connections' pins (`Pins`). A connection begins with a greeting each way; what the greeting says is
+//! judged by the replica, what
 //! the certificate says here. After that a connection is a link of the engine, the only reader and writer of it.
 //!
 //! Nothing here decides, and nothing waits for a peer: a full queue drops, and the replica repeats.
@@ -13,6 +14,7 @@ pub(crate) mod tls;
 
 use std::net::SocketAddr;
 
+use director_proto::pins::MAX_UNACKNOWLEDGED;
 use director_proto::sync::{Frame, Hello, wire};
 use tokio::sync::{mpsc, oneshot};
 
@@ -29,13 +31,18 @@ const BEAT_QUEUE: usize = 8;
 pub(crate) enum Kind {
     Exchange,
     Beat,
+    Pins,
 }
+
+/// Batches of pins that wait on one connection, and what answers them: more than are ever unacknowledged.
+const PIN_QUEUE: usize = 2 * MAX_UNACKNOWLEDGED;
 
 impl Kind {
     pub(crate) fn queue(self) -> usize {
         match self {
             Self::Exchange => EXCHANGE_QUEUE,
             Self::Beat => BEAT_QUEUE,
+            Self::Pins => PIN_QUEUE,
         }
     }
 
@@ -45,6 +52,7 @@ impl Kind {
             (self, frame),
             (Self::Exchange, Frame::Message(_))
                 | (Self::Beat, Frame::Report(..) | Frame::Echo(_))
+                | (Self::Pins, Frame::Pins(_))
                 | (_, Frame::Refusal(_))
         )
     }

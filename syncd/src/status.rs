@@ -6,6 +6,7 @@ use director_proto::sync::{BootId, Phase};
 use director_proto::tables::{Digest, Epoch};
 use serde::Serialize;
 
+use crate::pins::PinStatus;
 use crate::replica::Standing;
 
 /// This director and what it knows of the others.
@@ -27,6 +28,8 @@ pub struct Status {
     pub leader: Option<Ipv4Addr>,
     /// Configured peers in their order, then those that reached us without being configured.
     pub peers: Vec<PeerStatus>,
+    /// Whether the connections of all live directors are known here, so that this one may serve.
+    pub pins_whole: bool,
     /// Directors that dialled us and were refused, the latest last, at most eight.
     pub refused: Vec<RefusedPeer>,
 }
@@ -88,6 +91,12 @@ pub struct PeerStatus {
     pub messages_dropped: u64,
     /// Steps of an epoch that it has yet to answer.
     pub unacked: u64,
+    /// Bytes received from it per second, over some seconds.
+    pub bytes_in_per_second: f64,
+    /// Bytes sent to it per second.
+    pub bytes_out_per_second: f64,
+    /// Connections exchanged with it.
+    pub pins: PinStatus,
 }
 
 /// A director that dialled us and was refused.

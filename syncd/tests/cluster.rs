@@ -252,11 +252,8 @@ async fn another_protocol_version_is_refused_with_a_message_and_a_status() {
     let mut answers = client.exchange(ReceiverStream::new(frames)).await.expect("a response").into_inner();
     let first = answers.message().await.expect("a frame").expect("a frame");
     let Some(Body::Refusal(refusal)) = first.body else { panic!("{first:?}") };
-    assert!(
-        refusal.reason.starts_with(&format!("10.255.0.2 speaks sync protocol {}", PROTOCOL + 1)),
-        "{}",
-        refusal.reason
-    );
+    let expected = format!("10.255.0.2 speaks sync protocol {}", PROTOCOL + 1);
+    assert!(refusal.reason.starts_with(&expected), "{}", refusal.reason);
     let status = answers.message().await.expect_err("a status");
     assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, refusal.reason.as_str()));
     drop(sender);

@@ -33,7 +33,8 @@ fn a_cluster_agrees_follows_changes_and_loses_no_one_by_accident() -> Result<()>
 fn history(ecmp: &Ecmp) -> Result<()> {
     let first = directors_agree_and_serve(ecmp)?;
     let second = a_change_reaches_all(ecmp, &first)?;
-    a_bad_file_changes_nothing(ecmp, &second)?;
+    let third = a_dead_real_server_is_passed_over(ecmp, &second)?;
+    a_bad_file_changes_nothing(ecmp, &third)?;
     a_second_director_is_refused(ecmp)?;
     a_clean_stop_leaves_nothing(ecmp)?;
     a_killed_daemon_forwards_and_is_taken_over(ecmp)?;
@@ -47,8 +48,11 @@ fn all_next_hops(ecmp: &Ecmp, count: usize) -> Result<()> {
 }
 
 fn requests_succeed(ecmp: &Ecmp) -> Result<()> {
-    for _ in 0..10 {
-        ecmp.lab.sh("client", &format!("curl -sf -m 5 -o /dev/null http://{VIP}/tiny"))?;
+    // By link address, in a tunnel, and over IPv6.
+    for vip in [VIP, "203.0.113.20", "[2001:db8:113::10]"] {
+        for _ in 0..10 {
+            ecmp.lab.sh("client", &format!("curl -sf -m 5 -o /dev/null 'http://{vip}/tiny'"))?;
+        }
     }
     Ok(())
 }
@@ -67,11 +71,13 @@ fn directors_agree_and_serve(ecmp: &Ecmp) -> Result<String> {
     let digest = agreement(ecmp, "")?;
     for director in DIRECTORS {
         wait("serving", Duration::from_secs(10), || Ok(ecmp.ask(director, "status")?["state"] == "serving"))?;
-        let neighbors = ecmp.ask(director, "neighbors")?;
-        let full = neighbors["neighbors"]
-            .as_array()
-            .map_or(0, |all| all.iter().filter(|n| n["state"] == "Full").count());
-        ensure!(full == 2, "{director}: {neighbors}");
+        wait("two neighbours in each version, Full and watched by BFD", Duration::from_secs(20), || {
+            let neighbors = ecmp.ask(director, "neighbors")?;
+            let all = neighbors["neighbors"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let good = |n: &&serde_json::Value| n["state"] == "Full" && n["bfd"]["state"] == "Up";
+            ensure!(all.iter().filter(good).count() == 4, "{director}: {neighbors}");
+            Ok(true)
+        })?;
         let peers = ecmp.ask(director, "peers")?;
         let good = peers["peers"].as_array().map_or(0, |all| {
             all.iter()
@@ -95,7 +101,7 @@ fn edit(ecmp: &Ecmp, director: &str, sed: &str) -> Result<()> {
 fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
     // The third real server gets weight 0: it keeps no slot, and is shown as what it is.
     for director in DIRECTORS {
-        edit(ecmp, director, "/10.0.2.13/,$ s/weight = 100/weight = 0/")?;
+        edit(ecmp, director, "/^name = \"web\"$/,$ {/10.0.2.13/,$ s/weight = 100/weight = 0/}")?;
     }
     // The leader last: what the others are told is theirs to remember, not to carry out.
     for director in ["director3", "director2", "director1"] {
@@ -113,6 +119,40 @@ fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
     Ok(digest)
 }
 
+/// State and slots of a real server of the service `web`, as a director shows them.
+fn real_server(ecmp: &Ecmp, director: &str, address: &str) -> Result<(String, u64)> {
+    let services = ecmp.ask(director, "services")?;
+    let all = services["services"].as_array().cloned().unwrap_or_default();
+    let web = all.iter().find(|service| service["name"] == "web");
+    let reals = web.and_then(|web| web["reals"].as_array()).cloned().unwrap_or_default();
+    let found = reals.iter().find(|real| real["address"] == address);
+    let state = found.map(|real| real["state"].as_str().unwrap_or_default().to_owned());
+    Ok((state.unwrap_or_default(), found.and_then(|real| real["slots"].as_u64()).unwrap_or_default()))
+}
+
+/// Real server 2's web server ends: all directors find out, agree, and hand its slots to the other one; and back.
+fn a_dead_real_server_is_passed_over(ecmp: &Ecmp, before: &str) -> Result<String> {
+    const ADDRESS: &str = "10.0.2.12";
+    let wait_for = |state: &str, some: bool| {
+        wait(&format!("{ADDRESS} is {state} everywhere"), Duration::from_secs(30), || {
+            let shown = DIRECTORS
+                .iter()
+                .map(|director| real_server(ecmp, director, ADDRESS))
+                .collect::<Result<Vec<_>>>()?;
+            Ok(shown.iter().all(|(now, slots)| now == state && (*slots > 0) == some))
+        })
+    };
+    wait_for("active", true)?;
+    ecmp.lab.sh("real2", "kill -TERM $(cat /run/nginx.pid)")?;
+    wait_for("dead", false)?;
+    agreement(ecmp, before)?;
+    requests_succeed(ecmp)?;
+    ecmp.lab.sh("real2", "nginx")?;
+    wait_for("active", true)?;
+    requests_succeed(ecmp)?;
+    agreement(ecmp, "")
+}
+
 fn a_bad_file_changes_nothing(ecmp: &Ecmp, digest: &str) -> Result<()> {
     edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"fastest\"/")?;
     let refused = ecmp.ask("director1", "reload").expect_err("a bad file is refused").to_string();
@@ -128,15 +168,18 @@ fn a_second_director_is_refused(ecmp: &Ecmp) -> Result<()> {
     Ok(())
 }
 
-fn a_clean_stop_leaves_nothing(ecmp: &Ecmp) -> Result<()> {
-    ecmp.lab.sh("director2", "kill -TERM $(cat /run/director.pid)")?;
+/// Stops one of three directors, and waits until it is gone from the switches and itself.
+fn stop(ecmp: &Ecmp, director: &str) -> Result<()> {
+    ecmp.lab.sh(director, "kill -TERM $(cat /run/director.pid)")?;
     all_next_hops(ecmp, 2)?;
     wait("the daemon's end", Duration::from_secs(10), || {
-        Ok(ecmp
-            .lab
-            .sh("director2", "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true")?
-            .is_empty())
-    })?;
+        let there = "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true";
+        Ok(ecmp.lab.sh(director, there)?.is_empty())
+    })
+}
+
+fn a_clean_stop_leaves_nothing(ecmp: &Ecmp) -> Result<()> {
+    stop(ecmp, "director2")?;
     let left = ecmp.lab.sh(
         "director2",
         "ip link show eth1 | grep -o xdp || true; ip route show proto 201; ls /run/director/bpf | grep -v '^.*[.]debug$' || true",
@@ -150,10 +193,25 @@ fn a_clean_stop_leaves_nothing(ecmp: &Ecmp) -> Result<()> {
 
 fn a_killed_daemon_forwards_and_is_taken_over(ecmp: &Ecmp) -> Result<()> {
     ecmp.lab.sh("director3", "kill -9 $(cat /run/director.pid)")?;
-    // Well within the dead interval the switches still use it, and it forwards.
+    // BFD falls silent with the daemon: the switches take the director out well before the dead interval of 4 s.
+    let killed = std::time::Instant::now();
+    all_next_hops(ecmp, 2)?;
+    let out = killed.elapsed();
+    ensure!(out < Duration::from_secs(3), "out after {out:?}, which is not BFD but the dead interval");
+    requests_succeed(ecmp)?;
+    // Its kernel forwards whatever still comes: here all requests, by routes that are better than those of OSPF.
+    let detour = |verb: &str| {
+        let by = [("switch1", "10.1.3.1"), ("switch2", "10.2.3.1")];
+        by.into_iter().try_for_each(|(switch, director3)| {
+            let route = format!("ip route {verb} {VIP}/32 via {director3} metric 1");
+            ecmp.lab.sh(switch, &route).map(drop)
+        })
+    };
+    detour("add")?;
     for _ in 0..5 {
         requests_succeed(ecmp)?;
     }
+    detour("del")?;
     ecmp.lab.sh("director3", &format!("start director director run --config {CONFIG}"))?;
     wait("serving again", CONVERGENCE, || Ok(ecmp.ask("director3", "status")?["state"] == "serving"))?;
     let status = ecmp.ask("director3", "status")?;
@@ -163,8 +221,7 @@ fn a_killed_daemon_forwards_and_is_taken_over(ecmp: &Ecmp) -> Result<()> {
 
 /// A director of another cluster is refused by all it asks, says so on both sides, and announces no VIP.
 fn an_outsider_announces_nothing(ecmp: &Ecmp) -> Result<()> {
-    ecmp.lab.sh("director3", "kill -TERM $(cat /run/director.pid)")?;
-    all_next_hops(ecmp, 2)?;
+    stop(ecmp, "director3")?;
     edit(ecmp, "director3", "s/^name = \"ecmp\"/name = \"elsewhere\"/")?;
     ecmp.lab.sh(
         "director3",

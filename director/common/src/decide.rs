@@ -83,7 +83,8 @@ pub fn decide<'a>(
     decision
 }
 
-/// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop limit, checksum, the headers of a tunnel, link
+/// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop
+/// limit, checksum, the headers of a tunnel, link
 /// addresses. A VLAN tag stays as it is.
 ///
 /// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two
@@ -159,8 +160,7 @@ fn judge<'a>(
         if !may_answer(decision, flow) || !tables.take_token(config.icmp_rate) {
             return Err(Verdict::Drop(DropReason::TtlExpired));
         }
-        let own = if ip.is_v6() { &config.tunnel_v6 } else { &config.tunnel_v4 };
-        decision.tunnel_source = (*own != Address::default()).then_some(own);
+        decision.tunnel_source = config.tunnel_source(!ip.is_v6());
         return Err(Verdict::Answer(AnswerReason::TimeExceeded));
     }
     let way = match choose(frame, tables, config, service, interface, flow, decision) {
@@ -273,11 +273,11 @@ fn choose<'a>(
     }
     let (mut bytes, mut overhead) = (decision.bytes, 0);
     if let Some(encapsulation) = service.encapsulation() {
-        let source = if real.address.is_v4() { &config.tunnel_v4 } else { &config.tunnel_v6 };
-        if *source == Address::default() {
+        let source = config.tunnel_source(real.address.is_v4());
+        if source.is_none() {
             return Err(DropReason::BadTable);
         }
-        decision.tunnel_source = Some(source);
+        decision.tunnel_source = source;
         overhead = packet::overhead(encapsulation, &real.address) as u32;
         bytes = bytes.wrapping_add(overhead);
         // Longer than a length field can say, whatever the interface takes.

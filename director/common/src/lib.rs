@@ -12,6 +12,7 @@
 //! | [`pin`] | connections that do not follow their slot |
 //! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
 //! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
+//! | [`shortcut`] | the same outcome in fewer steps, for the packets there are most of |
 //! | [`mod@decide`] | which outcome a packet gets |
 //! | [`counters`] | what is counted |
 //! | [`capture`] | what is said of a packet that somebody watches |
@@ -26,6 +27,7 @@ pub mod decapsulate;
 pub mod decide;
 pub mod packet;
 pub mod pin;
+pub mod shortcut;
 pub mod siphash;
 pub mod slot;
 pub mod tables;

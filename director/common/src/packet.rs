@@ -14,10 +14,15 @@ mod transport;
 pub use ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet};
 pub use ip::Ip;
 pub(crate) use ip::parse_at;
-pub(crate) use ipv4::fold;
-pub(crate) use outer::{LEN_GRE, LEN_GUE, LEN_UDP, PROTOCOL_GRE, PROTOCOL_IPV4, PROTOCOL_IPV6};
+pub(crate) use ipv4::{checksum_for_ttl, fold, folded};
+pub(crate) use outer::{
+    LEN_GRE, LEN_GUE, LEN_UDP, LEN_V4 as OUTER_V4_LEN, PROTOCOL_GRE, PROTOCOL_IPV4, PROTOCOL_IPV6,
+};
 pub use outer::{Outer, overhead};
 pub use transport::{Ports, TransportError, UDP_LEN, check as check_transport};
+pub(crate) use transport::{
+    TCP_MIN_LEN, TCP_OFFSET_FLAGS, UDP_LENGTH, tcp_header_len, tcp_opens, tcp_signals,
+};
 
 /// IP protocol number of ICMP.
 pub const PROTOCOL_ICMP: u8 = 1;
@@ -41,6 +46,22 @@ pub trait Frame {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Replaces the `N` bytes at `offset`, if the frame holds them all; else changes nothing.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+    /// Whether the frame holds its first `N` bytes: to be asked before [`Self::peek`] and [`Self::poke`], which do not
+    /// ask again. So a header at a fixed place costs one comparison, however often it is looked at.
+    #[inline(always)]
+    fn holds<const N: usize>(&self) -> bool {
+        self.len() >= N
+    }
+    /// The `N` bytes at `AT`, which the frame is known to hold; any others where it does not.
+    #[inline(always)]
+    fn peek<const AT: usize, const N: usize>(&self) -> [u8; N] {
+        self.read(AT).unwrap_or([0; N])
+    }
+    /// Replaces the `N` bytes at `AT`, which the frame is known to hold; changes nothing where it does not.
+    #[inline(always)]
+    fn poke<const AT: usize, const N: usize>(&mut self, bytes: [u8; N]) {
+        let _ = self.write(AT, bytes);
+    }
     /// Makes the frame `N` bytes longer in front, with anything in them; `None` where it cannot be.
     fn grow<const N: usize>(&mut self) -> Option<()>;
     /// Cuts the frame to its first `len` bytes; `None` if it is shorter, or cannot be cut.

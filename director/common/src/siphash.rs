@@ -69,6 +69,14 @@ impl State {
     }
 
     #[inline(always)]
+    fn end<const C: usize, const D: usize>(mut self, last: u64) -> u64 {
+        self.block::<C>(last);
+        self.v2 ^= 0xff;
+        self.rounds::<D>();
+        self.v0 ^ self.v1 ^ self.v2 ^ self.v3
+    }
+
+    #[inline(always)]
     fn block<const C: usize>(&mut self, word: u64) {
         self.v3 ^= word;
         self.rounds::<C>();
@@ -81,21 +89,32 @@ impl State {
 /// The length is a constant so that in the kernel every loop unrolls and no bound is checked.
 #[inline(always)]
 pub fn siphash<const C: usize, const D: usize, const N: usize>(key: HashKey, input: [u8; N]) -> u64 {
-    let mut state = State::new(key);
     let mut pending = 0_u64;
     let mut filled = 0_u32;
-    for byte in input {
-        pending |= u64::from(byte) << filled;
-        filled = filled.wrapping_add(8);
-        if filled == 64 {
-            state.block::<C>(pending);
-            (pending, filled) = (0, 0);
-        }
+    let (blocks, rest) = input.as_chunks::<8>();
+    let mut state = State::new(key);
+    for block in blocks {
+        state.block::<C>(u64::from_le_bytes(*block));
     }
-    state.block::<C>(pending | ((N as u64) << 56));
-    state.v2 ^= 0xff;
-    state.rounds::<D>();
-    state.v0 ^ state.v1 ^ state.v2 ^ state.v3
+    for byte in rest {
+        pending |= u64::from(*byte) << filled;
+        filled = filled.wrapping_add(8);
+    }
+    state.end::<C, D>(pending | ((N as u64) << 56))
+}
+
+/// The slot hash: SipHash-1-3 of the 8 bytes of each of `blocks` (the first byte lowest) and of up to 7 bytes in
+/// `rest`,
+/// `len` bytes in all. It takes words because that is what addresses are in the kernel: as bytes they would pass
+/// through
+/// the small stack there.
+#[inline(always)]
+pub fn siphash13_words<const B: usize>(key: HashKey, blocks: [u64; B], rest: u64, len: u8) -> u64 {
+    let mut state = State::new(key);
+    for block in blocks {
+        state.block::<1>(block);
+    }
+    state.end::<1, 3>(rest | ((len as u64) << 56))
 }
 
 /// The slot hash: SipHash-1-3.

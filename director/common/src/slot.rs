@@ -1,9 +1,10 @@
 //! Slots: how a hash picks one, and what is packed into it.
 
-use crate::siphash::{HashKey, siphash13};
+use crate::siphash::{HashKey, siphash13_words};
 use crate::tables::{Address, HashInput};
 
-/// Slots of a service's table unless it asks for [`SMALL_SLOTS`]: a prime, well above 100 times the real servers a service usually has.
+/// Slots of a service's table unless it asks for [`SMALL_SLOTS`]: a prime, well above 100 times the real servers a
+/// service usually has.
 pub const SLOTS: usize = 65_537;
 
 /// Slots of a small table, for services of few real servers of which there are thousands: the prime that IPVS's
@@ -126,20 +127,21 @@ pub const fn slot_of(hash: u64, slots: u32) -> u32 {
     ((hash >> 32).wrapping_mul(slots as u64) >> 32) as u32
 }
 
-/// The hash that [`slot_of`] makes a flow's slot of: a keyed hash over an unambiguous encoding of the source address (4 bytes for IPv4, 16
+/// The hash that [`slot_of`] makes a flow's slot of: a keyed hash over an unambiguous encoding of the source address
+/// (4 bytes for IPv4, 16
 /// for IPv6) and, where the service says so, the source port in network order behind it.
 #[inline(always)]
 pub fn hash_of_flow(key: HashKey, source: Address, port: u16, input: HashInput) -> u64 {
-    let [p0, p1] = port.to_be_bytes();
-    match (source.ipv4(), input) {
-        (Some(address), HashInput::Source) => siphash13(key, address),
-        (Some([a, b, c, d]), HashInput::SourcePort) => siphash13(key, [a, b, c, d, p0, p1]),
-        (None, HashInput::Source) => siphash13(key, source.0),
-        (None, HashInput::SourcePort) => {
-            let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = source.0;
-            siphash13(key, [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, p0, p1])
-        }
+    // As the hash takes bytes: the first one lowest.
+    let [a, b, c, d] = source.words().map(|word| u64::from(word.to_le()));
+    let (port, port_len) = match input {
+        HashInput::Source => (0, 0_u8),
+        HashInput::SourcePort => (u64::from(port.swap_bytes()), 2),
+    };
+    if source.is_v4() {
+        return siphash13_words(key, [], d | port << 32, port_len.wrapping_add(4));
     }
+    siphash13_words(key, [a | b << 32, c | d << 32], port, port_len.wrapping_add(16))
 }
 
 /// The slot of a flow in a table of `slots`: [`slot_of`] its [`hash_of_flow`].
@@ -162,6 +164,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::siphash::siphash13;
 
     #[test]
     fn every_hash_picks_a_slot_and_every_slot_is_picked() {
@@ -174,6 +177,18 @@ mod tests {
             }
             assert!(hit.iter().all(|slot| *slot));
         }
+    }
+
+    /// The encoding is what a cluster's directors agree on: it never changes.
+    #[test]
+    fn the_hash_is_that_of_the_bytes() {
+        let key = HashKey::from_bytes(*b"sixteen byte key");
+        let (v4, v6) = (Address::from_ipv4([192, 0, 2, 7]), Address(*b"an IPv6 address."));
+        let hash = |source, input| hash_of_flow(key, source, 0x1234, input);
+        assert_eq!(hash(v4, HashInput::Source), siphash13(key, [192, 0, 2, 7]));
+        assert_eq!(hash(v4, HashInput::SourcePort), siphash13(key, [192, 0, 2, 7, 0x12, 0x34]));
+        assert_eq!(hash(v6, HashInput::Source), siphash13(key, v6.0));
+        assert_eq!(hash(v6, HashInput::SourcePort), siphash13(key, *b"an IPv6 address.\x12\x34"));
     }
 
     #[test]

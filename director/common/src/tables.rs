@@ -77,16 +77,30 @@ impl Address {
     /// Whether this maps an IPv4 address. Compared by words: see the type's alignment.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.0;
-        u32::from_ne_bytes([a, b, c, d]) | u32::from_ne_bytes([e, f, g, h]) == 0
-            && u32::from_be_bytes([i, j, k, l]) == 0xffff
+        let [a, b, c, _] = self.words();
+        a | b == 0 && c == 0xffff_u32.to_be()
+    }
+
+    /// The address as words in the machine's order. In the kernel that is how it moves; taken apart into bytes even
+    /// once, it would be copied byte by byte everywhere.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        let [a, b, c, d] = self.0.as_chunks::<4>().0 else { return [0; 4] };
+        [u32::from_ne_bytes(*a), u32::from_ne_bytes(*b), u32::from_ne_bytes(*c), u32::from_ne_bytes(*d)]
+    }
+
+    /// Whether this is no address: all zeroes. Compared by words, as in [`Self::is_v4`].
+    #[inline(always)]
+    pub const fn is_zero(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        a | b | c | d == 0
     }
 
     /// The last four bytes: all of an IPv4 address.
     #[inline(always)]
     pub const fn low(&self) -> [u8; 4] {
-        let [.., a, b, c, d] = self.0;
-        [a, b, c, d]
+        let [.., last] = self.words();
+        last.to_ne_bytes()
     }
 }
 
@@ -152,6 +166,13 @@ impl Config {
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag == flag
+    }
+
+    /// Our address in tunnels over IPv4 or else IPv6, if there is one.
+    #[inline(always)]
+    pub const fn tunnel_source(&self, over_v4: bool) -> Option<&Address> {
+        let source = if over_v4 { &self.tunnel_v4 } else { &self.tunnel_v6 };
+        if source.is_zero() { None } else { Some(source) }
     }
 }
 
@@ -338,6 +359,19 @@ impl Interface {
     #[inline(always)]
     pub const fn is_known(&self) -> bool {
         self.flags & Self::FLAG_KNOWN != 0
+    }
+
+    /// Whether a frame to this link address is for this interface. (Compared by words of 16 bits: see
+    /// [`Address::words`].)
+    #[inline(always)]
+    pub const fn has(&self, address: &[u8; 6]) -> bool {
+        let ([a, b, c], [d, e, f]) = (self.mac.as_chunks::<2>().0, address.as_chunks::<2>().0) else {
+            return false;
+        };
+        let differs = (u16::from_ne_bytes(*a) ^ u16::from_ne_bytes(*d))
+            | (u16::from_ne_bytes(*b) ^ u16::from_ne_bytes(*e))
+            | (u16::from_ne_bytes(*c) ^ u16::from_ne_bytes(*f));
+        differs == 0
     }
 
     /// Whether the program runs in the driver.

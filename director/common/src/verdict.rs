@@ -183,7 +183,8 @@ reasons! {
         NoRealServer = "no-real-server",
         /// The way to the real server is not known.
         NoNextHop = "no-next-hop",
-        /// May be fragmented or cannot be answered about, or too many answers were given: larger, with the headers of a tunnel if there is one, than the interface towards the real server takes.
+        /// May be fragmented or cannot be answered about, or too many answers were given: larger, with the headers of
+        /// a tunnel if there is one, than the interface towards the real server takes.
         TooBig = "too-big",
         /// The tables contradict each other: a slot names a server that is not there, or there is no address of
         /// ours for a tunnel.
@@ -223,6 +224,22 @@ impl Verdict {
             Self::Answer(reason) => (Action::Transmit, ANSWERED.wrapping_add(reason as u32)),
             Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(reason as u32)),
             Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(reason as u32)),
+        }
+    }
+
+    /// The verdict that has this counter, if it is one under which the frame is rewritten.
+    #[inline(always)]
+    pub const fn that_rewrites(counter: u32) -> Option<Self> {
+        const ECHO: u32 = ANSWERED + AnswerReason::Echo as u32;
+        const TOO_BIG: u32 = ANSWERED + AnswerReason::TooBig as u32;
+        const TIME_EXCEEDED: u32 = ANSWERED + AnswerReason::TimeExceeded as u32;
+        match counter {
+            TRANSMITTED => Some(Self::Transmit),
+            REDIRECTED => Some(Self::Redirect),
+            ECHO => Some(Self::Answer(AnswerReason::Echo)),
+            TOO_BIG => Some(Self::Answer(AnswerReason::TooBig)),
+            TIME_EXCEEDED => Some(Self::Answer(AnswerReason::TimeExceeded)),
+            _ => None,
         }
     }
 

@@ -24,6 +24,19 @@ pub fn opaque(mut value: usize) -> usize {
     value
 }
 
+/// The furthest a header begins that is ever read.
+const MAX_OFFSET: usize = 0x7fff;
+
+/// `offset`, which is at most [`MAX_OFFSET`].
+#[inline(always)]
+fn masked(mut offset: usize) -> usize {
+    // SAFETY: changes a register.
+    unsafe {
+        asm!("{0} &= 0x7fff", inout(reg) offset, options(pure, nomem, nostack, preserves_flags));
+    }
+    offset
+}
+
 impl XdpFrame {
     #[inline(always)]
     pub fn new(context: &XdpContext) -> Self {
@@ -35,15 +48,47 @@ impl XdpFrame {
         // Opaque: from one access the compiler would conclude that another is within the frame, and drop the
         // comparisons; the verifier accepts no other proof.
         let offset = opaque(offset);
-        // What is added to a packet's pointer must be provably small. No header we read begins further.
-        if offset > 0x7fff {
+        // What is added to a packet's pointer must be provably small. No header we read begins further. The comparison
+        // may be made with a copy, of which the verifier of Linux 6.1 does not know that it is one: so it is told once
+        // more, by an instruction that the compiler does not know to be idle.
+        if offset > MAX_OFFSET {
             return None;
         }
-        let start = self.start + offset;
+        let start = self.start + masked(offset);
         // Opaque for N = 1: as `start >= end` it would prove nothing to the verifier.
         if opaque(start + N) > self.end { None } else { Some(start as *mut [u8; N]) }
     }
 }
+
+/// Copies `N` bytes, word by word: the compiler would load each byte of an unaligned array by itself, and keep each in
+/// a register or on the small stack. Headers lie 2 bytes off a word's boundary; the kernel refuses the program where a
+/// machine cannot load that (it cannot on none we run on).
+///
+/// # Safety
+/// `source` and `target` have `N` bytes each.
+#[inline(always)]
+unsafe fn copy<const N: usize>(source: *const u8, target: *mut u8) {
+    let mut at = 0;
+    // SAFETY: below N, as promised by the caller.
+    unsafe {
+        while at + 4 <= N {
+            target.add(at).cast::<u32>().write(source.add(at).cast::<u32>().read());
+            at += 4;
+        }
+        while at + 2 <= N {
+            target.add(at).cast::<u16>().write(source.add(at).cast::<u16>().read());
+            at += 2;
+        }
+        while at < N {
+            target.add(at).write(source.add(at).read());
+            at += 1;
+        }
+    }
+}
+
+/// `N` bytes, aligned so that they can be copied by words.
+#[repr(C, align(4))]
+struct Aligned<const N: usize>([u8; N]);
 
 impl Frame for XdpFrame {
     #[inline(always)]
@@ -54,25 +99,10 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let bytes = self.at::<N>(offset)?;
-        let mut out = [0_u8; N];
-        // Word by word: the compiler would load each byte of an unaligned array by itself, and keep each in a
-        // register or on the small stack.
-        let mut at = 0;
-        while at + 4 <= N {
-            // SAFETY: within the N bytes, and the target has them all. Headers lie 2 bytes off a word's boundary;
-            // the kernel refuses the program where a machine cannot load that (it cannot on none we run on).
-            unsafe {
-                *out.as_mut_ptr().add(at).cast::<[u8; 4]>() =
-                    bytes.cast::<u8>().add(at).cast::<u32>().read().to_ne_bytes()
-            };
-            at += 4;
-        }
-        while at < N {
-            // SAFETY: as above, one byte.
-            unsafe { *out.as_mut_ptr().add(at) = bytes.cast::<u8>().add(at).read() };
-            at += 1;
-        }
-        Some(out)
+        let mut out = Aligned([0_u8; N]);
+        // SAFETY: `at` has compared, and `out` has as many.
+        unsafe { copy::<N>(bytes.cast(), out.0.as_mut_ptr()) };
+        Some(out.0)
     }
 
     #[inline(always)]
@@ -84,23 +114,31 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        let target = self.at::<N>(offset)?.cast::<u8>();
-        // Word by word, as in `read`.
-        let mut at = 0;
-        while at + 4 <= N {
-            // SAFETY: the N bytes are within the frame, which belongs to this program while it runs.
-            unsafe {
-                let word = u32::from_ne_bytes(*bytes.as_ptr().add(at).cast::<[u8; 4]>());
-                target.add(at).cast::<u32>().write(word);
-            }
-            at += 4;
-        }
-        while at < N {
-            // SAFETY: as above, one byte.
-            unsafe { target.add(at).write(*bytes.as_ptr().add(at)) };
-            at += 1;
-        }
+        let (target, bytes) = (self.at::<N>(offset)?, Aligned(bytes));
+        // SAFETY: the N bytes are within the frame, which belongs to this program while it runs.
+        unsafe { copy::<N>(bytes.0.as_ptr(), target.cast()) };
         Some(())
+    }
+
+    #[inline(always)]
+    fn holds<const N: usize>(&self) -> bool {
+        // Opaque for the same reason as in `at`.
+        opaque(self.start + N) <= self.end
+    }
+
+    #[inline(always)]
+    fn peek<const AT: usize, const N: usize>(&self) -> [u8; N] {
+        let mut out = Aligned([0_u8; N]);
+        // SAFETY: the kernel refuses the program unless `holds` has compared for as many bytes before.
+        unsafe { copy::<N>((self.start + AT) as *const u8, out.0.as_mut_ptr()) };
+        out.0
+    }
+
+    #[inline(always)]
+    fn poke<const AT: usize, const N: usize>(&mut self, bytes: [u8; N]) {
+        let bytes = Aligned(bytes);
+        // SAFETY: as in `peek`.
+        unsafe { copy::<N>(bytes.0.as_ptr(), (self.start + AT) as *mut u8) };
     }
 
     #[inline(always)]

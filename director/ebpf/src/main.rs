@@ -1,4 +1,10 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
+//!
+//! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`] and goes its way by
+//! [`finish`].
+//! Each is a function of its own in the kernel too, for two reasons: the verifier checks it by itself, whereas in one
+//! piece it would follow every way through the last once for every way that leads there, and give up; and they use the
+//! same 512 bytes of stack, one after the other.
 #![no_std]
 #![no_main]
 // Inline assembly for BPF is not stable yet; building `core` for it is not either.
@@ -6,78 +12,148 @@
 
 mod capture;
 mod frame;
+mod judged;
 mod maps;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
 use director_common::decide::rewrite;
-use director_common::tables::{Config, FlowKey};
-use director_common::{Action, Decision, Forward, Tables as _, Verdict, decide};
+use director_common::shortcut::{self, Forwarded};
+use director_common::tables::Config;
+use director_common::{Decision, Forward, Tables as _, Verdict, decide};
 
 use capture::capture;
 use frame::XdpFrame;
+use judged::Judged;
 use maps::KernelTables;
 
 /// Entry point for every packet of an interface.
 #[xdp]
 pub fn director(context: XdpContext) -> u32 {
+    let action = hasten(context.ctx);
+    if action != NOT_TAKEN {
+        return action;
+    }
+    judge(context.ctx);
+    finish(context.ctx)
+}
+
+/// What [`hasten`] returns of a packet that it has left as it was.
+const NOT_TAKEN: u32 = u32::MAX;
+
+/// Forwards a packet for which there is a shortcut.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hasten(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
     // SAFETY: the kernel passes a valid context for the duration of the program.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
-    let mut frame = XdpFrame::new(&context);
-    let Some(flow) = maps::scratch() else { return XDP_PASS };
-    let decision = decide(&frame, ifindex, &KernelTables, flow);
-    let (mut action, mut outcome) = decision.verdict.disposition();
-    let mut forwarded = decision.verdict.is_forward();
-    let watched = maps::config().map_or(0, |config| config.flags & Config::CAPTURE_FLAGS);
-    if watched & Config::FLAG_CAPTURE != 0 {
-        watch(&context, &decision, outcome, forwarded);
+    let Some(forwarded) = shortcut::forward(&mut XdpFrame::new(&context), ifindex, &KernelTables) else {
+        return NOT_TAKEN;
+    };
+    account_shortcut(&forwarded);
+    leave(forwarded.ifindex, ifindex)
+}
+
+/// Counts a packet that took the shortcut.
+#[inline(always)]
+fn account_shortcut(forwarded: &Forwarded) {
+    let (bytes, opens) = (u64::from(forwarded.bytes), u64::from(forwarded.opens));
+    if let Some(counters) = maps::service_counters(forwarded.service) {
+        count_in(counters, bytes, opens);
     }
-    if decision.verdict.rewrites()
+    if let Some(counters) = maps::real_counters(forwarded.real) {
+        count_in(counters, bytes, opens);
+    }
+}
+
+/// Sends a packet out of an interface, and counts that.
+#[inline(always)]
+fn leave(interface: u32, ingress: u32) -> u32 {
+    if interface == ingress {
+        maps::count_outcome(Verdict::Transmit.disposition().1);
+        return XDP_TX;
+    }
+    maps::count_outcome(Verdict::Redirect.disposition().1);
+    // The interface is that of a next hop which user space keeps fresh, so there is no map of devices to
+    // keep in step with; the kernel batches these as it does redirects through a map.
+    // SAFETY: a helper without memory arguments.
+    unsafe { bpf_redirect(interface, 0) as u32 }
+}
+
+/// Decides what becomes of a packet; 0 if there was no room to note that.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    // SAFETY: as in `hasten`.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let Some(judged) = maps::scratch() else { return 0 };
+    let decision = decide(&XdpFrame::new(&context), ifindex, &KernelTables, &mut judged.flow);
+    judged.set(&decision);
+    1
+}
+
+/// Does what [`judge`] has decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn finish(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    let (Some(judged), Some(config)) = (maps::scratch(), KernelTables.config()) else { return XDP_PASS };
+    let (mut action, mut outcome) = (judged.action, judged.outcome);
+    let mut forwarded = judged.is_forward();
+    if config.has(Config::FLAG_CAPTURE) {
+        watch(&context, judged, outcome, forwarded);
+    }
+    let mut frame = XdpFrame::new(&context);
+    if let Some(decision) = judged.decision(config)
         && let Err(reason) = rewrite(&mut frame, &decision)
     {
-        (action, outcome) = Verdict::Drop(reason).disposition();
+        let (dropped, counter) = Verdict::Drop(reason).disposition();
+        (action, outcome) = (dropped as u32, counter);
         forwarded = false;
-        if decision.forward.pin == Forward::PIN_STORED {
-            KernelTables.remove_pin(flow);
+        if judged.forward.pin == Forward::PIN_STORED {
+            KernelTables.remove_pin(&judged.flow);
         }
     }
-    if watched & Config::FLAG_CAPTURE_AFTER != 0 {
-        watch(&context, &decision, outcome, forwarded);
+    if config.has(Config::FLAG_CAPTURE_AFTER) {
+        watch(&context, judged, outcome, forwarded);
     }
-    account(&decision, forwarded, flow);
+    account(judged, forwarded, config);
+    if forwarded {
+        // SAFETY: as in `hasten`.
+        return leave(judged.forward.ifindex, unsafe { (*context.ctx).ingress_ifindex });
+    }
     maps::count_outcome(outcome);
     match action {
-        Action::Pass => XDP_PASS,
-        Action::Drop => XDP_DROP,
-        Action::Transmit => XDP_TX,
-        // The interface is that of a next hop which user space keeps fresh, so there is no map of devices to
-        // keep in step with; the kernel batches these as it does redirects through a map.
-        // SAFETY: a helper without memory arguments.
-        Action::Redirect => unsafe { bpf_redirect(decision.forward.ifindex, 0) as u32 },
+        judged::PASS => XDP_PASS,
+        judged::TRANSMIT => XDP_TX,
+        _ => XDP_DROP,
     }
 }
 
 /// Captures the packet as it is now, if somebody wants it.
 #[inline(always)]
-fn watch(context: &XdpContext, decision: &Decision<'_>, outcome: u32, forwarded: bool) {
-    let real = if forwarded { decision.forward.real } else { CaptureEvent::NO_REAL };
-    capture(context, outcome, decision.service, real);
+fn watch(context: &XdpContext, judged: &Judged, outcome: u32, forwarded: bool) {
+    let real = if forwarded { judged.forward.real } else { CaptureEvent::NO_REAL };
+    capture(context.ctx, outcome, judged.service, real);
 }
 
 /// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
 #[inline(always)]
-fn account(decision: &Decision<'_>, forwarded: bool, flow: &FlowKey) {
-    if decision.service == Decision::NO_SERVICE {
+fn account(judged: &Judged, forwarded: bool, config: &Config) {
+    if judged.service == Decision::NO_SERVICE {
         return;
     }
-    let (forward, bytes) = (&decision.forward, u64::from(decision.bytes));
+    let (forward, bytes) = (&judged.forward, u64::from(judged.bytes));
     let opens = u64::from(forwarded && forward.opens != 0);
     let unpinned = u64::from(forwarded && forward.pin == Forward::PIN_REFUSED);
-    if let Some(counters) = maps::service_counters(decision.service) {
+    if let Some(counters) = maps::service_counters(judged.service) {
         count_in(counters, bytes, opens);
         counters.dropped += u64::from(!forwarded);
         counters.unpinned += unpinned;
@@ -88,10 +164,10 @@ fn account(decision: &Decision<'_>, forwarded: bool, flow: &FlowKey) {
     if let Some(counters) = maps::real_counters(forward.real) {
         count_in(counters, bytes, opens);
     }
-    if maps::config().is_some_and(|config| config.has(Config::FLAG_FLOW_ACCOUNTING)) {
+    if config.has(Config::FLAG_FLOW_ACCOUNTING) {
         // SAFETY: a helper without arguments.
         let now = unsafe { bpf_ktime_get_ns() };
-        maps::count_flow(flow, decision.service, forward.real, bytes, now);
+        maps::count_flow(&judged.flow, judged.service, forward.real, bytes, now);
     }
 }
 

@@ -18,6 +18,7 @@ use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS, Slot};
 
 use crate::frame::opaque;
+use crate::judged::Judged;
 
 /// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
 /// element out again at once, under the eyes of a program that still reads it.
@@ -71,9 +72,10 @@ static FRAGMENTS: LruHashMap<FlowKey, FragmentEntry, MAX_FRAGMENTS> = LruHashMap
 /// One for each processor.
 #[btf_map]
 static BUCKETS: PerCpuArray<TokenBucket, 1> = PerCpuArray::new();
-/// Room for one packet's flow, on each processor: the stack holds 512 bytes for everything.
+/// Room for what is known of one packet, on each processor: the stack holds 512 bytes for everything. (Bare words: of a
+/// struct with Rust's enums in it there is no BTF.)
 #[btf_map]
-static SCRATCH: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
 /// What is captured, by whoever is told so by the settings.
 #[btf_map]
 pub static CAPTURE: Array<CaptureFilter, 1> = Array::new();
@@ -208,12 +210,6 @@ impl Tables for KernelTables {
     }
 }
 
-/// The settings.
-#[inline(always)]
-pub fn config() -> Option<&'static Config> {
-    CONFIG.get(0)
-}
-
 /// Adds one to an outcome's counter on this processor.
 #[inline(always)]
 pub fn count_outcome(outcome: u32) {
@@ -223,11 +219,16 @@ pub fn count_outcome(outcome: u32) {
     }
 }
 
-/// Room for the flow of the packet that this processor has in hand.
+/// Words of [`SCRATCH`].
+const SCRATCH_WORDS: usize = 24;
+const _: () = assert!(size_of::<Judged>() <= SCRATCH_WORDS * 8);
+
+/// Room for the packet that this processor has in hand.
 #[inline(always)]
-pub fn scratch() -> Option<&'static mut FlowKey> {
-    // SAFETY: an element of this processor, taken once for each run of the program.
-    SCRATCH.get_ptr_mut(0).map(|flow| unsafe { &mut *flow })
+pub fn scratch() -> Option<&'static mut Judged> {
+    // SAFETY: an element of this processor, large enough and aligned, taken once in each function of the program's.
+    // Before the first packet it is zeroes, which every field of a `Judged` can be; after, what was written there.
+    SCRATCH.get_ptr_mut(0).map(|room| unsafe { &mut *room.cast::<Judged>() })
 }
 
 /// This processor's counters of a service.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use director_proto::control::{
-    Connections, Neighbors, Peers, RealServer, ReloadReply, Services, SlotStates, Status, Traffic,
+    Bfd, Connections, Neighbors, Peers, RealServer, ReloadReply, Services, SlotStates, Status, Traffic,
     VirtualService,
 };
 
@@ -154,7 +154,7 @@ pub(super) fn services(services: &Services) -> String {
 }
 
 pub(super) fn neighbors(neighbors: &Neighbors) -> String {
-    let rows: Vec<[String; 8]> = neighbors
+    let rows: Vec<[String; 9]> = neighbors
         .neighbors
         .iter()
         .map(|neighbor| {
@@ -166,15 +166,25 @@ pub(super) fn neighbors(neighbors: &Neighbors) -> String {
                 dash(&neighbor.role),
                 format!("{:.1} s", neighbor.dead_in_ms as f64 / 1000.0),
                 format!("{} s", neighbor.in_state_ms / 1000),
+                neighbor.bfd.as_ref().map_or_else(|| "-".to_owned(), bfd),
                 neighbor.reason.clone(),
             ]
         })
         .collect();
-    render(["router id", "address", "interface", "state", "role", ">dead in", ">since", ""], &rows)
+    render(["router id", "address", "interface", "state", "role", ">dead in", ">since", "bfd", ""], &rows)
+}
+
+/// The state, and what the operator has to know besides.
+fn bfd(bfd: &Bfd) -> String {
+    match (&*bfd.state, &*bfd.error) {
+        ("Up", _) => format!("Up, {} ms", bfd.detection_ms),
+        (state, "") => format!("{state}, peer {}", bfd.remote_state),
+        (state, error) => format!("{state}: {error}"),
+    }
 }
 
 pub(super) fn peers(peers: &Peers) -> String {
-    let rows: Vec<[String; 10]> = peers
+    let rows: Vec<[String; 13]> = peers
         .peers
         .iter()
         .map(|peer| {
@@ -188,6 +198,9 @@ pub(super) fn peers(peers: &Peers) -> String {
                 yes(peer.same_tables),
                 yes(peer.same_config),
                 format!("{} ms", peer.last_heard_ms),
+                format!("{} ({} ms)", peer.pin_lag_records, peer.pin_lag_ms),
+                format!("{:.0}", peer.bytes_in_per_second),
+                format!("{:.0}", peer.bytes_out_per_second),
                 peer.refused.clone(),
             ]
         })
@@ -202,6 +215,9 @@ pub(super) fn peers(peers: &Peers) -> String {
         "same tables",
         "same config",
         ">heard",
+        ">pin lag",
+        ">bytes/s in",
+        ">bytes/s out",
         "",
     ];
     format!(

@@ -77,6 +77,11 @@ pub(super) struct Ospf {
     pub(super) area: Spanned<Ipv4Addr>,
     #[serde(default)]
     pub(super) area_type: Option<Spanned<AreaType>>,
+    /// How services are announced that are announced as external.
+    pub(super) external: Option<External>,
+    /// Prefixes announced in place of the VIPs inside them.
+    #[serde(default)]
+    pub(super) aggregate: Vec<Spanned<IpNet>>,
     #[serde(default = "default_hello")]
     pub(super) hello_interval: Spanned<u16>,
     pub(super) dead_interval: Option<Spanned<u32>>,
@@ -100,17 +105,35 @@ fn default_hello() -> Spanned<u16> {
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum AreaType {
     Normal,
     Stub,
+    TotallyStubby,
     Nssa,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct External {
+    /// 1 or 2.
+    #[serde(rename = "type", default = "default_metric_type")]
+    pub(super) metric_type: Spanned<u8>,
+    #[serde(default)]
+    pub(super) tag: u32,
+}
+
+fn default_metric_type() -> Spanned<u8> {
+    unplaced(2)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OspfInterface {
     pub(super) name: Spanned<String>,
+    /// Where it differs from that of `[ospf]`.
+    pub(super) area: Option<Spanned<Ipv4Addr>>,
+    pub(super) area_type: Option<Spanned<AreaType>>,
     #[serde(default)]
     pub(super) network: Network,
     #[serde(default = "default_cost")]
@@ -119,8 +142,53 @@ pub(super) struct OspfInterface {
     pub(super) priority: u8,
     #[serde(default)]
     pub(super) passive: bool,
-    pub(super) bfd: Option<Spanned<toml::Value>>,
-    pub(super) authentication: Option<Spanned<toml::Value>>,
+    pub(super) bfd: Option<Bfd>,
+    pub(super) authentication: Option<Spanned<OspfAuthentication>>,
+    pub(super) keys: Option<Spanned<Vec<OspfKey>>>,
+    #[serde(default)]
+    pub(super) ttl_security: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OspfAuthentication {
+    #[serde(rename = "type")]
+    pub(super) kind: Spanned<String>,
+    pub(super) secret: Option<String>,
+    pub(super) secret_file: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OspfKey {
+    pub(super) id: u8,
+    pub(super) algorithm: Spanned<String>,
+    pub(super) secret: Option<String>,
+    pub(super) secret_file: Option<Spanned<PathBuf>>,
+    pub(super) send_from: Option<Spanned<toml::value::Datetime>>,
+    pub(super) send_until: Option<Spanned<toml::value::Datetime>>,
+    pub(super) accept_from: Option<Spanned<toml::value::Datetime>>,
+    pub(super) accept_until: Option<Spanned<toml::value::Datetime>>,
+    #[serde(default)]
+    pub(super) swapped_protocol_id: bool,
+}
+
+/// `bfd = {}` takes the defaults, which are FRR's.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bfd {
+    #[serde(default = "default_bfd_interval")]
+    pub(super) interval_ms: Spanned<u32>,
+    #[serde(default = "default_bfd_multiplier")]
+    pub(super) multiplier: Spanned<u16>,
+}
+
+fn default_bfd_interval() -> Spanned<u32> {
+    unplaced(300)
+}
+
+fn default_bfd_multiplier() -> Spanned<u16> {
+    unplaced(3)
 }
 
 fn default_cost() -> Spanned<u16> {
@@ -210,6 +278,9 @@ pub(super) struct Service {
     /// OSPF metric of the VIP.
     #[serde(default = "default_metric")]
     pub(super) metric: Spanned<u16>,
+    /// As what OSPF announces the VIP.
+    #[serde(default)]
+    pub(super) announce: Announce,
     pub(super) health: Option<super::health::Raw>,
     /// Live real servers it takes to announce the VIP.
     #[serde(default = "default_quorum")]
@@ -268,6 +339,14 @@ pub(super) struct Quic {
 
 fn default_quorum() -> u32 {
     1
+}
+
+#[derive(Deserialize, Clone, Copy, Default)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Announce {
+    #[default]
+    Stub,
+    External,
 }
 
 fn default_metric() -> Spanned<u16> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use director_common::tables::MAX_SERVICE_NAME;
 use director_proto::tables::MAX_SERVICES;
 use ipnet::IpNet;
+use routing::AnnounceAs;
 use toml::Spanned;
 
 use super::address::{self, Protocol, VirtualAddress};
@@ -37,6 +38,8 @@ pub struct Service {
     pub datagrams: Datagrams,
     /// OSPF metric of the VIPs.
     pub metric: u16,
+    /// As what OSPF announces the VIPs.
+    pub announce: AnnounceAs,
     /// How real servers are checked; `None`: not at all.
     pub health: Option<HealthCheck>,
     /// Live real servers it takes to announce the VIPs.
@@ -72,12 +75,12 @@ impl Service {
     /// order, and without the checks, which may name a node's own files.
     pub(super) fn canonical(&self) -> String {
         let Self { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = self;
-        let Self { metric, quorum, reals, .. } = self;
+        let Self { metric, announce, quorum, reals, .. } = self;
         let mut reals = reals.clone();
         reals.sort();
         let scheduler = scheduler.name();
         format!(
-            "{addresses:?} {forwarding} {scheduler} {slots} {hash_port} {timeouts} {datagrams:?} {metric} {quorum:?} {reals:?}"
+            "{addresses:?} {forwarding} {scheduler} {slots} {hash_port} {timeouts} {datagrams:?} {metric} {announce:?} {quorum:?} {reals:?}"
         )
     }
 }
@@ -249,6 +252,10 @@ fn service(
         slots,
         hash_port: matches!(entry.hash, file::Hash::SourcePort),
         metric: *entry.metric.get_ref(),
+        announce: match entry.announce {
+            file::Announce::Stub => AnnounceAs::Stub,
+            file::Announce::External => AnnounceAs::External,
+        },
         health: None,
         quorum: Quorum { needed: entry.quorum, hysteresis: entry.hysteresis },
         reals: Vec::new(),

@@ -1,6 +1,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use routing::{AnnounceAs, AreaKind, MetricType};
+
 use super::{Config, Datagrams, Echo, Forwarding, Ports, Protocol, Service, Timeouts, Tunnel};
 
 const GOOD: &str = r#"
@@ -53,6 +55,17 @@ fn a_full_file_is_understood() {
     assert_eq!(config.ospf.expect("ospf").dead_interval, 4);
 }
 
+#[test]
+fn bfd_is_off_unless_asked_for_and_has_frrs_defaults() {
+    let bfd = |line: &str| {
+        let config = parse(&GOOD.replacen("cost = 10", line, 1)).expect("valid");
+        config.ospf.expect("ospf").interfaces[0].bfd.map(|bfd| (bfd.interval_ms, bfd.multiplier.get()))
+    };
+    assert_eq!(bfd("cost = 10"), None);
+    assert_eq!(bfd("bfd = {}"), Some((300, 3)));
+    assert_eq!(bfd("bfd = { interval_ms = 50, multiplier = 5 }"), Some((50, 5)));
+}
+
 /// Each row: what to replace in the good file, by what, and the start and a part of the message.
 #[test]
 fn every_mistake_is_named_with_its_place() {
@@ -70,12 +83,37 @@ fn every_mistake_is_named_with_its_place() {
         ("\"eth2\"]", "\"eth1\"]", "d.toml:4:23: ", "listed twice"),
         ("\"eth2\"]", "\"eth2\"]\nxdp_mode = \"hardware\"", "d.toml:5:12: ", "unknown variant `hardware`"),
         ("hello_interval = 1", "hello_interval = 0", "d.toml:7:18: ", "at least 1 second"),
-        ("hello_interval = 1", "area_type = \"stub\"", "d.toml:7:13: ", "leave it out"),
+        ("announce = [\"10.255.0.1/32\"]", "area_type = \"stub\"", "d.toml:9:13: ", "set `area`"),
+        ("announce = [\"10.255.0.1/32\"]", "area_type = \"stubby\"", "d.toml:9:13: ", "unknown variant"),
+        ("announce = [\"10.255.0.1/32\"]", "external = { type = 3 }", "d.toml:9:21: ", "use 1"),
+        (
+            "announce = [\"10.255.0.1/32\"]",
+            "aggregate = [\"203.0.113.1/24\"]",
+            "d.toml:9:14: ",
+            "write 203.0.113.0/24",
+        ),
+        (
+            "announce = [\"10.255.0.1/32\"]",
+            "aggregate = [\"203.0.113.0/24\", \"203.0.113.0/25\"]",
+            "d.toml:9:32: ",
+            "overlaps with 203.0.113.0/24",
+        ),
+        (
+            "cost = 10",
+            "area = \"0.0.0.1\"\n[[ospf.interface]]\nname = \"eth2\"\narea = \"0.0.0.1\"\narea_type = \"nssa\"",
+            "d.toml:17:13: ",
+            "two types",
+        ),
         ("dead_interval = 4", "dead_interval = 1", "d.toml:8:17: ", "must be longer"),
         ("dead_interval = 4", "dead_intervall = 4", "d.toml:8:1: ", "unknown field `dead_intervall`"),
         ("cost = 10", "cost = 0", "d.toml:13:8: ", "1 to 65535"),
-        ("cost = 10", "bfd = { interval_ms = 50 }", "d.toml:13:7: ", "not supported by this version"),
-        ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:18: ", "not supported by this version"),
+        ("cost = 10", "bfd = { interval_ms = 9 }", "d.toml:13:23: ", "10 to 60000"),
+        ("cost = 10", "bfd = { interval_ms = 60001 }", "d.toml:13:23: ", "10 to 60000"),
+        ("cost = 10", "bfd = { multiplier = 0 }", "d.toml:13:22: ", "1 to 255"),
+        ("cost = 10", "bfd = { multiplier = 256 }", "d.toml:13:22: ", "1 to 255"),
+        ("cost = 10", "bfd = { interval = 50 }", "d.toml:13:9: ", "unknown field `interval`"),
+        ("cost = 10", "bfd = {}\npassive = true", "d.toml:11:8: ", "watches nobody"),
+        ("cost = 10", "authentication = { key_id = 1 }", "d.toml:13:20: ", "unknown field `key_id`"),
         ("network = \"point-to-point\"", "network = \"ptp\"", "d.toml:12:11: ", "expected"),
         ("listen = \"127.0.0.1:7000\"", "listen = \"10.0.0.1:7000\"", "d.toml:17:10: ", "add tls"),
         ("listen = \"127.0.0.1:7000\"", "", "d.toml:18:10: ", "needs `listen`"),
@@ -313,6 +351,24 @@ fn every_mistake_in_the_newer_keys_is_named_with_its_place() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn areas_and_announcements_are_as_the_file_says() {
+    let ospf = "hello_interval = 1\narea = \"0.0.0.1\"\narea_type = \"nssa\"\naggregate = [\"203.0.113.0/24\"]\nexternal = { type = 1, tag = 7 }";
+    let second = "cost = 10\n[[ospf.interface]]\nname = \"eth2\"\narea = \"0.0.0.0\"";
+    let external = ("scheduler = \"mh\"", "scheduler = \"mh\"\nannounce = \"external\"");
+    let edits = [("hello_interval = 1", ospf), ("cost = 10", second), external];
+    let config = parse(&edited(&edits)).expect("valid");
+    let read = config.ospf.expect("there is one");
+    let areas: Vec<_> = read.interfaces.iter().map(|i| (i.area.to_string(), i.area_kind)).collect();
+    assert_eq!(areas, [("0.0.0.1".to_owned(), AreaKind::Nssa), ("0.0.0.0".to_owned(), AreaKind::Normal)]);
+    assert_eq!((read.external.metric_type, read.external.tag), (MetricType::One, 7));
+    assert_eq!(read.aggregates, ["203.0.113.0/24".parse().expect("a prefix")]);
+    assert_eq!(config.services["web"].announce, AnnounceAs::External);
+    let stub = "hello_interval = 1\narea = \"0.0.0.1\"\narea_type = \"totally-stubby\"";
+    let refused = parse(&edited(&[("hello_interval = 1", stub), external])).expect_err("no area takes it");
+    assert!(refused.contains("\"web\"") && refused.contains("nssa"), "{refused}");
 }
 
 #[test]

@@ -245,7 +245,7 @@ impl Compiler<'_> {
             let own = self.prefixes.get(&prefix).and_then(|rules| rules.get(&protocol));
             let own = own.map(Vec::as_slice).unwrap_or_default();
             let effective = effective(&layers);
-            let owners: BTreeSet<usize> = effective.iter().map(|rule| rule.service).collect();
+            let owners = owners(&effective);
             is_served |= owners.iter().any(|owner| self.served.get(*owner) == Some(&true));
             // A fragment has no port: it can be told whose it is only where one service has the address alone.
             if let (Some(owner), 1) = (owners.first(), owners.len()) {
@@ -320,6 +320,26 @@ fn effective(layers: &[&[Rule]]) -> Vec<Rule> {
         }
     }
     effective
+}
+
+/// The services that have a port by these rules: not one whose range those within it, which come later, cover.
+fn owners(effective: &[Rule]) -> BTreeSet<usize> {
+    let mut owners = BTreeSet::new();
+    let mut later: BTreeSet<Ports> = BTreeSet::new();
+    for rule in effective.iter().rev() {
+        let seen = match rule.ports.single() {
+            Some(_) => !later.contains(&rule.ports),
+            None => {
+                let inner = later.iter().filter(|other| rule.ports.contains(**other)).copied().collect();
+                without(rule.ports, &merged(inner)).next().is_some()
+            }
+        };
+        if seen {
+            owners.insert(rule.service);
+        }
+        later.insert(rule.ports);
+    }
+    owners
 }
 
 /// What remains of `ports` without `taken`, which is in order and apart.

@@ -105,6 +105,11 @@ impl Ports {
         if self.first == self.last { Some(self.first) } else { None }
     }
 
+    /// Whether all of `other` is among these.
+    pub(super) fn contains(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
     /// Whether these are more than one port, but not all.
     pub(super) fn is_range(self) -> bool {
         self.single().is_none() && self != Self::ALL

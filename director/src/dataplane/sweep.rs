@@ -10,14 +10,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use director_common::packet::PROTOCOL_TCP;
-use director_common::pin::{Pin, PinState, ServerId};
+use director_common::pin::Pin;
 use director_common::siphash::HashKey;
 use director_common::tables::FlowKey;
 
 use super::apply::packed;
 use super::batch::Cursor;
 use super::error::{ApplyError, ReadError};
-use super::maps::{address, ip_address};
+use super::maps::ip_address;
 use super::plan::Placement;
 use super::{Dataplane, statistics};
 
@@ -91,10 +91,15 @@ impl Sweep {
     pub(super) fn new() -> Self {
         Self { is_needed: true, ..Self::default() }
     }
+
+    /// There are pins again.
+    pub(super) fn demand(&mut self) {
+        self.is_needed = true;
+    }
 }
 
 /// Whose a pin is: the service's name, and the server's position there.
-type Owners = BTreeMap<u32, (String, u16)>;
+pub(super) type Owners = BTreeMap<u32, (String, u16)>;
 
 impl Dataplane {
     /// Does what is due at second `now` of `CLOCK_MONOTONIC`.
@@ -173,55 +178,6 @@ impl Dataplane {
         Ok(records)
     }
 
-    /// Adds pins that another director had at second `now`; how many. What is known here is never replaced; pins of
-    /// servers that are not here, or that there is no room for, are passed over. Slots that were settled here are
-    /// looked up from now on.
-    ///
-    /// # Errors
-    /// [`ApplyError::Map`] if the kernel refuses.
-    pub fn insert_pins(&mut self, records: &[PinRecord], now: u32) -> Result<usize, ApplyError> {
-        let key = self.maps.hash_key()?;
-        let mut wanted = Vec::new();
-        let mut changed = BTreeSet::new();
-        for record in records {
-            let Some(placement) = self.plan.services.get_mut(&record.service) else { continue };
-            let place = (record.real.ip(), record.real.port());
-            let mut servers = placement.servers.iter();
-            let Some((position, server)) = servers.find(|(_, server)| (server.address, server.port) == place)
-            else {
-                continue;
-            };
-            let flow = FlowKey {
-                source: address(record.source.ip()),
-                destination: address(record.destination.ip()),
-                source_port: record.source.port(),
-                destination_port: record.destination.port(),
-                protocol: record.protocol,
-                ..FlowKey::default()
-            };
-            let slot = placement.slot_of(key, &flow);
-            let current = placement.slots.slots().get(slot as usize);
-            // What the slot says anyway needs no pin.
-            if current.is_none_or(|slot| !slot.is_moving() && slot.raw_current() == *position) {
-                continue;
-            }
-            let state = if record.is_closing { PinState::Finished } else { PinState::Open };
-            let life = placement.timeouts.of_pin(state, flow.protocol == PROTOCOL_TCP);
-            let seen = now.saturating_sub(life.saturating_sub(record.remaining));
-            wanted.push((flow, Pin::new(ServerId::new(*position, server.generation), state, seen)));
-            if placement.slots.pin(slot) {
-                changed.insert(record.service.clone());
-            }
-        }
-        self.rewrite_tables(changed)?;
-        let mut added = 0;
-        for (flow, pin) in &wanted {
-            added += usize::from(self.maps.pins.add(flow, pin)?);
-        }
-        self.sweep.is_needed = true;
-        Ok(added)
-    }
-
     /// The windows of services whose connections found no room for a pin begin anew: what has no pin must go on going
     /// to the previous owner.
     fn extend_windows(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
@@ -297,6 +253,7 @@ impl Dataplane {
             pins.retain(|(flow, pin)| !self.keeps(key, &owners, flow, pin, now));
             let stale: Vec<FlowKey> = pins.into_iter().map(|(flow, _)| flow).collect();
             self.maps.pins.remove(&stale)?;
+            stale.iter().for_each(|flow| self.replicas.forget(flow));
             report.removed += stale.len();
             self.sweep.cursor = next;
         }
@@ -311,7 +268,8 @@ impl Dataplane {
         let Some((name, position)) = owners.get(&pin.server().generation()) else { return false };
         let Some(placement) = self.plan.services.get_mut(name) else { return false };
         let slot = placement.slot_of(key, flow);
-        let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now);
+        let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
+            && self.replicas.until(flow).is_none_or(|until| until <= now);
         let keeps = placement.slots.keep(slot, *position, expired);
         self.sweep.is_needed |= keeps;
         keeps
@@ -347,7 +305,7 @@ impl Dataplane {
         self.prune_quic_ids()
     }
 
-    fn owners(&self) -> Owners {
+    pub(super) fn owners(&self) -> Owners {
         let mut owners = Owners::new();
         for (name, placement) in &self.plan.services {
             for (position, server) in &placement.servers {

@@ -101,6 +101,8 @@ pub struct SlotWindows {
     pass: Option<Pass>,
     /// Pins that the last whole sweep left.
     pins: u64,
+    /// Settled slots have become pinned since somebody asked.
+    reopened: bool,
 }
 
 impl SlotWindows {
@@ -108,7 +110,7 @@ impl SlotWindows {
     pub fn new(slots: Vec<Slot>, opened: u32) -> Self {
         let moving = slots.iter().any(|slot| is_moving(*slot));
         let opened = if moving { vec![opened; slots.len()] } else { Vec::new() };
-        Self { slots, opened, pass: None, pins: 0 }
+        Self { slots, opened, pass: None, pins: 0, reopened: false }
     }
 
     /// The slots.
@@ -286,10 +288,16 @@ impl SlotWindows {
             Some(slot) if slot.is_settled() => {
                 *slot = pinned(slot.raw_current());
                 self.pass = None;
+                self.reopened = true;
                 true
             }
             _ => false,
         }
+    }
+
+    /// Whether [`Self::pin`] has changed slots since this was asked last.
+    pub fn has_reopened(&mut self) -> bool {
+        std::mem::take(&mut self.reopened)
     }
 
     fn moving(&self) -> impl Iterator<Item = (usize, u32)> + '_ {

@@ -40,13 +40,23 @@ impl ProbeError {
         Self::Answer(reason)
     }
 
-    /// Whether this node lacked the means to probe, so that nothing is known of the real server: blaming it would
-    /// take every real server down at once on the first shortage here.
+    /// Whether this node lacked the means to probe, or a route, so that nothing is known of the real server: blaming it
+    /// would take every real server down at once on the first shortage here, and those behind the switches at every
+    /// start, until the routes are learned.
     pub(super) fn is_local(&self) -> bool {
         let Self::Io(error) = self else { return false };
         error.raw_os_error().is_some_and(|code| {
-            [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EAGAIN, libc::EADDRNOTAVAIL]
-                .contains(&code)
+            [
+                libc::EMFILE,
+                libc::ENFILE,
+                libc::ENOBUFS,
+                libc::ENOMEM,
+                libc::EAGAIN,
+                libc::EADDRNOTAVAIL,
+                libc::ENETUNREACH,
+                libc::ENETDOWN,
+            ]
+            .contains(&code)
         })
     }
 }
@@ -78,6 +88,7 @@ mod tests {
     #[test]
     fn a_shortage_here_is_not_the_real_servers_fault() {
         assert!(ProbeError::from(io::Error::from_raw_os_error(libc::EMFILE)).is_local());
+        assert!(ProbeError::from(io::Error::from_raw_os_error(libc::ENETUNREACH)).is_local());
         assert!(!ProbeError::from(io::Error::from_raw_os_error(libc::EHOSTUNREACH)).is_local());
         assert!(!ProbeError::answer("status 503").is_local());
     }

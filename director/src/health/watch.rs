@@ -56,7 +56,7 @@ pub enum Outcome {
     Passed,
     /// It did not.
     Failed,
-    /// Nothing: this node lacked the means to probe (sockets, ports, memory). Such a probe is not counted.
+    /// Nothing: this node lacked the means to probe (sockets, ports, memory) or a route. Such a probe is not counted.
     Unable,
 }
 

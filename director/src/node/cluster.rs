@@ -133,12 +133,19 @@ pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
 pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
     let ospf = config.ospf.as_ref()?;
     let interface = |interface: &config::OspfInterface| routing::InterfaceConfig {
-        area: ospf.area,
+        area: interface.area,
+        area_kind: interface.area_kind,
         cost: interface.cost,
         hello_interval: ospf.hello_interval,
         dead_interval: ospf.dead_interval,
         priority: interface.priority,
         passive: interface.passive,
+        bfd: interface.bfd.map(|bfd| routing::BfdConfig {
+            interval: std::time::Duration::from_millis(bfd.interval_ms.into()),
+            multiplier: bfd.multiplier,
+        }),
+        authentication: interface.authentication.clone(),
+        ttl_security: interface.ttl_security,
         ..routing::InterfaceConfig::new(
             &interface.name,
             if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },
@@ -147,6 +154,8 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
     let mut routing =
         routing::Config::new(config.node.router_id, ospf.interfaces.iter().map(interface).collect());
     routing.ipv6 = ospf.ipv6;
+    routing.external = ospf.external;
+    routing.aggregates.clone_from(&ospf.aggregates);
     if let Some(import) = &ospf.import {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for prefix in import {

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use director_proto::health::{Health, RealId};
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::IpNet;
+use routing::AnnounceAs;
 use syncd::HealthView;
 
-use crate::config::{Config, Real, Service};
+use crate::config::{Config, Ospf, Real, Service};
 use crate::slots::{self, Member};
 
 /// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
@@ -124,6 +125,8 @@ fn changes_of_reals(name: &str, old: &ServiceTable, new: &ServiceTable) -> Vec<S
 pub(super) struct Announcement {
     /// OSPF metric.
     pub(super) metric: u16,
+    /// As what OSPF announces it.
+    pub(super) announce: AnnounceAs,
     /// Service the prefix is the VIP of; empty for the node's own.
     pub(super) service: String,
 }
@@ -145,7 +148,8 @@ pub(super) fn quorate(
 }
 
 /// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with its
-/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric.
+/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric, and is a
+/// stub link if it is for one of them.
 pub(super) fn announcements(
     config: &Config,
     tables: Option<&TableSet>,
@@ -155,7 +159,8 @@ pub(super) fn announcements(
 ) -> BTreeMap<IpNet, Announcement> {
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
-        announcements.insert(*prefix, Announcement { metric: 0, service: String::new() });
+        announcements
+            .insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, service: String::new() });
     }
     if !serving {
         return announcements;
@@ -168,8 +173,15 @@ pub(super) fn announcements(
         for prefix in service.prefixes() {
             announcements
                 .entry(prefix)
-                .and_modify(|present: &mut Announcement| present.metric = present.metric.min(service.metric))
-                .or_insert_with(|| Announcement { metric: service.metric, service: name.clone() });
+                .and_modify(|present: &mut Announcement| {
+                    present.metric = present.metric.min(service.metric);
+                    present.announce = present.announce.min(service.announce);
+                })
+                .or_insert_with(|| Announcement {
+                    metric: service.metric,
+                    announce: service.announce,
+                    service: name.clone(),
+                });
         }
     }
     announcements
@@ -199,7 +211,7 @@ pub(super) fn share_moved(before: &TableSet, after: &TableSet) -> f64 {
 pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
     for (section, same) in [
         ("[node]", old.node == new.node),
-        ("[ospf]", old.ospf == new.ospf),
+        ("[ospf]", without_keys(old) == without_keys(new)),
         ("[cluster]", old.cluster == new.cluster),
         ("[metrics]", old.metrics == new.metrics),
     ] {
@@ -209,7 +221,7 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
             ));
         }
     }
-    let mut changes = Vec::new();
+    let mut changes = rekeyed(old, new);
     for (name, service) in &new.services {
         match old.services.get(name) {
             None => changes.push(format!("service {name:?} added")),
@@ -221,6 +233,24 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
         changes.push(format!("service {name:?} removed"));
     }
     Ok(changes)
+}
+
+/// `[ospf]` but for the keys, which change in a running process.
+fn without_keys(config: &Config) -> Option<Ospf> {
+    let mut ospf = config.ospf.clone()?;
+    for interface in &mut ospf.interfaces {
+        interface.authentication = routing::Authentication::None;
+    }
+    Some(ospf)
+}
+
+/// Interfaces that authenticate differently; the lists are alike in all else.
+fn rekeyed(old: &Config, new: &Config) -> Vec<String> {
+    let interfaces =
+        |config: &Config| config.ospf.iter().flat_map(|ospf| &ospf.interfaces).cloned().collect::<Vec<_>>();
+    let pairs = interfaces(old).into_iter().zip(interfaces(new));
+    let changed = pairs.filter(|(old, new)| old.authentication != new.authentication);
+    changed.map(|(_, new)| format!("[ospf] interface {:?}: authentication changed", new.name)).collect()
 }
 
 fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> {
@@ -258,9 +288,9 @@ fn drained(real: &Real) -> &'static str {
 
 /// Everything of a service but its real servers, by name, as text. The pattern is exhaustive on purpose: a new
 /// setting must get its line.
-fn settings(service: &Service) -> [(&'static str, String); 10] {
+fn settings(service: &Service) -> [(&'static str, String); 11] {
     let Service { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = service;
-    let Service { metric, health, quorum, reals: _, .. } = service;
+    let Service { metric, announce, health, quorum, reals: _, .. } = service;
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     [
         ("addresses", addresses.join(", ")),
@@ -271,6 +301,7 @@ fn settings(service: &Service) -> [(&'static str, String); 10] {
         ("timeouts", timeouts.to_string()),
         ("datagrams", datagrams.to_string()),
         ("metric", metric.to_string()),
+        ("announce", if *announce == AnnounceAs::External { "external" } else { "stub" }.to_owned()),
         ("health check", health.as_ref().map_or("none".to_owned(), ToString::to_string)),
         ("quorum", format!("{}, hysteresis {}", quorum.needed, quorum.hysteresis)),
     ]
@@ -388,6 +419,22 @@ address = "10.0.2.12"
         assert!(
             lines(&TEXT.replace("[\"eth1\"]", "[\"eth2\"]")).expect_err("interfaces").starts_with("[node]")
         );
+    }
+
+    #[test]
+    fn a_reload_follows_keys_but_nothing_else_of_ospf() {
+        let keyed = |secret: &str| {
+            let keys = format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]");
+            TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{keys}"))
+        };
+        let old = config(&keyed("yesterday"));
+        let changed = "[ospf] interface \"eth1\": authentication changed".to_owned();
+        assert_eq!(differences(&old, &config(&keyed("yesterday"))), Ok(vec![]));
+        assert_eq!(differences(&old, &config(&keyed("tomorrow"))), Ok(vec![changed.clone()]));
+        assert_eq!(differences(&old, &config(TEXT)), Ok(vec![changed]));
+        let secure =
+            keyed("yesterday").replace("[[ospf.interface]]", "[[ospf.interface]]\nttl_security = true");
+        assert!(differences(&old, &config(&secure)).expect_err("a restart").starts_with("[ospf]"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use director_proto::control as wire;
 use director_proto::health::RealId;
 use director_proto::tables::{ServiceTable, TableReal};
-use routing::speaker::NeighborStatus;
+use routing::speaker::{BfdStatus, NeighborStatus};
 
 use super::{Node, PATIENCE};
 use crate::config::{Service, VirtualAddress, family};
@@ -80,6 +80,9 @@ impl Node {
         match self.standing {
             syncd::Standing::Current if !self.attached => {
                 ("waiting", "programs are not attached yet".to_owned())
+            }
+            syncd::Standing::Current if !self.exchange.is_whole() => {
+                ("waiting", "the other directors' connections are not known yet".to_owned())
             }
             syncd::Standing::Current => match routing {
                 Some(routing)
@@ -236,6 +239,7 @@ impl Node {
                 dead_in_ms: neighbor.dead_in_ms,
                 in_state_ms: neighbor.in_state_ms,
                 reason: neighbor.reason.clone().unwrap_or_default(),
+                bfd: neighbor.bfd.as_ref().map(bfd),
             })
             .collect();
         wire::Neighbors { neighbors }
@@ -271,8 +275,33 @@ impl Node {
                     bytes_out: peer.bytes_out,
                     unacknowledged: peer.unacked,
                     phase: show(peer.phase.map(|phase| phase.to_string())),
+                    bytes_in_per_second: peer.bytes_in_per_second,
+                    bytes_out_per_second: peer.bytes_out_per_second,
+                    pin_lag_records: peer.pins.lag_records,
+                    pin_lag_ms: peer.pins.lag_ms,
+                    pin_records_out: peer.pins.records_out,
+                    pin_records_in: peer.pins.records_in,
+                    pin_snapshots_out: peer.pins.snapshots_out,
+                    pins_whole: peer.pins.whole,
+                    pin_batches_refused: peer.pins.refused,
+                    pin_silenced: peer.pins.silenced,
                 })
                 .collect(),
+            pins: Some(self.pin_totals()),
+        }
+    }
+
+    fn pin_totals(&self) -> wire::PinTotals {
+        let totals = self.exchange.totals();
+        wire::PinTotals {
+            replicas: self.dataplane.replicas() as u64,
+            added: totals.added as u64,
+            removed: totals.removed as u64,
+            redundant: totals.redundant as u64,
+            unknown_services: totals.strangers.into(),
+            unknown_servers: totals.unknown_servers.into(),
+            refused: totals.refused as u64,
+            conflicts: totals.conflicts as u64,
         }
     }
 
@@ -324,6 +353,17 @@ fn role(status: &routing::Status, neighbor: &NeighborStatus) -> &'static str {
         Some(interface) if interface.dr == neighbor.identity => "DR",
         Some(interface) if interface.bdr == neighbor.identity => "BDR",
         _ => "other",
+    }
+}
+
+fn bfd(status: &BfdStatus) -> wire::Bfd {
+    wire::Bfd {
+        state: status.state.to_string(),
+        remote_state: status.remote_state.to_string(),
+        in_state_ms: status.in_state_ms,
+        detection_ms: status.detection_ms,
+        downs: status.downs,
+        error: status.error.clone().unwrap_or_default(),
     }
 }
 

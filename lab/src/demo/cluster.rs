@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::edit::{self, Change};
+use super::table::Convergence;
 use super::{DIRECTORS, SERVICES, SWITCHES};
 use crate::deploy::Lab;
 use crate::routes::{NextHops, RouteWatch};
@@ -75,14 +76,16 @@ impl<'a> Cluster<'a> {
         SWITCHES.iter().zip(&self.watches).map(one).collect::<Vec<_>>().join("; ")
     }
 
-    /// Milliseconds from `begin` until the later switch made its last change.
-    pub(super) fn last_change(&self, begin: Instant) -> Option<u64> {
-        let last = self
-            .watches
-            .iter()
-            .filter_map(|watch| watch.changes_since(begin).last().map(|(at, _)| *at))
-            .max()?;
-        Some(millis(last.duration_since(begin)))
+    /// When each switch changed its next hops after `begin`; a switch that did not is not there.
+    pub(super) fn changes(&self, begin: Instant) -> BTreeMap<String, Convergence> {
+        let of = |watch: &RouteWatch| {
+            let changes = watch.changes_since(begin);
+            let after = |at: &Instant| millis(at.duration_since(begin));
+            let ((first, _), (last, _)) = changes.first().zip(changes.last())?;
+            Some(Convergence { first_ms: after(first), last_ms: after(last) })
+        };
+        let both = SWITCHES.iter().zip(&self.watches);
+        both.filter_map(|(switch, watch)| Some(((*switch).to_owned(), of(watch)?))).collect()
     }
 
     /// Whether these directors' daemons answer.

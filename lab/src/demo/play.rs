@@ -284,7 +284,7 @@ impl<'a> Demo<'a> {
             step: name.to_owned(),
             reals: reals.collect(),
             services,
-            switches_ms: self.cluster.last_change(seen.begin),
+            switches: self.cluster.changes(seen.begin),
             complaint: seen.complaint.or(blind),
         };
         say(&result.line());

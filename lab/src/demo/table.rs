@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::SWITCHES;
 use crate::load::{RealBook, Sample};
 
 /// What one step came to for one service.
@@ -30,6 +31,15 @@ pub struct ServiceResult {
     pub longest_stall_ms: u64,
 }
 
+/// When the next hops in a switch's kernel changed in the course of a step, in milliseconds from its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Convergence {
+    /// The first change: who is lost is out, or who came is in.
+    pub first_ms: u64,
+    /// The last one: from then on the next hops are what they shall be.
+    pub last_ms: u64,
+}
+
 /// What one step came to.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepResult {
@@ -39,8 +49,8 @@ pub struct StepResult {
     pub services: Vec<ServiceResult>,
     /// By real server: downloads held at the end of the step, connections opened during it.
     pub reals: BTreeMap<String, RealBook>,
-    /// Time until both switches had their final next hops, milliseconds; none if they never changed.
-    pub switches_ms: Option<u64>,
+    /// By switch: when its kernel's next hops changed; without the switches where they did not.
+    pub switches: BTreeMap<String, Convergence>,
     /// What went wrong besides, if anything.
     pub complaint: Option<String>,
 }
@@ -117,9 +127,9 @@ impl Outcome {
 
     /// The steps, all services together.
     fn steps_table(&self) -> String {
-        let header = ["step", "alive", "changed director", "reset", "lost", "wrong", "stall", "switches"];
+        let header = ["step", "alive", "changed director", "reset", "lost", "wrong", "stall"];
         let rows = self.steps.iter().map(|step| {
-            vec![
+            let mut row = vec![
                 step.step.clone(),
                 step.sum(|s| s.alive).to_string(),
                 format!("{} of {}", step.sum(|s| s.changed), step.sum(|s| s.seen)),
@@ -127,10 +137,12 @@ impl Outcome {
                 step.sum(|s| s.lost).to_string(),
                 step.sum(|s| s.wrong_bytes).to_string(),
                 seconds(step.longest_stall_ms()),
-                step.switches_ms.map_or_else(|| "unchanged".to_owned(), seconds),
-            ]
+            ];
+            row.extend(SWITCHES.map(|switch| convergence(step.switches.get(switch))));
+            row
         });
-        render(&header.map(str::to_owned), &rows.collect::<Vec<_>>())
+        let header: Vec<_> = header.into_iter().chain(SWITCHES).map(str::to_owned).collect();
+        render(&header, &rows.collect::<Vec<_>>())
     }
 
     /// Who serves: downloads at the end of each step, and connections opened in its course.
@@ -189,13 +201,25 @@ fn render(header: &[String], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// A switch that changed once has one figure, another one the first and the last.
+fn convergence(changes: Option<&Convergence>) -> String {
+    match changes {
+        None => "unchanged".to_owned(),
+        Some(Convergence { first_ms, last_ms }) if first_ms == last_ms => seconds(*last_ms),
+        Some(Convergence { first_ms, last_ms }) => {
+            let first = seconds(*first_ms);
+            format!("{} to {}", first.trim_end_matches(" s"), seconds(*last_ms))
+        }
+    }
+}
+
 fn seconds(milliseconds: u64) -> String {
     format!("{}.{:02} s", milliseconds / 1000, milliseconds % 1000 / 10)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, ServiceResult, StepResult};
+    use super::{Convergence, Outcome, ServiceResult, StepResult};
     use crate::load::{Book, RealBook, Sample};
 
     fn step(web6: ServiceResult) -> StepResult {
@@ -205,7 +229,7 @@ mod tests {
             step: "director1 lost".to_owned(),
             services: vec![web, ServiceResult { service: "web6".to_owned(), alive: 667, ..web6 }],
             reals: [("real1".to_owned(), RealBook { held: 7, opened: 9 })].into(),
-            switches_ms: None,
+            switches: [("switch1".to_owned(), Convergence { first_ms: 160, last_ms: 2400 })].into(),
             complaint: None,
         }
     }
@@ -220,7 +244,7 @@ mod tests {
     fn anything_a_client_of_any_service_notices_fails_the_demo() {
         let good = outcome(step(ServiceResult::default()));
         assert!(good.passed());
-        for part in ["PASSED: 0 resets", "2000 |      667 of 1333", "7 + 9", "unchanged"] {
+        for part in ["PASSED: 0 resets", "2000 |      667 of 1333", "7 + 9", "0.16 to 2.40 s", "unchanged"] {
             assert!(good.table().contains(part), "{part}:\n{}", good.table());
         }
         let none = ServiceResult::default;

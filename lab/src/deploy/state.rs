@@ -24,7 +24,8 @@ const LOCK_LIMIT: Duration = Duration::from_secs(3);
 /// Held while a lab is put up or taken down. An abstract socket: it needs no file and dies with its last holder.
 ///
 /// Holders are the runner, its forks until they have entered a node and call exec, and the helpers it starts on the
-/// host ([`Lock::share`]). So after `kill -9` of a runner, whoever gets the lock knows that nothing is still being made.
+/// host ([`Lock::share`]). So after `kill -9` of a runner, whoever gets the lock knows that nothing is still being
+/// made.
 #[derive(Debug)]
 pub(super) struct Lock {
     socket: UnixListener,

@@ -1,7 +1,8 @@
 //! A load in a process of its own, steered by lines: the process runs inside a client node, its master outside.
 //!
 //! Commands, one a line: `sample`, `mark`, `connections`, `retire SERVER MILLISECONDS`, `stop`. Each is answered by one
-//! line of JSON: a [`Sample`] (for `mark` the one that ends the interval), a list of [`Connection`]s, how many downloads
+//! line of JSON: a [`Sample`] (for `mark` the one that ends the interval), a list of [`Connection`]s, how many
+//! downloads
 //! were retired, a [`Report`].
 
 use std::io::{BufRead as _, BufReader, Write as _};

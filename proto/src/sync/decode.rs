@@ -13,6 +13,7 @@ use super::{
     Prepare, Report, Request,
 };
 use crate::health::{Health, MAX_OBSERVED, Observations, RealId};
+use crate::pins::PinMessage;
 use crate::tables::{
     Delta, Digest, Epoch, MAX_NAME, MAX_REALS, MAX_SERVICES, SLOTS, ServicePatch, ServiceTable, TableError,
     TableReal, TableSet, Version, is_table_size,
@@ -56,6 +57,9 @@ impl TryFrom<wire::Frame> for Frame {
                 Self::Message(Message::Observations(Arc::new(observations.try_into()?)))
             }
             Body::ObservationsSince(edition) => Self::Message(Message::ObservationsSince(edition)),
+            Body::PinSubscription(subscription) => Self::Pins(subscription.into()),
+            Body::PinBatch(batch) => Self::Pins(PinMessage::Batch(Box::new(batch.try_into()?))),
+            Body::PinAcknowledgement(acknowledgement) => Self::Pins(acknowledgement.into()),
         })
     }
 }
@@ -249,14 +253,14 @@ fn real(real: wire::Real) -> Result<TableReal, FrameError> {
     Ok(TableReal { address, port, weight: real.weight, dead: real.dead })
 }
 
-fn address(address: &[u8]) -> Result<IpAddr, FrameError> {
+pub(crate) fn address(address: &[u8]) -> Result<IpAddr, FrameError> {
     match address.len() {
         4 => Ok(array::<4>("address", address)?.into()),
         _ => Ok(array::<16>("address", address)?.into()),
     }
 }
 
-fn port(port: u32) -> Result<u16, FrameError> {
+pub(crate) fn port(port: u32) -> Result<u16, FrameError> {
     u16::try_from(port).map_err(|_| FrameError::Range { field: "port", value: port.into() })
 }
 
@@ -268,7 +272,7 @@ fn epoch(number: u64, leader: u32) -> Result<Epoch, FrameError> {
     }
 }
 
-fn name(name: String) -> Result<String, FrameError> {
+pub(crate) fn name(name: String) -> Result<String, FrameError> {
     match name.len() {
         1..=MAX_NAME => Ok(name),
         length => Err(FrameError::Length { field: "name", length }),

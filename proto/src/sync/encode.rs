@@ -48,6 +48,7 @@ impl From<&Frame> for wire::Frame {
                 Body::Observations((&**observations).into())
             }
             Frame::Message(Message::ObservationsSince(edition)) => Body::ObservationsSince(*edition),
+            Frame::Pins(message) => message.into(),
         };
         Self { body: Some(body) }
     }
@@ -199,7 +200,7 @@ fn real(real: &TableReal) -> wire::Real {
     }
 }
 
-fn address(address: IpAddr) -> Bytes {
+pub(crate) fn address(address: IpAddr) -> Bytes {
     match address {
         IpAddr::V4(address) => Bytes::copy_from_slice(&address.octets()),
         IpAddr::V6(address) => Bytes::copy_from_slice(&address.octets()),

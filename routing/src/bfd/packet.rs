@@ -18,7 +18,7 @@
 use std::fmt;
 use std::num::{NonZeroU8, NonZeroU32};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::discard::Discard;
 
@@ -56,7 +56,7 @@ mod flag {
 }
 
 /// The state of a session, two bits on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Held down by the operator: says nothing about the path.

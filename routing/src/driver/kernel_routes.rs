@@ -31,7 +31,7 @@ pub(super) type Hops = BTreeSet<(u32, IpAddr)>;
 pub(super) struct Wanted {
     pub(super) routes: BTreeMap<IpNet, Hops>,
     /// Whether routes of an earlier run that are not wanted go away. Before the databases are complete
-    /// nobody can tell.
+    /// nobody can tell; those of this run go as soon as they are not wanted any more.
     pub(super) complete: bool,
 }
 
@@ -44,6 +44,15 @@ pub(super) struct Place {
     pub(super) metric: u32,
 }
 
+/// What earlier comparisons leave for later ones.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What was complained about.
+    refused: BTreeSet<IpNet>,
+    /// What this run wanted, and so may remove before [`Wanted::complete`].
+    own: BTreeSet<IpNet>,
+}
+
 /// Keeps the kernel in line with `wanted` until told to end, by `Some` of whether to remove all routes.
 pub(super) async fn run(
     place: Place,
@@ -51,10 +60,10 @@ pub(super) async fn run(
     mut wanted: watch::Receiver<Wanted>,
     mut end: oneshot::Receiver<bool>,
 ) {
-    let mut refused = BTreeSet::new();
+    let mut memory = Memory::default();
     loop {
         let target = wanted.borrow_and_update().clone();
-        if let Err(error) = reconcile(place, &handle, &target, &mut refused).await {
+        if let Err(error) = reconcile(place, &handle, &target, &mut memory).await {
             tracing::warn!(%error, "cannot list kernel routes; trying again");
         }
         let verify = Instant::now() + VERIFY;
@@ -63,7 +72,7 @@ pub(super) async fn run(
             remove = &mut end => {
                 if remove.unwrap_or(false) {
                     let nothing = Wanted { complete: true, ..Wanted::default() };
-                    if let Err(error) = reconcile(place, &handle, &nothing, &mut refused).await {
+                    if let Err(error) = reconcile(place, &handle, &nothing, &mut memory).await {
                         tracing::error!(%error, "learned routes stay in the kernel");
                     }
                 }
@@ -79,13 +88,15 @@ pub(super) async fn run(
     }
 }
 
-/// One comparison of wish and reality. `refused` remembers what was complained about.
+/// One comparison of wish and reality.
 async fn reconcile(
     place: Place,
     handle: &Handle,
     wanted: &Wanted,
-    refused: &mut BTreeSet<IpNet>,
+    memory: &mut Memory,
 ) -> Result<(), rtnetlink::Error> {
+    let Memory { refused, own } = memory;
+    own.extend(wanted.routes.keys());
     let (ours, foreign) = dump(place, handle).await?;
     for (prefix, hops) in &wanted.routes {
         if foreign.contains(prefix) {
@@ -107,13 +118,16 @@ async fn reconcile(
         }
     }
     for (prefix, hops) in ours.iter().filter(|(prefix, _)| !wanted.routes.contains_key(prefix)) {
-        if !wanted.complete {
+        if !(wanted.complete || own.contains(prefix)) {
             continue;
         }
         let Some(route) = message(place, *prefix, hops) else { continue };
         if let Err(error) = handle.route().del(route).execute().await {
             tracing::debug!(%prefix, %error, "route was gone already");
         }
+    }
+    if wanted.complete {
+        own.clear(); // nothing is spared any more
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::{io, marker::PhantomData, sync::Arc};
 use socket2::SockRef;
 use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::JoinHandle};
 
-use super::transport::{Received, Transport, raw_socket};
-use crate::speaker::{Input, InterfaceId};
+use super::transport::{Device, Received, SECURE_HOPS, Transport, raw_socket};
+use crate::speaker::{Input, InterfaceId, Refusal};
 
 /// Bytes of the largest IP datagram.
 const DATAGRAM: usize = 65_535;
@@ -28,15 +28,16 @@ impl<V: Transport> Port<V> {
     /// Those of the socket calls: no permission, or the device or the address is gone.
     pub(super) fn open(
         interface: InterfaceId,
-        index: u32,
+        device: Device,
         attached: &V::Attached,
         packets: mpsc::Sender<Input<V>>,
     ) -> io::Result<Self> {
         let socket = raw_socket::<V>()?;
-        V::set_up(&socket, index, attached)?;
+        let Device { index, ttl_security } = device;
+        V::set_up(&socket, device, attached)?;
         V::membership(&SockRef::from(&socket), index, V::ALL_SPF_ROUTERS, true)?;
         let socket = Arc::new(UdpSocket::from_std(socket.into())?);
-        let reader = tokio::spawn(read(Arc::clone(&socket), interface, packets));
+        let reader = tokio::spawn(read(Arc::clone(&socket), interface, ttl_security, packets));
         Ok(Self { socket, index, reader, version: PhantomData })
     }
 
@@ -58,14 +59,25 @@ impl<V> Drop for Port<V> {
     }
 }
 
-async fn read<V: Transport>(socket: Arc<UdpSocket>, interface: InterfaceId, packets: mpsc::Sender<Input<V>>) {
+async fn read<V: Transport>(
+    socket: Arc<UdpSocket>,
+    interface: InterfaceId,
+    ttl_security: bool,
+    packets: mpsc::Sender<Input<V>>,
+) {
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let received = socket.async_io(Interest::READABLE, || V::receive(&socket, &mut buffer)).await;
         // Errors are those of the link (ENETDOWN): each comes once, and a link event follows.
-        let Ok(Some(Received { source, destination, payload })) = received else { continue };
-        let payload = buffer[payload].to_vec();
-        if packets.send(Input::Packet { interface, source, destination, payload }).await.is_err() {
+        let Ok(Some(Received { source, destination, hops, payload })) = received else { continue };
+        let input = if ttl_security && hops != SECURE_HOPS {
+            let detail =
+                format!("TTL {hops} instead of 255: from beyond the link, or sent without TTL security");
+            Input::Refused { interface, source, reason: Refusal::Ttl, detail }
+        } else {
+            Input::Packet { interface, source, destination, payload: buffer[payload].to_vec() }
+        };
+        if packets.send(input).await.is_err() {
             return;
         }
     }

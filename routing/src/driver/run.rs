@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -15,17 +15,25 @@ use super::{
     Command, INPUT_QUEUE, StartError,
     kernel_routes::{self, Place, Wanted},
     links,
+    liveness::{Liveness, PathDown},
     port::Port,
-    transport::{Transport, raw_socket},
+    transport::{Device, Transport, raw_socket},
 };
 use crate::{
     Time,
+    auth::Authentication,
     config::Config,
     speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, Stop},
 };
 
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
 const ADOPTION: Duration = Duration::from_secs(15);
+/// The speaker's time of day is at most this old.
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
+/// Metric that the kernel gives to IPv6 routes of its own interfaces (`IP6_RT_PRIO_ADDRCONF`); to IPv4 ones, 0. A
+/// learned
+/// route must not come before them: the way to a neighbour on the link is the link.
+const CONNECTED_V6: u32 = 256;
 
 /// Starts one version's speaker; its commands, and the task that ends when it has stopped.
 ///
@@ -35,6 +43,7 @@ pub(super) fn start<V: Transport>(
     config: &Config,
     seed: u32,
     events: broadcast::Sender<Event>,
+    liveness: Option<Liveness>,
 ) -> Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>), StartError> {
     let speaker = Machine::<V>::new(config.clone(), seed)?;
     raw_socket::<V>().map_err(StartError::RawSocket)?;
@@ -47,32 +56,45 @@ pub(super) fn start<V: Transport>(
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (wanted, watched) = watch::channel(Wanted::default());
     let (end_routes, end) = oneshot::channel();
-    let (table, protocol, metric) = (config.table, config.protocol, config.kernel_metric);
+    let (table, protocol) = (config.table, config.protocol);
+    let metric = config.kernel_metric.saturating_add(if V::IS_V6 { CONNECTED_V6 } else { 0 });
     let place = Place { family: V::FAMILY, table, protocol, metric };
     let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, end));
+    let (paths_in, paths) = mpsc::unbounded_channel();
+    if let Some(liveness) = &liveness {
+        liveness.join(V::IS_V6, paths_in);
+    }
     let driver = Driver {
         speaker,
         started: Instant::now(),
+        time_of_day_at: None,
+        interfaces: config.interfaces.iter().map(|i| (i.name.clone(), i.ttl_security)).collect(),
         links: vec![Link::default(); config.interfaces.len()],
         ports: BTreeMap::new(),
         inputs_in,
         events,
+        liveness,
         wanted,
         learned: Vec::new(),
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
         stopped: false,
     };
-    Ok((commands_in, tokio::spawn(driver.run(commands, inputs, end_routes, routes))))
+    Ok((commands_in, tokio::spawn(driver.run(commands, paths, inputs, end_routes, routes))))
 }
 
 struct Driver<V: Transport> {
     speaker: Machine<V>,
     started: Instant,
+    /// When the speaker was last told the time of day.
+    time_of_day_at: Option<Instant>,
+    /// Name and TTL security of each interface.
+    interfaces: Vec<(String, bool)>,
     links: Vec<Link<V>>,
     ports: BTreeMap<InterfaceId, Port<V>>,
     inputs_in: mpsc::Sender<Input<V>>,
     events: broadcast::Sender<Event>,
+    liveness: Option<Liveness>,
     wanted: watch::Sender<Wanted>,
     learned: Vec<Route>,
     /// When routes of an earlier run go that were not learned again.
@@ -86,6 +108,7 @@ impl<V: Transport> Driver<V> {
     async fn run(
         mut self,
         mut commands: mpsc::UnboundedReceiver<Command>,
+        mut paths: mpsc::UnboundedReceiver<PathDown>,
         mut inputs: mpsc::Receiver<Input<V>>,
         end_routes: oneshot::Sender<bool>,
         routes: JoinHandle<()>,
@@ -100,6 +123,7 @@ impl<V: Transport> Driver<V> {
                     Some(Command::Enable) => self.handle(Input::Enable),
                     Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
                     Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
+                    Some(Command::Authenticate(name, authentication)) => self.authenticate(&name, authentication),
                     Some(Command::Status(answer)) => {
                         self.handle(Input::Timer); // so that ages are of now
                         let _ = answer.send(self.speaker.status()); // nobody waits any more
@@ -114,6 +138,10 @@ impl<V: Transport> Driver<V> {
                         self.handle(Input::Stop(Stop::Flush));
                     }
                 },
+                // Before the packets that wait: those of a neighbour whose path is gone are no news.
+                Some(PathDown { interface, peer }) = paths.recv() => {
+                    self.handle(Input::PathDown { interface, peer });
+                }
                 () = sleep_until(self.deadline()) => self.handle(Input::Timer),
                 () = sleep_until(self.purge_at) => self.purge(),
                 Some(input) = inputs.recv() => self.handle(input),
@@ -144,9 +172,25 @@ impl<V: Transport> Driver<V> {
             }
             _ => {}
         }
+        self.tell_time_of_day();
         self.speaker.handle(self.now(), input);
         while let Some(output) = self.speaker.poll_output() {
             self.perform(output);
+        }
+    }
+
+    /// The clock may have been set since the last time.
+    fn tell_time_of_day(&mut self) {
+        if self.time_of_day_at.is_none_or(|at| at.elapsed() >= CLOCK_CHECK) {
+            self.time_of_day_at = Some(Instant::now());
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.speaker.handle(self.now(), Input::TimeOfDay(now));
+        }
+    }
+
+    fn authenticate(&mut self, name: &str, authentication: Authentication) {
+        if let Some(at) = self.interfaces.iter().position(|(known, _)| known == name) {
+            self.handle(Input::Authenticate { interface: InterfaceId(at), authentication });
         }
     }
 
@@ -159,7 +203,11 @@ impl<V: Transport> Driver<V> {
         }
         self.ports.remove(&interface);
         if let Some(attached) = link.address.as_ref().filter(|_| link.is_usable()) {
-            match Port::open(interface, link.index, attached, self.inputs_in.clone()) {
+            let device = Device {
+                index: link.index,
+                ttl_security: self.interfaces.get(interface.0).is_some_and(|(_, security)| *security),
+            };
+            match Port::open(interface, device, attached, self.inputs_in.clone()) {
                 Ok(port) => drop(self.ports.insert(interface, port)),
                 Err(error) => tracing::error!(?link, %error, "cannot open the OSPF socket of an interface"),
             }
@@ -187,6 +235,11 @@ impl<V: Transport> Driver<V> {
             Output::Routes(routes) => {
                 self.learned = routes;
                 self.publish_routes();
+            }
+            Output::Watch(neighbors) => {
+                if let Some(liveness) = &self.liveness {
+                    liveness.watch(V::IS_V6, neighbors);
+                }
             }
             Output::Event(event) => {
                 log(V::NUMBER, &event);
@@ -218,7 +271,7 @@ impl<V: Transport> Driver<V> {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
+pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
@@ -235,6 +288,20 @@ fn log(version: u8, event: &Event) {
         }
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");
+        }
+        Event::SendingKey { interface, key, algorithm, expired: false } => {
+            tracing::info!(version, interface, key, algorithm, "OSPF sends with this key");
+        }
+        Event::SendingKey { interface, key, algorithm, expired: true } => {
+            let remedy = "give the interface a key that is valid now";
+            tracing::warn!(
+                version,
+                interface,
+                key,
+                algorithm,
+                remedy,
+                "no OSPF key is valid; the last one goes on"
+            );
         }
         Event::Originated { lsa, sequence, flushed } => {
             tracing::debug!(version, lsa, sequence, flushed, "OSPF LSA originated");

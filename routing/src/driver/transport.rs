@@ -34,10 +34,30 @@ const TOS: u32 = 0xc0;
 /// Receive buffer asked for, in bytes: a neighbour may send its whole database at once.
 const RECEIVE_BUFFER: usize = 2 << 20;
 
-/// A packet that came in: IP source and destination, and where its payload is in the buffer.
+/// The TTL or hop limit that no router has touched (RFC 5082).
+pub(super) const SECURE_HOPS: u8 = 255;
+
+/// The device a socket is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Device {
+    /// Its index.
+    pub(super) index: u32,
+    /// Send with a TTL of 255.
+    pub(super) ttl_security: bool,
+}
+
+impl Device {
+    /// The TTL or hop limit to send with.
+    fn hops(self) -> u32 {
+        if self.ttl_security { SECURE_HOPS.into() } else { 1 }
+    }
+}
+
+/// A packet that came in: IP source and destination, TTL or hop limit, and where its payload is in the buffer.
 pub(super) struct Received<A> {
     pub(super) source: A,
     pub(super) destination: A,
+    pub(super) hops: u8,
     pub(super) payload: std::ops::Range<usize>,
 }
 
@@ -45,13 +65,15 @@ pub(super) struct Received<A> {
 pub(super) trait Transport: Protocol {
     /// The IP family of its sockets.
     const DOMAIN: Domain;
+    /// Whether its neighbours have IPv6 addresses.
+    const IS_V6: bool;
     /// The family of its addresses in rtnetlink.
     const FAMILY: AddressFamily;
     /// News about its addresses in rtnetlink.
     const ADDRESS_GROUP: MulticastGroup;
 
     /// Makes a raw socket that of one device.
-    fn set_up(socket: &Socket, index: u32, attached: &Self::Attached) -> io::Result<()>;
+    fn set_up(socket: &Socket, device: Device, attached: &Self::Attached) -> io::Result<()>;
 
     /// Joins or leaves a multicast group.
     fn membership(socket: &SockRef<'_>, index: u32, group: Self::Address, join: bool) -> io::Result<()>;
@@ -76,16 +98,17 @@ pub(super) fn raw_socket<V: Transport>() -> io::Result<Socket> {
 
 impl Transport for V2 {
     const DOMAIN: Domain = Domain::IPV4;
+    const IS_V6: bool = false;
     const FAMILY: AddressFamily = AddressFamily::Inet;
     const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv4Ifaddr;
 
-    fn set_up(socket: &Socket, index: u32, attached: &Ipv4Net) -> io::Result<()> {
-        socket.bind_device_by_index_v4(NonZeroU32::new(index))?;
+    fn set_up(socket: &Socket, device: Device, attached: &Ipv4Net) -> io::Result<()> {
+        socket.bind_device_by_index_v4(NonZeroU32::new(device.index))?;
         socket.set_multicast_all_v4(false)?;
         socket.set_multicast_loop_v4(false)?;
-        socket.set_multicast_ttl_v4(1)?;
+        socket.set_multicast_ttl_v4(device.hops())?;
         socket.set_multicast_if_v4(&attached.addr())?;
-        socket.set_ttl_v4(1)?;
+        socket.set_ttl_v4(device.hops())?;
         socket.set_tos_v4(TOS)
     }
 
@@ -125,22 +148,26 @@ fn behind_ip_header(bytes: &[u8]) -> Option<Received<Ipv4Addr>> {
     };
     let is_ospf = bytes[0] >> 4 == 4 && header >= 20 && i32::from(*bytes.get(9)?) == PROTOCOL;
     bytes.get(header..total).filter(|_| is_ospf)?;
-    Some(Received { source: address(12)?, destination: address(16)?, payload: header..total })
+    let (source, destination, hops) = (address(12)?, address(16)?, *bytes.get(8)?);
+    Some(Received { source, destination, hops, payload: header..total })
 }
 
 impl Transport for V3 {
     const DOMAIN: Domain = Domain::IPV6;
+    const IS_V6: bool = true;
     const FAMILY: AddressFamily = AddressFamily::Inet6;
     const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv6Ifaddr;
 
     /// Bound to the link-local address: it is the source of every packet, whatever others there are.
-    fn set_up(socket: &Socket, index: u32, attached: &Attached6) -> io::Result<()> {
+    fn set_up(socket: &Socket, device: Device, attached: &Attached6) -> io::Result<()> {
+        let Device { index, .. } = device;
         socket.bind_device_by_index_v6(NonZeroU32::new(index))?;
         socket.set_multicast_all_v6(false)?;
         socket.set_multicast_loop_v6(false)?;
-        socket.set_multicast_hops_v6(1)?;
+        socket.set_multicast_hops_v6(device.hops())?;
         socket.set_multicast_if_v6(index)?;
-        socket.set_unicast_hops_v6(1)?;
+        socket.set_unicast_hops_v6(device.hops())?;
+        socket.set_recv_hoplimit_v6(true)?;
         socket.set_tclass_v6(TOS)?;
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         socket.bind(&SocketAddrV6::new(attached.link_local, 0, 0, index).into())
@@ -156,22 +183,29 @@ impl Transport for V3 {
 
     /// IPv6 sockets hand out the payload; the destination comes beside it.
     fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received<Ipv6Addr>>> {
-        let mut space = cmsg_space!(libc::in6_pktinfo);
+        let mut space = cmsg_space!(libc::in6_pktinfo, libc::c_int);
         let mut parts = [io::IoSliceMut::new(buffer)];
         let flags = MsgFlags::empty();
         let message = recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-        let destination = message.cmsgs()?.find_map(|control| match control {
-            ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
-            _ => None,
-        });
+        let (mut destination, mut hops) = (None, 0);
+        for control in message.cmsgs()? {
+            match control {
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                }
+                ControlMessageOwned::Ipv6HopLimit(limit) => hops = u8::try_from(limit).unwrap_or(0),
+                _ => {}
+            }
+        }
         let source = message.address.map(|address| address.ip());
         let payload = 0..message.bytes;
-        Ok(source.zip(destination).map(|(source, destination)| Received { source, destination, payload }))
+        let received = |(source, destination)| Received { source, destination, hops, payload };
+        Ok(source.zip(destination).map(received))
     }
 
     /// None without a link-local address that is known to be unique (RFC 4862 section 5.4).
     fn attached<'a>(addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Attached6> {
-        let (mut link_local, mut prefixes) = (None, BTreeSet::new());
+        let (mut link_local, mut prefixes, mut others) = (None, BTreeSet::new(), BTreeSet::new());
         let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
         for message in addresses.filter(|message| !message.header.flags.intersects(unusable)) {
             let Some(IpAddr::V6(address)) = address(message) else { continue };
@@ -179,9 +213,10 @@ impl Transport for V3 {
                 link_local.get_or_insert(address);
             } else if let Ok(net) = Ipv6Net::new(address, message.header.prefix_len) {
                 prefixes.insert(net.trunc());
+                others.insert(net.addr());
             }
         }
-        Some(Attached6 { link_local: link_local?, prefixes })
+        Some(Attached6 { link_local: link_local?, prefixes, addresses: others })
     }
 }
 
@@ -210,9 +245,11 @@ mod tests {
         bytes[3] = 26;
         bytes[9] = 89;
         bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 224, 0, 0, 5]);
-        let Some(Received { source, destination, payload }) = behind_ip_header(&bytes) else {
+        bytes[8] = 255;
+        let Some(Received { source, destination, hops, payload }) = behind_ip_header(&bytes) else {
             panic!("not taken");
         };
+        assert_eq!(hops, 255);
         assert_eq!((source, destination, payload.len()), ([10, 0, 0, 1].into(), ALL_SPF_ROUTERS, 6));
         bytes[9] = 17;
         assert!(behind_ip_header(&bytes).is_none());

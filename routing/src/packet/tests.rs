@@ -153,6 +153,19 @@ proptest! {
     }
 
     #[test]
+    fn external_bodies_parse_to_themselves(
+        mask in address(), type_2 in any::<bool>(), metric in 0u32..1 << 24, forwarding in address(),
+        tag in any::<u32>()
+    ) {
+        let body = ExternalBody { mask, type_2, metric, forwarding, tag };
+        for kind in [EXTERNAL, NSSA] {
+            let key = LsaKey { kind, id: Ipv4Addr::LOCALHOST, router: Ipv4Addr::LOCALHOST };
+            let lsa = Lsa::build(key, 0, 1, &body.emit()).expect("short");
+            prop_assert_eq!(LsaBody::parse(&lsa), Ok(LsaBody::External(body)));
+        }
+    }
+
+    #[test]
     fn a_flipped_bit_is_noticed(body in body(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let packet = Packet { router: Ipv4Addr::LOCALHOST, area: Ipv4Addr::UNSPECIFIED, body };
         let mut bytes = packet.emit().to_vec();

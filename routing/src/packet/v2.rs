@@ -44,6 +44,8 @@ pub const SUMMARY_NETWORK: u8 = 3;
 pub const SUMMARY_ASBR: u8 = 4;
 /// LS type of an AS-external-LSA.
 pub const EXTERNAL: u8 = 5;
+/// LS type of an NSSA-LSA: an external destination, known in its NSSA (RFC 3101).
+pub const NSSA: u8 = 7;
 /// LS type of an opaque LSA of link scope (RFC 5250).
 pub const OPAQUE_LINK: u8 = 9;
 /// LS type of an opaque LSA of area scope (RFC 5250).
@@ -115,6 +117,23 @@ impl Packet {
     /// # Errors
     /// See [`ParseError`].
     pub fn parse(bytes: &Bytes) -> Result<Self, ParseError> {
+        Self::parse_with(bytes, |authentication| match authentication {
+            0 => Ok(true),
+            kind => Err(ParseError::Authentication { kind }),
+        })
+    }
+
+    /// Parses a packet whose authentication was verified. With a digest (type 2) there is no checksum
+    /// (section D.4.3).
+    pub(crate) fn parse_authentic(bytes: &Bytes) -> Result<Self, ParseError> {
+        Self::parse_with(bytes, |authentication| Ok(authentication != 2))
+    }
+
+    /// `has_checksum` judges the authentication type.
+    fn parse_with(
+        bytes: &Bytes,
+        has_checksum: impl Fn(u16) -> Result<bool, ParseError>,
+    ) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes, "header");
         let (version, kind, length) = (reader.u8()?, reader.u8()?, reader.u16()?);
         if version != VERSION {
@@ -128,10 +147,8 @@ impl Packet {
         if end < HEADER_LEN || end > bytes.len() {
             return Err(ParseError::Length { length, received: bytes.len() });
         }
-        if authentication != 0 {
-            return Err(ParseError::Authentication { kind: authentication });
-        }
-        if checksum::internet(&[&bytes[..16], &bytes[HEADER_LEN..end]]) != 0 {
+        let has_checksum = has_checksum(authentication)?;
+        if has_checksum && checksum::internet(&[&bytes[..16], &bytes[HEADER_LEN..end]]) != 0 {
             return Err(ParseError::Checksum);
         }
         let body = Body::parse(kind, bytes.slice(HEADER_LEN..end))?;

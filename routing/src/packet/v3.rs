@@ -13,9 +13,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use self::{
     kind::{
         EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
-        NETWORK, ROUTER,
+        NETWORK, NSSA, ROUTER,
     },
-    prefix::{PREFIX_LA, PREFIX_NU, Prefix},
+    prefix::{PREFIX_LA, PREFIX_NU, PREFIX_P, Prefix},
 };
 use super::{
     ParseError, checksum, lsa, message,
@@ -105,12 +105,20 @@ pub struct Packet {
 
 impl Packet {
     /// Parses a packet that came from `source` to `destination`, checking version, length and checksum in
-    /// this order. Bytes behind the header's length are ignored: LLS blocks (RFC 5613) and authentication
-    /// trailers (RFC 7166) sit there.
+    /// this order. Bytes behind the header's length are ignored: an LLS block (RFC 5613) sits there.
     ///
     /// # Errors
     /// See [`ParseError`].
     pub fn parse(bytes: &Bytes, source: Ipv6Addr, destination: Ipv6Addr) -> Result<Self, ParseError> {
+        Self::parse_with(bytes, |packet| checksum(packet, source, destination) == 0)
+    }
+
+    /// Parses a packet whose digest was verified; it has no checksum (RFC 7166 section 2.2).
+    pub(crate) fn parse_authentic(bytes: &Bytes) -> Result<Self, ParseError> {
+        Self::parse_with(bytes, |_| true)
+    }
+
+    fn parse_with(bytes: &Bytes, is_intact: impl Fn(&[u8]) -> bool) -> Result<Self, ParseError> {
         let mut reader = Reader::new(bytes, "header");
         let (version, kind, length) = (reader.u8()?, reader.u8()?, reader.u16()?);
         if version != VERSION {
@@ -124,7 +132,7 @@ impl Packet {
         if end < HEADER_LEN || end > bytes.len() {
             return Err(ParseError::Length { length, received: bytes.len() });
         }
-        if checksum(&bytes[..end], source, destination) != 0 {
+        if !is_intact(&bytes[..end]) {
             return Err(ParseError::Checksum);
         }
         let body = Body::parse(kind, bytes.slice(HEADER_LEN..end))?;

@@ -1,7 +1,7 @@
 //! LSAs grow old: reaching MaxAge they are flooded once more and forgotten when everybody knows (RFC 2328
 //! section 14).
 
-use super::{Machine, NeighborState, Protocol, Scope};
+use super::{LsaAction, Machine, NeighborState, Protocol, Scope, Trigger};
 use crate::packet::wire::LsaKey;
 
 impl<V: Protocol> Machine<V> {
@@ -11,9 +11,12 @@ impl<V: Protocol> Machine<V> {
         for scope in scopes {
             let now = self.now;
             while let Some(key) = self.database_mut(scope).pop_expired(now) {
-                self.spf.request(self.now);
                 let entry = self.database(scope).and_then(|db| db.get(&key));
                 let Some(header) = entry.map(|entry| entry.lsa.header) else { continue };
+                self.record_lsa(LsaAction::Expired, scope, &header, None, true);
+                if let Some(extent) = V::extent(key.kind, V::is_own(self, &key)) {
+                    self.request_spf(extent, Trigger::lsa(&key));
+                }
                 for id in self.interface_ids() {
                     if self.floods_over(id, scope) {
                         self.queue_flood(id, &header, None);

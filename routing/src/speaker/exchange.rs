@@ -7,7 +7,7 @@ use super::{
     neighbor::Exchange,
 };
 use crate::packet::{
-    DD_INIT, DD_MASTER, DD_MORE, LSA_HEADER_LEN, MAX_AGE,
+    DD_INIT, DD_MASTER, DD_MORE, LSA_HEADER_LEN, MAX_AGE, OPTION_NP,
     wire::{Body, Description, LsaHeader, LsaKey},
 };
 
@@ -100,10 +100,16 @@ impl<V: Protocol> Machine<V> {
     pub(super) fn handle_description(&mut self, id: InterfaceId, key: Ipv4Addr, dd: Description<V>) {
         let Some(interface) = self.interfaces.get(&id) else { return };
         let (ours, ignore) = (interface.link.mtu, interface.config.mtu_ignore);
+        // RFC 3101 gives the N bit a meaning in Hellos alone: who leaves it out of descriptions is right, too.
+        let lenient = V::capabilities(&interface.config) & u32::from(OPTION_NP) | dd.options.into();
+        let mismatch = Self::area_type_mismatch(&interface.config, lenient);
         let mtu = dd.mtu;
         let Some(neighbor) = self.neighbor_mut(id, key) else { return };
         let source = neighbor.address;
         neighbor.mtu = Some(mtu);
+        if let Some((reason, detail)) = mismatch {
+            return self.refuse(id, source, reason, || detail);
+        }
         if mtu > ours && !ignore {
             let detail = || format!("MTU: they say {mtu}, we say {ours}; make them equal or set mtu_ignore");
             return self.refuse(id, source, Refusal::Mtu, detail);
@@ -232,9 +238,13 @@ impl<V: Protocol> Machine<V> {
     /// Puts an LSA of a description on the request list if we lack it; false if it may not be there.
     fn note_header(&mut self, id: InterfaceId, key: Ipv4Addr, header: &LsaHeader<V>) -> bool {
         let Some(source) = self.neighbor(id, key).map(|neighbor| neighbor.address) else { return false };
-        let scope = self.scope_of(id, header.key.kind).filter(|scope| self.floods_over(id, *scope));
+        let scope = self.scope_of(id, header.key.kind).filter(|_| self.belongs_on(id, header.key.kind));
         let Some(scope) = scope else {
             let lsa = header.key;
+            if V::is_passed_over(lsa.kind) {
+                self.refuse(id, source, Refusal::LsaScope, || format!("{lsa} is described, not asked for"));
+                return true;
+            }
             let detail = || format!("it describes an LSA that cannot be in this area: {lsa}");
             self.refuse(id, source, Refusal::DescriptionContent, detail);
             self.neighbor_event(id, key, NeighborEvent::SeqNumberMismatch);

@@ -3,8 +3,8 @@
 use std::{cmp::Ordering, collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use super::{
-    ACK_DELAY, InterfaceId, InterfaceState, Machine, NeighborEvent, NeighborState, Protocol, Refusal, Scope,
-    earlier, is_due,
+    ACK_DELAY, InterfaceId, InterfaceState, LsaAction, Machine, NeighborEvent, NeighborState, Protocol,
+    Refusal, Scope, Trigger, earlier, is_due,
 };
 use crate::packet::{
     LSA_HEADER_LEN, MAX_AGE,
@@ -79,8 +79,9 @@ impl<V: Protocol> Machine<V> {
         let Some(scope) = self.scope_of(id, header.key.kind) else {
             return Err((Refusal::LsaType, format!("type {} is unknown", header.key.kind)));
         };
-        if !self.floods_over(id, scope) {
-            return Err((Refusal::LsaScope, "does not belong into a stub area".into()));
+        if !self.belongs_on(id, header.key.kind) {
+            let kind = self.interfaces.get(&id).map_or("unknown", |i| i.config.area_kind.name());
+            return Err((Refusal::LsaScope, format!("does not belong into a {kind} area")));
         }
         if header.sequence == i32::MIN {
             return Err((Refusal::LsaHeader, "reserved sequence number 0x80000000".into()));
@@ -125,8 +126,12 @@ impl<V: Protocol> Machine<V> {
             entry.flooded = !asked_for;
         }
         self.request_satisfied(id, key, &header.key);
-        if changed {
-            self.spf.request(self.now);
+        let sent_by = self.neighbor(id, key).map(|neighbor| neighbor.router);
+        let gone = header.age_seconds() == MAX_AGE;
+        let action = if gone { LsaAction::Withdrawn } else { LsaAction::Received };
+        self.record_lsa(action, scope, &header, sent_by, changed);
+        if let Some(extent) = V::extent(header.key.kind, own).filter(|_| changed) {
+            self.request_spf(extent, Trigger::lsa(&header.key));
         }
         if own {
             self.note_own_lsa_received(scope, &header);

@@ -4,12 +4,15 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::{
-    Event, InterfaceId, InterfaceState, Machine, Neighbor, NeighborEvent, NeighborState, Protocol, Refusal,
-    is_due, neighbor::next_state,
+    Event, Extent, InterfaceId, InterfaceState, Machine, Neighbor, NeighborEvent, NeighborState, Protocol,
+    Refusal, Trigger, is_due, neighbor::next_state,
 };
-use crate::packet::{
-    OPTION_E, OPTION_NP,
-    wire::{Body, Greeting},
+use crate::{
+    config::InterfaceConfig,
+    packet::{
+        OPTION_E, OPTION_NP,
+        wire::{Body, Greeting},
+    },
 };
 
 /// A Hello in answer to a neighbour that does not list us is not sent more often than this.
@@ -73,7 +76,7 @@ impl<V: Protocol> Machine<V> {
         (neighbor.priority, neighbor.dr, neighbor.bdr) = (hello.priority, hello.dr, hello.bdr);
         let changed = !new && Self::declares_anew(name, said, hello);
         if moved {
-            self.spf.request(now);
+            self.request_spf(Extent::Full, Trigger::Neighbor(router));
         }
         self.neighbor_event(id, key, NeighborEvent::HelloReceived);
         let listed = hello.neighbors.contains(&us);
@@ -138,14 +141,28 @@ impl<V: Protocol> Machine<V> {
             let detail = says("dead interval", &hello.dead_interval, &config.dead_interval);
             return Some((Refusal::DeadInterval, detail));
         }
-        let external = u32::from(OPTION_E);
-        let (theirs, ours) = (hello.options & external, V::capabilities(config) & external);
-        if theirs != ours {
-            let kind = |e: u32| if e == 0 { "stub or NSSA" } else { "normal" };
-            return Some((Refusal::ExternalCapability, says("area type", &kind(theirs), &kind(ours))));
-        }
-        let nssa = hello.options & u32::from(OPTION_NP) != 0;
-        nssa.then(|| (Refusal::NssaCapability, says("area type", &"NSSA", &"none")))
+        Self::area_type_mismatch(config, hello.options)
+    }
+
+    /// "The setting of the E-bit found in the Hello Packet's Options field must match this area's
+    /// ExternalRoutingCapability" (RFC 2328 section 10.5), and the N bit likewise (RFC 3101 section 2.4.1).
+    pub(super) fn area_type_mismatch(config: &InterfaceConfig, theirs: u32) -> Option<(Refusal, String)> {
+        let ours = V::capabilities(config);
+        let differ = |bit: u8| (theirs ^ ours) & u32::from(bit) != 0;
+        let reason = match (differ(OPTION_E), differ(OPTION_NP)) {
+            (false, false) => return None,
+            (true, _) => Refusal::ExternalCapability,
+            (false, true) => Refusal::NssaCapability,
+        };
+        let says = |bit: u8| theirs & u32::from(bit) != 0;
+        let kind = match (says(OPTION_E), says(OPTION_NP)) {
+            (true, false) => "normal",
+            (false, false) => "stub",
+            (false, true) => "NSSA",
+            (true, true) => "normal and NSSA at once",
+        };
+        let (area, ours) = (config.area, config.area_kind.name());
+        Some((reason, format!("type of area {area}: they say {kind}, we say {ours}; make them equal")))
     }
 
     /// One event of a neighbour, with what entering the new state brings (section 10.3).
@@ -179,7 +196,7 @@ impl<V: Protocol> Machine<V> {
         }
         if (from == NeighborState::Full) != (to == NeighborState::Full) {
             self.originator.note_adjacency(now);
-            self.spf.request(now);
+            self.request_spf(Extent::Full, Trigger::Neighbor(router));
         }
         if (from >= NeighborState::TwoWay) != (to >= NeighborState::TwoWay) {
             self.neighbor_change(id);

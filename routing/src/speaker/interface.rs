@@ -1,4 +1,5 @@
-//! The interface machine (RFC 2328 section 9, RFC 5340 section 4.2.1.1): up and down, waiting, and the designated router.
+//! The interface machine (RFC 2328 section 9, RFC 5340 section 4.2.1.1): up and down, waiting, and the designated
+//! router.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,11 +10,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol, Scope, Time,
+    Event, Extent, InterfaceId, Link, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol,
+    Scope, Time, Trigger,
     election::{Candidate, elect},
     is_due,
 };
 use crate::{
+    auth::Guard,
     config::{InterfaceConfig, Network},
     packet::wire::{LsaHeader, LsaKey},
 };
@@ -45,6 +48,7 @@ const QUICK_HELLO_INTERVAL: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct Interface<V: Protocol> {
     pub(super) config: InterfaceConfig,
+    pub(super) guard: Guard,
     pub(super) link: Link<V>,
     pub(super) state: InterfaceState,
     /// Designated router and backup as [`Protocol::identity`] names them, zero for none.
@@ -65,6 +69,7 @@ pub struct Interface<V: Protocol> {
 impl<V: Protocol> Interface<V> {
     pub(super) fn new(config: InterfaceConfig) -> Self {
         Self {
+            guard: Guard::new(config.authentication.clone()),
             config,
             link: Link::default(),
             state: InterfaceState::Down,
@@ -116,7 +121,7 @@ impl<V: Protocol> Machine<V> {
             self.restart_negotiations(id);
         }
         if before.address != link.address {
-            self.spf.request(self.now);
+            self.request_spf_for(id);
         }
         self.interface_up(id);
     }
@@ -155,7 +160,8 @@ impl<V: Protocol> Machine<V> {
         self.databases.remove(&Scope::Link(id));
         if let Some(interface) = self.interfaces.get_mut(&id) {
             let (config, link) = (interface.config.clone(), interface.link.clone());
-            *interface = Interface { link, ..Interface::new(config) };
+            let guard = std::mem::take(&mut interface.guard); // numbers go on
+            *interface = Interface { link, guard, ..Interface::new(config) };
         }
     }
 
@@ -171,7 +177,13 @@ impl<V: Protocol> Machine<V> {
             self.outputs.push_back(Output::DesignatedGroup { interface: id, join: is_designated });
         }
         self.event(Event::Interface { interface: name, from, to });
-        self.spf.request(self.now);
+        self.request_spf_for(id);
+    }
+
+    /// What our end of a link looks like has changed.
+    fn request_spf_for(&mut self, id: InterfaceId) {
+        let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
+        self.request_spf(Extent::Full, Trigger::Interface(name.unwrap_or_default()));
     }
 
     /// WaitTimer and the Hello timer.
@@ -251,7 +263,7 @@ impl<V: Protocol> Machine<V> {
         for key in keys {
             self.neighbor_event(id, key, NeighborEvent::AdjOk);
         }
-        self.spf.request(now);
+        self.request_spf_for(id);
     }
 
     /// Whether there should be an adjacency with the neighbour (section 10.4).

@@ -5,8 +5,11 @@ use std::net::Ipv4Addr;
 
 use bytes::Bytes;
 
-use super::{InterfaceId, InterfaceState, Machine, NeighborState, Output, Protocol, Refusal};
-use crate::packet::wire::{Body, Envelope};
+use super::{Event, InterfaceId, InterfaceState, Machine, NeighborState, Output, Protocol, Refusal};
+use crate::{
+    auth::{Heard, Refused, SendingKey},
+    packet::wire::{Body, Envelope},
+};
 
 impl<V: Protocol> Machine<V> {
     pub(super) fn handle_packet(
@@ -16,14 +19,35 @@ impl<V: Protocol> Machine<V> {
         destination: V::Address,
         payload: Bytes,
     ) {
-        let (envelope, body) = match V::open(&payload, source, destination) {
+        let now = self.time_of_day();
+        let Some(interface) = self.interfaces.get(&id) else { return };
+        let (envelope, body, proof) = match interface.guard.open::<V>(now, &payload, source, destination) {
             Ok(opened) => opened,
-            Err(error) => return self.refuse(id, source, Refusal::from(&error), || error.to_string()),
+            Err(Refused { reason, detail }) => return self.refuse(id, source, reason, || detail),
         };
         if let Some((reason, detail)) = self.misaddressed(id, source, destination, envelope) {
             return self.refuse(id, source, reason, || detail);
         }
         let router = envelope.router;
+        if let Some(objection) = proof.and_then(|proof| self.heard(id, source, router)?.objection(proof)) {
+            return self.refuse(id, source, Refusal::AuthenticationSequence, || objection);
+        }
+        self.dispatch(id, source, router, body);
+        if let Some((proof, heard)) = proof.zip(self.heard(id, source, router)) {
+            heard.note(proof);
+        }
+    }
+
+    /// What was heard of a neighbour, if it is one.
+    fn heard(&mut self, id: InterfaceId, source: V::Address, router: Ipv4Addr) -> Option<&mut Heard> {
+        let interface = self.interfaces.get_mut(&id)?;
+        let key = V::neighbor_key(interface.config.network, router, source);
+        let neighbor = interface.neighbors.get_mut(&key).filter(|neighbor| neighbor.router == router)?;
+        Some(&mut neighbor.heard)
+    }
+
+    /// Hands a packet that is in order to those who know its type.
+    fn dispatch(&mut self, id: InterfaceId, source: V::Address, router: Ipv4Addr, body: Body<V>) {
         let body = match body {
             Body::Hello(hello) => return self.handle_hello(id, source, router, &hello.into()),
             body => body,
@@ -103,7 +127,15 @@ impl<V: Protocol> Machine<V> {
         let Some(source) = interface.address() else { return };
         let (area, instance) = (interface.config.area, interface.config.instance);
         let envelope = Envelope { router: self.config.router_id, area, instance };
-        let payload = V::seal(envelope, body, source, destination);
+        let packet = V::seal(envelope, body, source, destination);
+        let now = self.time_of_day();
+        let Some(interface) = self.interfaces.get_mut(&id) else { return };
+        let sealed = interface.guard.seal::<V>(now, packet, source);
+        if let Some(SendingKey { id: key, algorithm, expired }) = interface.guard.take_news() {
+            let (interface, algorithm) = (interface.config.name.clone(), algorithm.to_string());
+            self.event(Event::SendingKey { interface, key, algorithm, expired });
+        }
+        let Some(payload) = sealed else { return };
         self.outputs.push_back(Output::Send { interface: id, destination, payload });
     }
 
@@ -125,9 +157,11 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
-    /// Bytes for the content of a packet behind IP and OSPF headers.
+    /// Bytes for the content of a packet between IP and OSPF headers and a digest.
     pub(super) fn room(&self, id: InterfaceId) -> usize {
-        let mtu = self.interfaces.get(&id).map_or(0, |interface| interface.link.mtu);
-        usize::from(mtu.max(V::LEAST_MTU)) - V::IP_HEADER - V::HEADER_LEN
+        let interface = self.interfaces.get(&id);
+        let mtu = interface.map_or(0, |interface| interface.link.mtu);
+        let digest = interface.map_or(0, |interface| interface.guard.overhead::<V>());
+        usize::from(mtu.max(V::LEAST_MTU)) - V::IP_HEADER - V::HEADER_LEN - digest
     }
 }

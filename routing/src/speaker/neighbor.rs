@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Protocol, Time};
-use crate::packet::wire::{Description, LsaHeader, LsaKey, Version};
+use crate::{
+    auth::Heard,
+    packet::wire::{Description, LsaHeader, LsaKey, Version},
+};
 
 /// States of a neighbour (section 10.1), in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,6 +117,8 @@ pub(super) struct Neighbor<V: Protocol> {
     pub(super) bdr: Ipv4Addr,
     /// Dead unless heard again.
     pub(super) dead_at: Time,
+    /// Cryptographic sequence numbers.
+    pub(super) heard: Heard,
     pub(super) exchange: Exchange<V>,
     /// Options of its database descriptions.
     pub(super) options: u32,
@@ -141,6 +146,7 @@ impl<V: Protocol> Neighbor<V> {
             dr: Ipv4Addr::UNSPECIFIED,
             bdr: Ipv4Addr::UNSPECIFIED,
             dead_at: now,
+            heard: Heard::default(),
             exchange: Exchange::default(),
             options: 0,
             mtu: None,

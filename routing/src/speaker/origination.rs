@@ -1,4 +1,5 @@
-//! Our own LSAs (RFC 2328 section 12.4, RFC 5340 section 4.4). What they should say follows from the state alone, and is compared
+//! Our own LSAs (RFC 2328 section 12.4, RFC 5340 section 4.4). What they should say follows from the state alone, and
+//! is compared
 //! with what the database holds after every input; so nothing has to remember to update them.
 //!
 //! Pace: the first change of an LSA leaves at once, the next instance no sooner than [`MIN_INTERVAL`] after
@@ -13,8 +14,8 @@ use std::{
 use bytes::BytesMut;
 
 use super::{
-    Event, Interface, InterfaceId, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Scope, Time,
-    earlier, stop::Phase,
+    Event, Interface, InterfaceId, InterfaceState, LsaAction, Machine, Neighbor, NeighborState, Protocol,
+    Scope, Time, Trigger, earlier, stop::Phase,
 };
 use crate::packet::{
     INITIAL_SEQUENCE, MAX_AGE, MAX_SEQUENCE,
@@ -140,10 +141,15 @@ impl<V: Protocol> Machine<V> {
             Some(sequence) => sequence + 1,
         };
         let Ok(lsa) = Lsa::build(key, options, sequence, body) else { return };
+        let changed =
+            held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
+        self.record_lsa(LsaAction::Originated, scope, &lsa.header, None, changed);
         self.install_and_flood(scope, lsa, None);
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
         self.originate_by(now + REFRESH);
-        self.spf.request(now);
+        if let Some(extent) = V::extent(key.kind, true).filter(|_| changed) {
+            self.request_spf(extent, Trigger::lsa(&key));
+        }
         self.event(Event::Originated { lsa: key.to_string(), sequence, flushed: false });
     }
 
@@ -172,7 +178,11 @@ impl<V: Protocol> Machine<V> {
         }
         let lsa = entry.lsa.with_age(MAX_AGE);
         let sequence = lsa.header.sequence;
+        self.record_lsa(LsaAction::Flushed, scope, &lsa.header, None, true);
         self.install_and_flood(scope, lsa, None);
+        if let Some(extent) = V::extent(key.kind, true) {
+            self.request_spf(extent, Trigger::lsa(&key));
+        }
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
         self.originate_by(now + MIN_INTERVAL);
         self.event(Event::Originated { lsa: key.to_string(), sequence, flushed: true });

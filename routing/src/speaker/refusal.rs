@@ -25,8 +25,18 @@ pub enum Refusal {
     Checksum,
     /// Unknown packet type.
     PacketType,
-    /// Another authentication type.
+    /// Another authentication type, or none.
     Authentication,
+    /// A key id that is not configured.
+    AuthenticationKey,
+    /// A key outside the time in which it is accepted.
+    AuthenticationExpired,
+    /// A wrong digest or password.
+    AuthenticationDigest,
+    /// A cryptographic sequence number that was passed already.
+    AuthenticationSequence,
+    /// An IP TTL or hop limit below 255: the packet came through a router (RFC 5082).
+    Ttl,
     /// Sent by ourselves and looped back.
     OwnPacket,
     /// A neighbour with our own router id.

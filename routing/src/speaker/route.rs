@@ -1,18 +1,15 @@
-//! From shortest paths to routes (RFC 2328 sections 16.1 step 4, 16.2, 16.4; RFC 5340 section 4.8), and which of them are wanted.
+//! Routes, and the table that collects them by preference (RFC 2328 section 11).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    InterfaceId, InterfaceState, Machine, Protocol,
-    spf::{Reach, Summary, Vertex},
-};
-use crate::packet::{FLAG_BORDER, FLAG_EXTERNAL, LS_INFINITY};
+use super::InterfaceId;
 
 /// Kinds of paths, the preferred first (section 11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,148 +47,129 @@ pub struct Route {
     pub next_hops: Vec<NextHop>,
 }
 
-/// Order of preference: kind, then metric, then distance inside the domain.
-type Rank = (PathKind, u32, u32);
+/// Equal next hops, shared by all that go the same way.
+pub(super) type Hops = Arc<BTreeSet<NextHop>>;
 
-#[derive(Debug, Default)]
-struct Table(BTreeMap<IpNet, (Rank, BTreeSet<NextHop>)>);
+/// Order of preference among the paths to one destination (sections 11 and 16.4 step 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub(super) kind: PathKind,
+    /// External metric of type 2; zero for all other kinds.
+    pub(super) type_2: u32,
+    /// Preference of the way inside the domain (section 16.4.1); zero for all but external kinds.
+    pub(super) way: u8,
+    /// Distance inside the domain, of type 1 with the external metric.
+    pub(super) distance: u32,
+}
+
+impl Rank {
+    pub(super) fn internal(kind: PathKind, distance: u32) -> Self {
+        Self { kind, type_2: 0, way: 0, distance }
+    }
+
+    pub(super) fn external(type_2: bool, metric: u32, way: u8, distance: u32) -> Self {
+        if type_2 {
+            Self { kind: PathKind::External2, type_2: metric, way, distance }
+        } else {
+            let distance = distance.saturating_add(metric);
+            Self { kind: PathKind::External1, type_2: 0, way, distance }
+        }
+    }
+
+    /// What is shown as the cost.
+    fn cost(&self) -> u32 {
+        if self.kind == PathKind::External2 { self.type_2 } else { self.distance }
+    }
+}
+
+/// The best paths to each destination.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table(BTreeMap<IpNet, (Rank, Hops)>);
 
 impl Table {
-    fn offer(&mut self, prefix: IpNet, rank: Rank, hops: &BTreeSet<NextHop>) {
-        match self.0.get_mut(&prefix) {
-            Some((known, _)) if *known < rank => {}
-            Some((known, all)) if *known == rank => all.extend(hops),
-            _ => drop(self.0.insert(prefix, (rank, hops.clone()))),
+    /// Takes a path if none is better; equal ones add up.
+    pub(super) fn offer(&mut self, prefix: IpNet, rank: Rank, hops: &Hops) {
+        match self.0.entry(prefix) {
+            Entry::Vacant(place) => drop(place.insert((rank, Hops::clone(hops)))),
+            Entry::Occupied(mut place) => {
+                let (known, all) = place.get_mut();
+                if rank < *known {
+                    (*known, *all) = (rank, Hops::clone(hops));
+                } else if rank == *known && !hops.is_subset(all) {
+                    Arc::make_mut(all).extend(hops.iter());
+                }
+            }
         }
     }
 
-    /// The longest match inside the domain.
-    fn lookup(&self, address: IpAddr) -> Option<(u32, &BTreeSet<NextHop>)> {
-        let internal = |(prefix, (rank, _)): &(&IpNet, &(Rank, BTreeSet<NextHop>))| {
-            prefix.contains(&address) && rank.0 <= PathKind::InterArea
+    /// The longest match.
+    pub(super) fn lookup(&self, address: IpAddr) -> Option<(Rank, &Hops)> {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let at = |length: u8| self.0.get(&IpNet::new(address, length).ok()?.trunc());
+        let (rank, hops) = (0..=most).rev().find_map(at)?;
+        Some((*rank, hops))
+    }
+
+    /// The routes in order of their destinations, with `most` next hops each. Destinations on one of our links
+    /// need none.
+    pub(super) fn routes(&self, most: usize, wanted: impl Fn(&IpNet) -> bool) -> Vec<Route> {
+        let route = |(prefix, (rank, hops)): (&IpNet, &(Rank, Hops))| {
+            let gateways = hops.iter().filter(|hop| hop.gateway.is_some());
+            let next_hops: Vec<_> = gateways.take(most).copied().collect();
+            let route = Route { prefix: *prefix, kind: rank.kind, cost: rank.cost(), next_hops };
+            (!route.next_hops.is_empty()).then_some(route)
         };
-        let (_, (rank, hops)) =
-            self.0.iter().filter(internal).max_by_key(|(prefix, _)| prefix.prefix_len())?;
-        Some((rank.1, hops))
+        self.0.iter().filter(|(prefix, _)| wanted(prefix)).filter_map(route).collect()
     }
 }
 
-/// A destination outside the domain, whatever version its LSA is of.
-#[derive(Clone, Copy, Debug)]
-pub struct External {
-    /// Router id of the AS boundary router.
-    pub(super) router: Ipv4Addr,
-    pub(super) prefix: IpNet,
-    /// Metric of type 2: above all metrics inside the domain.
-    pub(super) type_2: bool,
-    pub(super) metric: u32,
-    /// Where to forward, if not to the boundary router.
-    pub(super) forwarding: Option<IpAddr>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The best ways to AS boundary routers: an inter-area one only where there is no other.
-type Boundaries = BTreeMap<Ipv4Addr, (PathKind, Reach)>;
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
 
-impl<V: Protocol> Machine<V> {
-    pub(super) fn calculate_routes(&self) -> Vec<Route> {
-        let areas: BTreeSet<_> = self.interfaces.values().map(|i| i.config.area).collect();
+    fn hops(gateway: &str) -> Hops {
+        let gateway = Some(gateway.parse().expect("an address"));
+        Arc::new(BTreeSet::from([NextHop { interface: InterfaceId(0), gateway }]))
+    }
+
+    #[test]
+    fn longest_match_wins_and_the_default_matches_all() {
         let mut table = Table::default();
-        let mut boundaries = Boundaries::new();
-        for area in areas {
-            self.calculate_area(area, &mut table, &mut boundaries);
+        let rank = |distance| Rank::internal(PathKind::IntraArea, distance);
+        for (prefix, distance) in [("0.0.0.0/0", 1), ("10.0.0.0/8", 2), ("10.1.0.0/16", 3), ("::/0", 4)] {
+            table.offer(net(prefix), rank(distance), &hops("10.9.9.9"));
         }
-        self.add_externals(&mut table, &boundaries);
-        let wanted = |(prefix, _): &(IpNet, _)| self.admits(prefix);
-        table.0.into_iter().filter(wanted).filter_map(|(prefix, found)| self.route(prefix, found)).collect()
+        let found =
+            |address: &str| table.lookup(address.parse().expect("an address")).map(|(rank, _)| rank.distance);
+        assert_eq!([found("10.1.2.3"), found("10.2.0.0"), found("9.9.9.9")], [Some(3), Some(2), Some(1)]);
+        assert_eq!(found("2001:db8::1"), Some(4));
     }
 
-    /// A route for the kernel, unless the destination is on one of our links anyway.
-    fn route(&self, prefix: IpNet, (rank, hops): (Rank, BTreeSet<NextHop>)) -> Option<Route> {
-        let hops = hops.into_iter().filter(|hop| hop.gateway.is_some());
-        let next_hops: Vec<_> = hops.take(self.config.max_paths).collect();
-        let route = Route { prefix, kind: rank.0, cost: rank.1, next_hops };
-        (!route.next_hops.is_empty()).then_some(route)
-    }
-
-    /// Whether a learned prefix may go to the kernel.
-    fn admits(&self, prefix: &IpNet) -> bool {
-        let attached = |interface: &super::Interface<V>| {
-            let nets = || interface.link.address.as_ref().map(V::nets).unwrap_or_default();
-            interface.state != InterfaceState::Down && nets().iter().any(|net| net.trunc() == *prefix)
-        };
-        V::import(&self.config).iter().any(|admitted| admitted.contains(prefix))
-            && !self.announced.contains_key(prefix)
-            && !self.protected.iter().any(|protected| protected.contains(prefix))
-            && !self.interfaces.values().any(attached)
-    }
-
-    fn calculate_area(&self, area: Ipv4Addr, table: &mut Table, boundaries: &mut Boundaries) {
-        let graph = V::graph(self, area);
-        let tree = graph.shortest_paths(self.config.router_id, self.roots(area));
-        // Step 4 and the second stage of section 16.1.
-        for (vertex, prefix, metric) in &graph.prefixes {
-            if let Some(reach) = tree.get(vertex) {
-                let cost = reach.cost.saturating_add(*metric);
-                table.offer(*prefix, (PathKind::IntraArea, cost, 0), &reach.hops);
-            }
+    /// "(b) Type 1 external paths are always preferred over type 2 external paths. When all paths are type 2
+    /// external paths, the paths with the smallest advertised type 2 metric are always preferred." (RFC 2328
+    /// section 16.4 step 6)
+    #[test]
+    fn paths_are_preferred_in_the_order_of_the_rfc() {
+        let order = [
+            Rank::internal(PathKind::IntraArea, 9000),
+            Rank::internal(PathKind::InterArea, 10),
+            Rank::external(false, 100, 0, 900),
+            Rank::external(false, 1, 1, 1), // a longer way by section 16.4.1, however cheap
+            Rank::external(true, 5, 0, 900),
+            Rank::external(true, 5, 1, 1),
+            Rank::external(true, 6, 0, 1),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        let mut table = Table::default();
+        for rank in order.iter().rev() {
+            table.offer(net("192.0.2.0/24"), *rank, &hops("10.0.0.1"));
         }
-        let reached = |id: &Ipv4Addr, flag: u8| {
-            let flagged = graph.routers.get(id).is_some_and(|router| router.flags & flag != 0);
-            tree.get(&Vertex::Router(*id)).filter(|_| flagged)
-        };
-        for id in graph.routers.keys() {
-            if let Some(reach) = reached(id, FLAG_EXTERNAL) {
-                Self::offer_boundary(boundaries, *id, PathKind::IntraArea, reach.clone());
-            }
-        }
-        // Section 16.2.
-        for (border, summary, metric) in &graph.summaries {
-            let Some(reach) = reached(border, FLAG_BORDER).filter(|_| *metric < LS_INFINITY) else {
-                continue;
-            };
-            let cost = reach.cost.saturating_add(*metric);
-            match summary {
-                Summary::Prefix(prefix) => {
-                    table.offer(*prefix, (PathKind::InterArea, cost, 0), &reach.hops);
-                }
-                Summary::Boundary(router) => {
-                    let reach = Reach { cost, hops: reach.hops.clone() };
-                    Self::offer_boundary(boundaries, *router, PathKind::InterArea, reach);
-                }
-            }
-        }
-    }
-
-    fn offer_boundary(boundaries: &mut Boundaries, router: Ipv4Addr, kind: PathKind, reach: Reach) {
-        match boundaries.get_mut(&router) {
-            Some((known, best)) if (*known, best.cost) < (kind, reach.cost) => {}
-            Some((known, best)) if (*known, best.cost) == (kind, reach.cost) => best.hops.extend(reach.hops),
-            _ => drop(boundaries.insert(router, (kind, reach))),
-        }
-    }
-
-    /// Section 16.4.
-    fn add_externals(&self, table: &mut Table, boundaries: &Boundaries) {
-        for external in V::externals(self).iter().filter(|external| external.metric < LS_INFINITY) {
-            let Some((_, boundary)) = boundaries.get(&external.router) else { continue };
-            if let Some((distance, hops)) = Self::way_out(external, boundary, table) {
-                let rank = if external.type_2 {
-                    (PathKind::External2, external.metric, distance)
-                } else {
-                    (PathKind::External1, distance.saturating_add(external.metric), 0)
-                };
-                table.offer(external.prefix, rank, &hops);
-            }
-        }
-    }
-
-    /// Distance and next hops to the forwarding address, or to the originator where there is none (step 3).
-    fn way_out(external: &External, boundary: &Reach, table: &Table) -> Option<(u32, BTreeSet<NextHop>)> {
-        let Some(forwarding) = external.forwarding else {
-            return Some((boundary.cost, boundary.hops.clone()));
-        };
-        let (cost, hops) = table.lookup(forwarding)?;
-        let direct = |hop: &NextHop| NextHop { gateway: hop.gateway.or(Some(forwarding)), ..*hop };
-        Some((cost, hops.iter().map(direct).collect()))
+        table.offer(net("192.0.2.0/24"), order[0], &hops("10.0.0.2"));
+        let routes = table.routes(16, |_| true);
+        assert_eq!((routes[0].cost, routes[0].next_hops.len()), (9000, 2));
     }
 }

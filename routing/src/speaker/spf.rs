@@ -4,43 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    time::Duration,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 
-use super::{InterfaceState, Machine, NextHop, Protocol, Time, is_due};
-
-/// Distance of two calculations: at first, and at most when changes do not end.
-const HOLD_FIRST: Duration = Duration::from_millis(50);
-const HOLD_MOST: Duration = Duration::from_secs(2);
-
-/// When to calculate: at once after quiet, ever later under churn.
-#[derive(Debug, Default)]
-pub(super) struct SpfTimer {
-    due: Option<Time>,
-    last: Option<Time>,
-    hold: Duration,
-}
-
-impl SpfTimer {
-    pub(super) fn due(&self) -> Option<Time> {
-        self.due
-    }
-
-    /// Something that routes depend on has changed.
-    pub(super) fn request(&mut self, now: Time) {
-        let Some(last) = self.last else {
-            self.due = Some(now);
-            return;
-        };
-        if self.due.is_none() {
-            let quiet = now.since(last) > 2 * self.hold.max(HOLD_FIRST);
-            self.hold = if quiet { HOLD_FIRST } else { (self.hold * 2).clamp(HOLD_FIRST, HOLD_MOST) };
-            self.due = Some(if quiet { now } else { last + self.hold });
-        }
-    }
-}
+use super::{InterfaceState, Machine, NextHop, Protocol, route::Hops};
 
 /// A transit network: in version 2 by the address of its designated router alone, in version 3 by router id
 /// and interface id of the designated router.
@@ -64,7 +33,7 @@ pub(super) enum Vertex {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reach {
     pub(super) cost: u32,
-    pub(super) hops: BTreeSet<NextHop>,
+    pub(super) hops: Hops,
 }
 
 /// What a router says of itself.
@@ -80,7 +49,7 @@ pub(super) struct RouterVertex {
 
 /// What an area border router says of other areas.
 #[derive(Debug)]
-pub(super) enum Summary {
+pub enum Summary {
     Prefix(IpNet),
     /// An AS boundary router.
     Boundary(Ipv4Addr),
@@ -96,8 +65,6 @@ pub struct Graph {
     pub(super) addresses: BTreeMap<(NetworkId, Ipv4Addr), IpAddr>,
     /// Prefixes at vertices, with the cost from there.
     pub(super) prefixes: Vec<(Vertex, IpNet, u32)>,
-    /// By which border router, what, and at which cost from there.
-    pub(super) summaries: Vec<(Ipv4Addr, Summary, u32)>,
 }
 
 impl Graph {
@@ -130,15 +97,16 @@ impl Graph {
     }
 
     /// Next hops of `to`, reached over `via` (section 16.1.1).
-    fn hops(&self, via: Vertex, hops: &BTreeSet<NextHop>, to: Vertex) -> BTreeSet<NextHop> {
-        let resolve = |hop: &NextHop| match (hop.gateway, via, to) {
-            (None, Vertex::Network(network), Vertex::Router(router)) => {
-                let gateway = *self.addresses.get(&(network, router))?;
-                Some(NextHop { gateway: Some(gateway), ..*hop })
-            }
-            _ => Some(*hop),
+    fn hops(&self, via: Vertex, hops: &Hops, to: Vertex) -> Hops {
+        let (Vertex::Network(network), Vertex::Router(router)) = (via, to) else { return Hops::clone(hops) };
+        if hops.iter().all(|hop| hop.gateway.is_some()) {
+            return Hops::clone(hops);
+        }
+        let resolve = |hop: &NextHop| {
+            let gateway = hop.gateway.or_else(|| self.addresses.get(&(network, router)).copied())?;
+            Some(NextHop { gateway: Some(gateway), ..*hop })
         };
-        hops.iter().filter_map(resolve).collect()
+        Arc::new(hops.iter().filter_map(resolve).collect())
     }
 
     /// The tree over `roots`: what is attached to us directly, with its cost and next hop.
@@ -147,37 +115,15 @@ impl Graph {
         us: Ipv4Addr,
         roots: Vec<(Vertex, u32, NextHop)>,
     ) -> BTreeMap<Vertex, Reach> {
-        let mut candidates: BTreeMap<Vertex, Reach> = BTreeMap::new();
-        let mut queue: BTreeSet<(u32, Vertex)> = BTreeSet::new();
-        let mut tree = BTreeMap::new();
-        let offer = |candidates: &mut BTreeMap<Vertex, Reach>,
-                     queue: &mut BTreeSet<(u32, Vertex)>,
-                     to: Vertex,
-                     cost: u32,
-                     hops: BTreeSet<NextHop>| {
-            let known = candidates.get(&to).map(|reach| reach.cost);
-            if hops.is_empty() || known.is_some_and(|known| known < cost) {
-                return;
-            }
-            if known == Some(cost) {
-                candidates.entry(to).or_default().hops.extend(hops);
-                return;
-            }
-            if let Some(known) = known {
-                queue.remove(&(known, to));
-            }
-            queue.insert((cost, to));
-            candidates.insert(to, Reach { cost, hops });
-        };
+        let (mut candidates, mut tree) = (Candidates::default(), BTreeMap::new());
         for (to, cost, hop) in roots.into_iter().filter(|(to, ..)| self.leads_back(*to, Vertex::Router(us))) {
-            offer(&mut candidates, &mut queue, to, cost, BTreeSet::from([hop]));
+            candidates.offer(to, cost, Arc::new(BTreeSet::from([hop])));
         }
-        while let Some((cost, vertex)) = queue.pop_first() {
-            let Some(reach) = candidates.remove(&vertex) else { continue };
+        while let Some((vertex, reach)) = candidates.pop() {
             for (to, metric) in self.edges(vertex) {
                 if to != Vertex::Router(us) && !tree.contains_key(&to) && to != vertex {
                     let hops = self.hops(vertex, &reach.hops, to);
-                    offer(&mut candidates, &mut queue, to, cost.saturating_add(metric), hops);
+                    candidates.offer(to, reach.cost.saturating_add(metric), hops);
                 }
             }
             tree.insert(vertex, reach);
@@ -186,21 +132,42 @@ impl Graph {
     }
 }
 
-impl<V: Protocol> Machine<V> {
-    /// Calculates the routes if it is time, and hands them out if they differ.
-    pub(super) fn run_spf(&mut self) {
-        if !is_due(self.spf.due, self.now) {
+/// The candidate list (section 16.1), with the nearest first.
+#[derive(Debug, Default)]
+struct Candidates {
+    reached: BTreeMap<Vertex, Reach>,
+    nearest: BTreeSet<(u32, Vertex)>,
+}
+
+impl Candidates {
+    /// Step 2d: shorter ways replace what is known, equal ones add their next hops.
+    fn offer(&mut self, to: Vertex, cost: u32, hops: Hops) {
+        if hops.is_empty() {
             return;
         }
-        self.spf.due = None;
-        self.spf.last = Some(self.now);
-        let routes = self.calculate_routes();
-        if routes != self.routes {
-            self.routes.clone_from(&routes);
-            self.outputs.push_back(super::Output::Routes(routes));
+        match self.reached.get_mut(&to) {
+            Some(known) if known.cost < cost => return,
+            Some(known) if known.cost == cost => {
+                if !hops.is_subset(&known.hops) {
+                    Arc::make_mut(&mut known.hops).extend(hops.iter());
+                }
+                return;
+            }
+            Some(known) => drop(self.nearest.remove(&(known.cost, to))),
+            None => {}
         }
+        self.nearest.insert((cost, to));
+        self.reached.insert(to, Reach { cost, hops });
     }
 
+    /// Step 3.
+    fn pop(&mut self) -> Option<(Vertex, Reach)> {
+        let (_, vertex) = self.nearest.pop_first()?;
+        Some((vertex, self.reached.remove(&vertex)?))
+    }
+}
+
+impl<V: Protocol> Machine<V> {
     /// What our interfaces attach us to in an area.
     pub(super) fn roots(&self, area: Ipv4Addr) -> Vec<(Vertex, u32, NextHop)> {
         let mut roots = Vec::new();

@@ -8,8 +8,15 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Interface, InterfaceState, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope};
-use crate::config::{Metric, Network};
+use super::{
+    Interface, InterfaceState, LsaEvent, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope,
+    SpfEvent,
+};
+use crate::{
+    announce::Announcement,
+    bfd,
+    config::{AreaKind, Network},
+};
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,12 +35,16 @@ pub struct InterfaceStatus {
     pub mtu: u16,
     /// Area.
     pub area: Ipv4Addr,
+    /// How the area treats external routes.
+    pub area_kind: AreaKind,
     /// Kind of network.
     pub network: Network,
     /// State.
     pub state: InterfaceState,
     /// Cost.
     pub cost: u16,
+    /// `none`, `simple`, or the key that is sent with and its algorithm.
+    pub authentication: String,
     /// Designated router, zero for none: by interface address in version 2, by router id in version 3.
     pub dr: Ipv4Addr,
     /// Backup, likewise.
@@ -71,6 +82,26 @@ pub struct NeighborStatus {
     pub requested: usize,
     /// Why it is not getting further, if that is known.
     pub reason: Option<String>,
+    /// BFD's view; none where it is not asked for, or below 2-Way. The pure machine knows of no session, it is the
+    /// driver's [`crate::Handle::status`] that fills this in.
+    pub bfd: Option<BfdStatus>,
+}
+
+/// What BFD says of the path to a neighbour.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BfdStatus {
+    /// State of this end.
+    pub state: bfd::State,
+    /// What the neighbour last said of its own.
+    pub remote_state: bfd::State,
+    /// Milliseconds in this state.
+    pub in_state_ms: u64,
+    /// Milliseconds of silence after which the path counts as broken, as negotiated; 0 before that.
+    pub detection_ms: u64,
+    /// Times the session left Up since the neighbour was last found.
+    pub downs: u64,
+    /// Why there is no session, with what the kernel said; it is tried again.
+    pub error: Option<String>,
 }
 
 /// One LSA.
@@ -107,14 +138,18 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Neighbours by interface.
     pub neighbors: Vec<NeighborStatus>,
-    /// Prefixes we announce.
-    pub announced: BTreeMap<IpNet, Metric>,
+    /// Prefixes we announce; an aggregate in place of those inside it.
+    pub announced: BTreeMap<IpNet, Announcement>,
     /// Link state databases.
     pub lsdb: Vec<LsaStatus>,
     /// Learned routes that are meant for the kernel.
     pub routes: Vec<Route>,
     /// Why something was refused, and how often.
     pub counters: BTreeMap<Refusal, u64>,
+    /// Recent changes of the databases, the oldest first.
+    pub lsa_events: Vec<LsaEvent>,
+    /// Recent calculations of routes with what set them off, the oldest first.
+    pub spf_events: Vec<SpfEvent>,
 }
 
 impl Status {
@@ -127,6 +162,8 @@ impl Status {
         self.announced.extend(other.announced);
         self.lsdb.extend(other.lsdb);
         self.routes.extend(other.routes);
+        self.lsa_events.extend(other.lsa_events);
+        self.spf_events.extend(other.spf_events);
         for (reason, count) in other.counters {
             *self.counters.entry(reason).or_default() += count;
         }
@@ -150,6 +187,8 @@ impl<V: Protocol> Machine<V> {
             lsdb: self.lsdb_status(),
             routes: self.routes.clone(),
             counters: self.refusals.counts().clone(),
+            lsa_events: self.lsa_events(),
+            spf_events: self.spf_events(),
         }
     }
 
@@ -170,19 +209,25 @@ impl<V: Protocol> Machine<V> {
             unacknowledged: neighbor.unacknowledged.len(),
             requested: neighbor.requests.len(),
             reason: reason(interface, neighbor),
+            bfd: None,
+        }
+    }
+
+    /// A scope as it is shown.
+    pub(super) fn scope_name(&self, scope: Scope) -> String {
+        match scope {
+            Scope::Link(id) => {
+                format!("link {}", self.interfaces.get(&id).map_or("?", |i| &i.config.name))
+            }
+            Scope::Area(area) => format!("area {area}"),
+            Scope::Domain => "domain".into(),
         }
     }
 
     fn lsdb_status(&self) -> Vec<LsaStatus> {
         let mut all = Vec::new();
         for (scope, database) in &self.databases {
-            let scope = match scope {
-                Scope::Link(id) => {
-                    format!("link {}", self.interfaces.get(id).map_or("?", |i| &i.config.name))
-                }
-                Scope::Area(area) => format!("area {area}"),
-                Scope::Domain => "domain".into(),
-            };
+            let scope = self.scope_name(*scope);
             all.extend(database.iter().map(|(key, entry)| LsaStatus {
                 version: V::NUMBER,
                 scope: scope.clone(),
@@ -208,9 +253,11 @@ fn interface_status<V: Protocol>(interface: &Interface<V>) -> InterfaceStatus {
         address: interface.link.address.as_ref().map(V::shown),
         mtu: interface.link.mtu,
         area: interface.config.area,
+        area_kind: interface.config.area_kind,
         network: interface.config.network,
         state: interface.state,
         cost: interface.config.cost,
+        authentication: interface.guard.describe(),
         dr: interface.dr,
         bdr: interface.bdr,
     }

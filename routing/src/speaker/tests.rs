@@ -1,6 +1,11 @@
 //! Whole networks of speakers on one virtual clock.
 
+mod areas;
+mod authentication;
+mod externals;
+mod liveness;
 mod protocol;
+mod scale;
 mod simulator;
 mod version_3;
 

@@ -6,20 +6,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
-    InterfaceId, InterfaceState, Link, Machine, Refusal,
+    Extent, InterfaceId, InterfaceState, Link, Machine, Refusal,
+    calculation::External,
+    external::link_state_ids,
     interface::Interface,
     lsdb::Scope,
     origination::Wanted,
-    route::External,
     spf::{Graph, NetworkId, RouterVertex, Summary, Vertex},
     version::Protocol,
 };
 use crate::{
-    config::{AreaKind, Config, InterfaceConfig, Network},
+    announce::AnnounceAs,
+    config::{AreaKind, Config, InterfaceConfig, Metric, MetricType, Network},
     packet::{
-        EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK, NetworkBody, OPAQUE_AREA,
-        OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_O, ROUTER, RouterBody, RouterLink, SUMMARY_ASBR,
-        SUMMARY_NETWORK, V2, wire::Version,
+        EXTERNAL, ExternalBody, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK,
+        NSSA, NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ROUTER,
+        RouterBody, RouterLink, SUMMARY_ASBR, SUMMARY_NETWORK, V2, wire::Version,
     },
 };
 
@@ -69,7 +71,8 @@ impl Protocol for V2 {
     fn capabilities(config: &InterfaceConfig) -> u32 {
         match config.area_kind {
             AreaKind::Normal => OPTION_E.into(),
-            AreaKind::Stub => 0,
+            AreaKind::Stub | AreaKind::TotallyStubby => 0,
+            AreaKind::Nssa => OPTION_NP.into(),
         }
     }
 
@@ -91,11 +94,33 @@ impl Protocol for V2 {
 
     fn scope(kind: u8, interface: InterfaceId, area: Ipv4Addr) -> Option<Scope> {
         match kind {
-            ROUTER | NETWORK | SUMMARY_NETWORK | SUMMARY_ASBR | OPAQUE_AREA => Some(Scope::Area(area)),
+            ROUTER | NETWORK | SUMMARY_NETWORK | SUMMARY_ASBR | NSSA | OPAQUE_AREA => Some(Scope::Area(area)),
             EXTERNAL | OPAQUE_AS => Some(Scope::Domain),
             OPAQUE_LINK => Some(Scope::Link(interface)),
             _ => None,
         }
+    }
+
+    fn belongs(kind: u8, area: AreaKind) -> bool {
+        match kind {
+            EXTERNAL | OPAQUE_AS => area == AreaKind::Normal,
+            NSSA => area == AreaKind::Nssa,
+            _ => true,
+        }
+    }
+
+    fn extent(kind: u8, own: bool) -> Option<Extent> {
+        match kind {
+            ROUTER => (!own).then_some(Extent::Full),
+            NETWORK => Some(Extent::Full),
+            SUMMARY_NETWORK | SUMMARY_ASBR => Some(Extent::InterArea),
+            EXTERNAL | NSSA => (!own).then_some(Extent::Externals),
+            _ => None,
+        }
+    }
+
+    fn is_passed_over(_: u8) -> bool {
+        false // "generate the neighbor event SeqNumberMismatch" (section 10.6)
     }
 
     /// Opaque LSAs go to those only who know them (RFC 5250 section 3.1).
@@ -124,14 +149,19 @@ impl Protocol for V2 {
         let router = machine.config.router_id;
         for (_, interface) in machine.interfaces_up() {
             let area = interface.config.area;
-            let options = Self::options(Self::capabilities(&interface.config));
+            // The N bit is for Hellos; in an LSA its place is the P bit's (RFC 3101 appendix A).
+            let options = Self::options(Self::capabilities(&interface.config)) & OPTION_E;
             let key = LsaKey { kind: ROUTER, id: router, router };
-            let body = || (options, router_lsa(machine, area, with_announced).emit());
+            let kind = interface.config.area_kind;
+            let body = || (options, router_lsa(machine, area, kind, with_announced).emit());
             wanted.entry((Scope::Area(area), key)).or_insert_with(body);
             if let Some((id, body)) = network_lsa(machine, interface) {
                 let key = LsaKey { kind: NETWORK, id, router };
                 wanted.insert((Scope::Area(area), key), (options, body.emit()));
             }
+        }
+        if with_announced {
+            add_external_lsas(machine, &mut wanted);
         }
         wanted
     }
@@ -151,33 +181,48 @@ impl Protocol for V2 {
                     graph.prefixes.extend(prefix.map(|prefix| (Vertex::Network(id), prefix, 0)));
                     graph.networks.insert(id, body.routers);
                 }
-                Ok(LsaBody::Summary(body)) => {
-                    let summary = match key.kind {
-                        SUMMARY_NETWORK => prefix(key.id, body.mask).map(Summary::Prefix),
-                        _ => Some(Summary::Boundary(key.id)),
-                    };
-                    graph.summaries.extend(summary.map(|summary| (key.router, summary, body.metric)));
-                }
-                Ok(LsaBody::External(_) | LsaBody::Opaque) | Err(_) => {}
+                Ok(LsaBody::Summary(_) | LsaBody::External(_) | LsaBody::Opaque) | Err(_) => {}
             }
         }
         graph
     }
 
+    fn summaries(machine: &Machine<Self>, area: Ipv4Addr) -> Vec<(Ipv4Addr, Summary, u32)> {
+        let summary = |(key, lsa): (&LsaKey, &Lsa)| {
+            let Ok(LsaBody::Summary(body)) = LsaBody::parse(lsa) else { return None };
+            let summary = match key.kind {
+                SUMMARY_NETWORK => Summary::Prefix(prefix(key.id, body.mask)?),
+                _ => Summary::Boundary(key.id),
+            };
+            Some((key.router, summary, body.metric))
+        };
+        let summaries = |(key, _): &(&LsaKey, &Lsa)| matches!(key.kind, SUMMARY_NETWORK | SUMMARY_ASBR);
+        machine.living(Scope::Area(area)).filter(summaries).filter_map(summary).collect()
+    }
+
     fn externals(machine: &Machine<Self>) -> Vec<External> {
-        let external = |(key, lsa): (&LsaKey, &Lsa)| {
+        let external = |nssa: Option<Ipv4Addr>, (key, lsa): (&LsaKey, &Lsa)| {
             let Ok(LsaBody::External(body)) = LsaBody::parse(lsa) else { return None };
             let forwarding = Some(body.forwarding).filter(|address| !address.is_unspecified());
             Some(External {
                 router: key.router,
+                nssa,
                 prefix: prefix(key.id, body.mask)?,
                 type_2: body.type_2,
                 metric: body.metric,
                 forwarding: forwarding.map(IpAddr::from),
             })
         };
-        let foreign = |(key, _): &(&LsaKey, &Lsa)| key.router != machine.config.router_id;
-        machine.living(Scope::Domain).filter(foreign).filter_map(external).collect()
+        let of = |kind: u8| {
+            move |(key, _): &(&LsaKey, &Lsa)| key.kind == kind && key.router != machine.config.router_id
+        };
+        let domain = machine.living(Scope::Domain).filter(of(EXTERNAL));
+        let mut all: Vec<_> = domain.filter_map(|lsa| external(None, lsa)).collect();
+        for area in machine.nssas() {
+            let inside = machine.living(Scope::Area(area)).filter(of(NSSA));
+            all.extend(inside.filter_map(|lsa| external(Some(area), lsa)));
+        }
+        all
     }
 }
 
@@ -209,20 +254,67 @@ fn add_router(graph: &mut Graph, id: Ipv4Addr, body: &RouterBody) {
     graph.routers.insert(id, vertex);
 }
 
-/// Section 12.4.1. Never an area border or AS boundary router, never a way through.
-fn router_lsa(machine: &Machine<V2>, area: Ipv4Addr, with_announced: bool) -> RouterBody {
+/// Section 12.4.1. Never an area border router, never a way through.
+fn router_lsa(machine: &Machine<V2>, area: Ipv4Addr, kind: AreaKind, with_announced: bool) -> RouterBody {
     let mut links = Vec::new();
     for interface in machine.interfaces.values().filter(|interface| interface.config.area == area) {
         describe_interface(interface, &mut links);
     }
     if with_announced {
-        for (net, metric) in &machine.announced {
+        for (net, metric) in machine.announced_as(AnnounceAs::Stub) {
             if let IpNet::V4(net) = net {
-                links.push(stub(*net, *metric));
+                links.push(stub(*net, metric));
             }
         }
     }
-    RouterBody { flags: 0, links }
+    RouterBody { flags: if machine.is_boundary(kind) { FLAG_EXTERNAL } else { 0 }, links }
+}
+
+/// Sections 12.4.4 and RFC 3101 section 2.4: each external prefix once for all normal areas, and once for each NSSA.
+fn add_external_lsas(machine: &Machine<V2>, wanted: &mut Wanted<V2>) {
+    let externals: Vec<(Ipv4Net, Metric)> = machine
+        .announced_as(AnnounceAs::External)
+        .filter_map(|(net, metric)| if let IpNet::V4(net) = net { Some((*net, metric)) } else { None })
+        .collect();
+    if externals.is_empty() {
+        return;
+    }
+    let ids = link_state_ids(externals.iter().map(|(net, _)| *net));
+    let router = machine.config.router_id;
+    let mut add = |scope, kind, options, forwarding| {
+        for (net, metric) in &externals {
+            let Some(id) = ids.get(net) else { continue };
+            let body = external_body(machine, *net, *metric, forwarding);
+            wanted.insert((scope, LsaKey { kind, id: *id, router }), (options, body.emit()));
+        }
+    };
+    let normal = machine.has_normal_area();
+    if normal {
+        add(Scope::Domain, EXTERNAL, OPTION_E, Ipv4Addr::UNSPECIFIED);
+    }
+    for area in machine.nssas() {
+        let forwarding = forwarding_address(machine, area);
+        // Those outside hear of it by the type 5, where we send one: "the P-bit must be reset".
+        let options = if normal || forwarding.is_none() { 0 } else { OPTION_NP };
+        add(Scope::Area(area), NSSA, options, forwarding.unwrap_or(Ipv4Addr::UNSPECIFIED));
+    }
+}
+
+fn external_body(machine: &Machine<V2>, net: Ipv4Net, metric: Metric, forwarding: Ipv4Addr) -> ExternalBody {
+    let external = machine.config.external;
+    let type_2 = external.metric_type == MetricType::Two;
+    ExternalBody { mask: net.netmask(), type_2, metric: metric.into(), forwarding, tag: external.tag }
+}
+
+/// "preference should be given first to the router's internal addresses" (RFC 3101 section 2.3): our router id where
+/// we announce it as a host route, else the address of an interface.
+fn forwarding_address(machine: &Machine<V2>, area: Ipv4Addr) -> Option<Ipv4Addr> {
+    let router = machine.config.router_id;
+    let internal = IpNet::from(Ipv4Net::from(router));
+    if machine.announced_as(AnnounceAs::Stub).any(|(net, _)| *net == internal) {
+        return Some(router);
+    }
+    machine.forwarding_interfaces(area).find_map(Interface::address)
 }
 
 fn describe_interface(interface: &Interface<V2>, links: &mut Vec<RouterLink>) {

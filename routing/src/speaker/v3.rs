@@ -14,19 +14,22 @@ use serde::{Deserialize, Serialize};
 
 use self::origination::designated_interface;
 use super::{
-    InterfaceId, Link, Machine, Refusal,
+    Extent, InterfaceId, Link, Machine, Refusal,
+    calculation::External,
     interface::Interface,
     lsdb::Scope,
     origination::Wanted,
-    route::External,
-    spf::{Graph, NetworkId},
+    spf::{Graph, NetworkId, Summary},
     version::Protocol,
 };
 use crate::{
     config::{AreaKind, Config, InterfaceConfig, Network},
     packet::{
-        OPTION_E,
-        v3::{FloodingScope, INTRA_AREA_PREFIX, LsType, Lsa, LsaKey, OPTION_R, OPTION_V6, V3, body::LsaBody},
+        OPTION_E, OPTION_NP,
+        v3::{
+            EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
+            Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
+        },
     },
 };
 
@@ -40,6 +43,8 @@ pub struct Attached6 {
     pub link_local: Ipv6Addr,
     /// Prefixes of the other addresses, truncated.
     pub prefixes: BTreeSet<Ipv6Net>,
+    /// The other addresses themselves.
+    pub addresses: BTreeSet<Ipv6Addr>,
 }
 
 impl Protocol for V3 {
@@ -86,7 +91,8 @@ impl Protocol for V3 {
     fn capabilities(config: &InterfaceConfig) -> u32 {
         let external = match config.area_kind {
             AreaKind::Normal => OPTION_E.into(),
-            AreaKind::Stub => 0,
+            AreaKind::Stub | AreaKind::TotallyStubby => 0,
+            AreaKind::Nssa => OPTION_NP.into(),
         };
         OPTION_V6 | OPTION_R | external
     }
@@ -116,6 +122,31 @@ impl Protocol for V3 {
         })
     }
 
+    /// "an LSA whose LS type is unrecognized can only be flooded into/throughout a stub area if both a) the LSA has
+    /// area or link-local flooding scope and b) the LSA has U-bit set to 0" (section 2.10); in an NSSA likewise.
+    fn belongs(kind: LsType, area: AreaKind) -> bool {
+        match kind {
+            NSSA => area == AreaKind::Nssa,
+            _ if area == AreaKind::Normal => true,
+            _ if kind.scope() == Some(FloodingScope::Domain) => false,
+            _ => kind.is_known() || !kind.is_flooded_unknown(),
+        }
+    }
+
+    fn extent(kind: LsType, own: bool) -> Option<Extent> {
+        match kind {
+            ROUTER => (!own).then_some(Extent::Full),
+            NETWORK | INTRA_AREA_PREFIX | LINK => Some(Extent::Full),
+            INTER_AREA_PREFIX | INTER_AREA_ROUTER => Some(Extent::InterArea),
+            EXTERNAL | NSSA => (!own).then_some(Extent::Externals),
+            _ => None,
+        }
+    }
+
+    fn is_passed_over(kind: LsType) -> bool {
+        !kind.is_known() && kind.scope().is_some()
+    }
+
     fn is_for(_: LsType, _: u32) -> bool {
         true
     }
@@ -133,7 +164,8 @@ impl Protocol for V3 {
     fn note_announced(machine: &mut Machine<Self>) {
         let announced = &machine.announced;
         machine.prefix_ids.retain(|prefix, _| announced.contains_key(prefix));
-        let prefix_lsa = |key: &LsaKey| (key.kind == INTRA_AREA_PREFIX).then(|| u32::from(key.id));
+        let of_prefixes = [INTRA_AREA_PREFIX, EXTERNAL, NSSA];
+        let prefix_lsa = |key: &LsaKey| of_prefixes.contains(&key.kind).then(|| u32::from(key.id));
         let known = machine.originator.own_keys().filter_map(|(_, key)| prefix_lsa(key));
         let mut taken: BTreeSet<u32> = known.chain(machine.prefix_ids.values().copied()).collect();
         let mut next = LINK_PREFIXES + 1;
@@ -157,6 +189,10 @@ impl Protocol for V3 {
 
     fn graph(machine: &Machine<Self>, area: Ipv4Addr) -> Graph {
         graph::graph(machine, area)
+    }
+
+    fn summaries(machine: &Machine<Self>, area: Ipv4Addr) -> Vec<(Ipv4Addr, Summary, u32)> {
+        graph::summaries(machine, area)
     }
 
     fn externals(machine: &Machine<Self>) -> Vec<External> {

@@ -7,21 +7,22 @@ use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Link, Machine, Refusal,
+    Extent, Link, Machine, Refusal,
+    calculation::External,
     interface::Interface,
     lsdb::Scope,
     origination::Wanted,
-    route::External,
-    spf::{Graph, NetworkId},
+    spf::{Graph, NetworkId, Summary},
 };
 use crate::{
-    config::{Config, InterfaceConfig, Network},
-    packet::wire::{Lsa, LsaKey, Version},
+    auth::Authenticated,
+    config::{AreaKind, Config, InterfaceConfig, Network},
+    packet::wire::{Lsa, LsaKey},
     speaker::InterfaceId,
 };
 
 /// One version of the protocol.
-pub trait Protocol: Version {
+pub trait Protocol: Authenticated {
     /// Addresses of a link on which the version can be spoken.
     type Attached: Clone + std::fmt::Debug + Eq + Serialize + DeserializeOwned + Send + Sync;
     /// Multicast address of all OSPF routers.
@@ -72,6 +73,18 @@ pub trait Protocol: Version {
     /// The database of an LSA type seen on an interface; none where it cannot be anywhere.
     fn scope(kind: Self::Kind, interface: InterfaceId, area: Ipv4Addr) -> Option<Scope>;
 
+    /// Whether LSAs of the type can be in an area of this kind (RFC 2328 section 3.6, RFC 3101 section 2.2, RFC 5340
+    /// section 2.10).
+    fn belongs(kind: Self::Kind, area: AreaKind) -> bool;
+
+    /// What is to be calculated anew when an LSA of the type changes; none if routes do not depend on it.
+    /// `own` is whether it is one of ours, which describe us to others: our trees are rooted in our interfaces.
+    fn extent(kind: Self::Kind, own: bool) -> Option<Extent>;
+
+    /// Whether a description may list an LSA that does not belong into the area: it is passed over rather than
+    /// taken for a disagreement about the area.
+    fn is_passed_over(kind: Self::Kind) -> bool;
+
     /// Whether LSAs of the type are for a neighbour that said these options in its descriptions.
     fn is_for(kind: Self::Kind, options: u32) -> bool;
 
@@ -96,6 +109,9 @@ pub trait Protocol: Version {
     /// An area's LSAs as a graph.
     fn graph(machine: &Machine<Self>, area: Ipv4Addr) -> Graph;
 
-    /// Destinations outside the domain.
+    /// What border routers say in an area: by whom, what, and at which cost from there.
+    fn summaries(machine: &Machine<Self>, area: Ipv4Addr) -> Vec<(Ipv4Addr, Summary, u32)>;
+
+    /// Destinations outside the domain, by others.
     fn externals(machine: &Machine<Self>) -> Vec<External>;
 }

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use director_proto::pins::PinMessage;
 use director_proto::sync::{BootId, Frame, Hello, Message, Report, wire};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::net::{Kind, Origin, Taken};
+use crate::pins::Pins;
 use crate::replica::{Member, Replica};
 use crate::status::{PeerState, PeerStatus, RefusedPeer, Status};
 
@@ -48,6 +50,32 @@ struct Traffic {
     messages_out: u64,
     messages_dropped: u64,
     rtt: Option<Duration>,
+    rate: Rate,
+}
+
+/// Bytes per second, received and sent, over the last whole [`RATE_INTERVAL`].
+#[derive(Debug, Default)]
+struct Rate {
+    since: Option<(Instant, u64, u64)>,
+    bytes: (f64, f64),
+}
+
+/// Time over which bytes per second are counted.
+const RATE_INTERVAL: Duration = Duration::from_secs(2);
+
+impl Rate {
+    fn note(&mut self, now: Instant, bytes_in: u64, bytes_out: u64) {
+        let Some((since, was_in, was_out)) = self.since else {
+            self.since = Some((now, bytes_in, bytes_out));
+            return;
+        };
+        let passed = now.saturating_duration_since(since);
+        if passed >= RATE_INTERVAL {
+            let of = |is: u64, was: u64| is.saturating_sub(was) as f64 / passed.as_secs_f64();
+            self.bytes = (of(bytes_in, was_in), of(bytes_out, was_out));
+            self.since = Some((now, bytes_in, bytes_out));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -189,10 +217,19 @@ impl Links {
 
     /// Sends a message to a director by the connection we opened, else by the one it opened.
     pub(super) fn send(&mut self, to: Ipv4Addr, message: Message) {
-        let usable = |(_, link): &(&u64, &Link)| link.router_id == to && link.kind == Kind::Exchange;
+        self.send_by(Kind::Exchange, to, &Frame::Message(message));
+    }
+
+    /// The same of a message about pins.
+    pub(super) fn send_pins(&mut self, to: Ipv4Addr, message: PinMessage) {
+        self.send_by(Kind::Pins, to, &Frame::Pins(message));
+    }
+
+    fn send_by(&mut self, kind: Kind, to: Ipv4Addr, frame: &Frame) {
+        let usable = |(_, link): &(&u64, &Link)| link.router_id == to && link.kind == kind;
         let best = self.links.iter().filter(usable).max_by_key(|(_, link)| link.dialled);
         match best.map(|(id, _)| *id) {
-            Some(link) => self.send_on(link, &Frame::Message(message)),
+            Some(link) => self.send_on(link, frame),
             None => self.traffic.entry(to).or_default().messages_dropped += 1,
         }
     }
@@ -200,6 +237,9 @@ impl Links {
     /// Sends the heartbeat on all connections for it; those we opened also measure the round trip.
     pub(super) fn beat(&mut self, now: Instant, report: &Report) {
         let clock = self.clock(now);
+        for traffic in self.traffic.values_mut() {
+            traffic.rate.note(now, traffic.bytes_in, traffic.bytes_out);
+        }
         let beats: Vec<(u64, bool)> = self
             .links
             .iter()
@@ -223,16 +263,18 @@ impl Links {
         u64::try_from(now.duration_since(self.started).as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
-    pub(super) fn status(&self, now: Instant, replica: &Replica) -> Status {
+    pub(super) fn status(&self, now: Instant, replica: &Replica, pins: &Pins) -> Status {
         let version = replica.version();
         let members: BTreeMap<Ipv4Addr, &Member> = replica.members().collect();
-        let configured =
-            self.dialled.iter().map(|peer| self.peer_status(now, replica, &members, Some(peer), None));
+        let configured = self
+            .dialled
+            .iter()
+            .map(|peer| self.peer_status(now, (replica, pins), &members, Some(peer), None));
         let is_configured = |id: Ipv4Addr| self.dialled.iter().any(|peer| peer.router_id == Some(id));
         let others = members
             .keys()
             .filter(|id| !is_configured(**id))
-            .map(|id| self.peer_status(now, replica, &members, None, Some(*id)));
+            .map(|id| self.peer_status(now, (replica, pins), &members, None, Some(*id)));
         let refused = self.refused.iter().map(|refused| RefusedPeer {
             remote: refused.remote,
             reason: refused.reason.clone(),
@@ -247,6 +289,7 @@ impl Links {
             phase: replica.phase(),
             leader: replica.leader(),
             peers: configured.chain(others).collect(),
+            pins_whole: pins.is_whole(),
             refused: refused.collect(),
         }
     }
@@ -254,7 +297,7 @@ impl Links {
     fn peer_status(
         &self,
         now: Instant,
-        replica: &Replica,
+        (replica, pins): (&Replica, &Pins),
         members: &BTreeMap<Ipv4Addr, &Member>,
         dialled: Option<&Dialled>,
         router_id: Option<Ipv4Addr>,
@@ -288,6 +331,9 @@ impl Links {
             messages_out: count(|traffic| traffic.messages_out),
             messages_dropped: count(|traffic| traffic.messages_dropped),
             unacked: router_id.map_or(0, |id| u64::from(replica.awaits(id))),
+            bytes_in_per_second: traffic.map_or(0.0, |traffic| traffic.rate.bytes.0),
+            bytes_out_per_second: traffic.map_or(0.0, |traffic| traffic.rate.bytes.1),
+            pins: router_id.and_then(|id| pins.status(now, id)).unwrap_or_default(),
         }
     }
 }

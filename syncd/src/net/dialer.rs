@@ -151,6 +151,7 @@ impl Dialer {
             match self.kind {
                 Kind::Exchange => client.exchange(request).await,
                 Kind::Beat => client.beat(request).await,
+                Kind::Pins => client.pins(request).await,
             }
         };
         let incoming = timeout(CONNECT_TIMEOUT, call).await??.into_inner();

@@ -65,6 +65,7 @@ impl SyncService {
 impl sync_server::Sync for SyncService {
     type ExchangeStream = Frames;
     type BeatStream = Frames;
+    type PinsStream = Frames;
 
     async fn exchange(&self, request: Request<Streaming<wire::Frame>>) -> Result<Response<Frames>, Status> {
         Ok(self.open(Kind::Exchange, request))
@@ -72,6 +73,10 @@ impl sync_server::Sync for SyncService {
 
     async fn beat(&self, request: Request<Streaming<wire::Frame>>) -> Result<Response<Frames>, Status> {
         Ok(self.open(Kind::Beat, request))
+    }
+
+    async fn pins(&self, request: Request<Streaming<wire::Frame>>) -> Result<Response<Frames>, Status> {
+        Ok(self.open(Kind::Pins, request))
     }
 }
 

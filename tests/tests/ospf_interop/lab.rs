@@ -1,17 +1,17 @@
-//! A switch with FRR or BIRD, two directors' namespaces beside it, and speakers to run in them.
+//! A switch with FRR or BIRD, and two directors' namespaces beside it for speakers to run in.
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader, Write},
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::OnceLock,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::netns::{Namespace, Process, until};
 use serde_json::Value;
+
+use crate::speaker::Speaker;
 
 /// The version of IP, and with it that of OSPF.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +45,14 @@ impl Family {
         }
     }
 
+    /// A prefix that the switch redistributes, and an address in it.
+    pub(crate) fn outside(self) -> (&'static str, &'static str) {
+        match self {
+            Self::V4 => ("198.19.0.0/24", "198.19.0.1/24"),
+            Self::V6 => ("2001:db8:198:19::/64", "2001:db8:198:19::1/64"),
+        }
+    }
+
     /// Addresses of a link: the switch's and the director's end.
     fn link(self, net: Net, number: usize) -> (String, String) {
         match (self, net) {
@@ -55,74 +63,6 @@ impl Family {
             }
             (Self::V6, Net::Broadcast) => (String::new(), format!("2001:db8:9::{number}/64")),
         }
-    }
-}
-
-/// The example program of the routing crate, built once.
-fn speaker_program() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status =
-            Command::new(cargo).args(["build", "-q", "-p", "routing", "--example", "speaker"]).status();
-        assert!(status.expect("cargo runs").success(), "the example builds");
-        let own = std::env::current_exe().expect("a test has a path");
-        own.parent().and_then(|deps| deps.parent()).expect("in target").join("examples/speaker")
-    };
-    PROGRAM.get_or_init(build).clone()
-}
-
-/// A running speaker with its controls.
-pub(crate) struct Speaker {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Speaker {
-    pub(crate) fn start(namespace: &Namespace, arguments: &[&str]) -> Result<Self> {
-        let mut command = namespace.command(speaker_program());
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        if std::env::var_os("OSPF_LOG").is_none() {
-            command.stderr(Stdio::null());
-        }
-        let mut process = command.spawn()?;
-        let input = process.stdin.take().context("piped")?;
-        let output = BufReader::new(process.stdout.take().context("piped")?);
-        Ok(Self { process, input, output })
-    }
-
-    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
-        writeln!(self.input, "{line}").context("the speaker is gone")
-    }
-
-    pub(crate) fn status(&mut self) -> Result<Value> {
-        self.tell("status")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        serde_json::from_str(&line).context(line)
-    }
-
-    pub(crate) fn full(&mut self) -> Result<usize> {
-        let status = self.status()?;
-        let neighbors = status["neighbors"].as_array().context("neighbors")?;
-        Ok(neighbors.iter().filter(|neighbor| neighbor["state"] == "Full").count())
-    }
-
-    pub(crate) fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.process.try_wait()?.is_some())
-    }
-
-    pub(crate) fn kill(&mut self) -> Result<()> {
-        self.process.kill()?;
-        self.process.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Speaker {
-    fn drop(&mut self) {
-        let _ = self.kill(); // it may have ended
     }
 }
 
@@ -138,15 +78,63 @@ pub(crate) enum Net {
     Broadcast,
 }
 
+/// The area of all links, and how it treats externals.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Area {
+    /// The backbone, where the switch redistributes nothing.
+    Backbone,
+    Normal,
+    Stub,
+    Nssa,
+}
+
+impl Area {
+    /// Its id.
+    fn id(self) -> &'static str {
+        if self == Self::Backbone { "0.0.0.0" } else { "0.0.0.1" }
+    }
+
+    /// The parts of an interface of ours that say so.
+    pub(crate) fn parts(self) -> &'static str {
+        match self {
+            Self::Backbone => "",
+            Self::Normal => ":area=0.0.0.1",
+            Self::Stub => ":area=0.0.0.1:stub",
+            Self::Nssa => ":area=0.0.0.1:nssa",
+        }
+    }
+}
+
+/// What the interfaces say beyond their timers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extra<'a> {
+    /// Lines in the configuration of each interface of the switch, as its brand spells them.
+    pub(crate) switch: &'a str,
+    /// Parts of the directors' interface, as the speaker takes them.
+    pub(crate) speaker: &'a str,
+    /// Whether switch and directors watch each other by BFD, 50 ms x 3.
+    pub(crate) bfd: bool,
+    pub(crate) area: Area,
+}
+
+impl Extra<'_> {
+    pub(crate) const NONE: Self = Self { switch: "", speaker: "", bfd: false, area: Area::Backbone };
+}
+
 /// A switch with its routing daemons, and the directors' namespaces. Devices: `s1`, `s2` on the switch, or
 /// `br0` over both; `eth1` on the directors.
 pub(crate) struct Lab {
     pub(crate) family: Family,
     pub(crate) net: Net,
+    /// Whether switch and directors watch each other by BFD, 50 ms x 3.
+    bfd: bool,
+    area: Area,
     daemons: Vec<Process>,
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
     folder: PathBuf,
+    /// Parts of the directors' interface.
+    speaker: String,
 }
 
 impl Lab {
@@ -155,6 +143,10 @@ impl Lab {
     }
 
     pub(crate) fn of(family: Family, brand: Brand, net: Net) -> Result<Self> {
+        Self::with(family, brand, net, Extra::NONE)
+    }
+
+    pub(crate) fn with(family: Family, brand: Brand, net: Net, extra: Extra<'_>) -> Result<Self> {
         let switch = Namespace::new("rt-s")?;
         let directors = vec![Namespace::new("rt-d")?, Namespace::new("rt-d")?];
         if net == Net::Broadcast {
@@ -173,12 +165,19 @@ impl Lab {
             }
         }
         switch.ip(&format!("addr add {} dev lo", family.behind()))?;
+        switch.ip("link add ext0 type veth peer name ext1")?;
+        switch.ip(&format!("addr add {} dev ext0", family.outside().1))?;
+        for end in ["ext0", "ext1"] {
+            switch.ip(&format!("link set {end} up"))?;
+        }
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
-        let mut lab = Self { family, net, switch, directors, daemons: Vec::new(), folder };
+        let Extra { bfd, area, speaker, .. } = extra;
+        let (daemons, speaker) = (Vec::new(), speaker.to_owned());
+        let mut lab = Self { family, net, bfd, area, switch, directors, daemons, folder, speaker };
         match brand {
-            Brand::Frr => lab.start_frr()?,
-            Brand::Bird => lab.start_bird()?,
+            Brand::Frr => lab.start_frr(extra.switch)?,
+            Brand::Bird => lab.start_bird(extra.switch)?,
         }
         Ok(lab)
     }
@@ -190,31 +189,50 @@ impl Lab {
         }
     }
 
-    fn start_frr(&mut self) -> Result<()> {
+    fn start_frr(&mut self, extra: &str) -> Result<()> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "point-to-point" };
         let (daemon, word, router) = match self.family {
             Family::V4 => ("ospfd", "ip ospf", "router ospf\n ospf router-id"),
             Family::V6 => ("ospf6d", "ipv6 ospf6", "router ospf6\n ospf6 router-id"),
         };
+        let area = self.area.id();
         let mut ospf = String::new();
         for device in self.devices() {
             ospf += &format!(
                 "interface {device}\n {word} network {kind}\n {word} hello-interval 1\n \
-                 {word} dead-interval 4\n {word} area 0\n"
+                 {word} dead-interval 4\n {word} area {area}\n{extra}"
             );
+            if self.bfd {
+                ospf += &format!(" {word} bfd\n {word} bfd profile fast\n");
+            }
         }
-        ospf += &format!("interface lo\n {word} area 0\n{router} 10.255.1.1\n");
+        ospf += &format!("interface lo\n {word} area {area}\n{router} 10.255.1.1\n");
+        match self.area {
+            Area::Backbone | Area::Normal => {}
+            Area::Stub => ospf += &format!(" area {area} stub\n"),
+            Area::Nssa => ospf += &format!(" area {area} nssa\n"),
+        }
+        if matches!(self.area, Area::Normal | Area::Nssa) {
+            ospf += " redistribute connected\n";
+        }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
         std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
+        let profile =
+            "bfd\n profile fast\n  receive-interval 50\n  transmit-interval 50\n  detect-multiplier 3\n";
+        std::fs::write(self.folder.join("bfdd.conf"), profile)?;
         let folder = self.folder.to_str().context("utf-8")?.to_owned();
         let chown = Command::new("chown").args(["-R", "frr:frr", &folder]).status()?;
         ensure!(chown.success(), "chown frr:frr: is FRR installed?");
-        for daemon in ["zebra", daemon] {
+        // In this order: `kill_bfd` counts on it.
+        for daemon in ["zebra", "bfdd", daemon].into_iter().filter(|daemon| self.bfd || *daemon != "bfdd") {
             let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
             command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
             command.args(["--vty_socket", &folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
             command.args(["-z", &format!("{folder}/zserv.api")]);
+            if daemon == "bfdd" {
+                command.args(["--bfdctl", &format!("{folder}/bfdd.sock")]);
+            }
             self.daemons.push(Process::quiet(command)?);
             let socket = self.folder.join(format!("{daemon}.vty"));
             until("FRR listens", Duration::from_secs(10), || Ok(socket.exists()))?;
@@ -222,10 +240,40 @@ impl Lab {
         Ok(())
     }
 
-    fn start_bird(&mut self) -> Result<()> {
+    fn start_bird(&mut self, extra: &str) -> Result<()> {
+        let path = self.configure_bird(extra)?;
+        let mut command = self.switch.command("bird");
+        command.arg("-f").arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
+        command.arg("-P").arg(self.folder.join("pid"));
+        self.daemons.push(Process::quiet(command)?);
+        Ok(())
+    }
+
+    /// Gives a running BIRD other lines for its interfaces.
+    pub(crate) fn reconfigure_bird(&self, extra: &str) -> Result<()> {
+        self.configure_bird(extra)?;
+        let mut command = self.switch.command("birdc");
+        let output = command.arg("-s").arg(self.folder.join("ctl")).arg("configure").output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            said.contains("Reconfigured") || said.contains("Reconfiguration in progress"),
+            "birdc: {said}"
+        );
+        Ok(())
+    }
+
+    fn configure_bird(&self, extra: &str) -> Result<PathBuf> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "ptp" };
+        let (bfd, protocol) = match self.bfd {
+            true => (
+                "bfd yes;",
+                "protocol bfd { interface \"*\" { min rx interval 50 ms; min tx interval 50 ms; \
+                 idle tx interval 1 s; multiplier 3; }; }\n",
+            ),
+            false => ("", ""),
+        };
         let interface = |device: &String| {
-            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; }};\n")
+            format!("interface \"{device}\" {{ type {kind}; hello 1; dead 4; wait 2; {bfd} {extra} }};\n")
         };
         let interfaces: String = self.devices().iter().map(interface).collect();
         let (version, channel, behind) = match self.family {
@@ -233,19 +281,31 @@ impl Lab {
             // `lo` has no link-local address, without which BIRD does not speak OSPFv3 of it.
             Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
         };
+        let (area, outside) = (self.area.id(), self.family.outside().0);
+        // An AS boundary router cannot be in a stub area, and BIRD says so.
+        let redistributes = matches!(self.area, Area::Normal | Area::Nssa);
+        let export = if !redistributes { "none" } else { "where source = RTS_STATIC" };
+        let kind_of_area = match self.area {
+            Area::Backbone | Area::Normal => "",
+            Area::Stub => "stub;",
+            Area::Nssa => "nssa;",
+        };
         let config = format!(
-            "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n\
+            "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n{protocol}\
              protocol kernel {{ merge paths yes; {channel} {{ export all; import none; }}; }}\n\
-             protocol ospf {version} {{ tick 1; {channel} {{ import all; export none; }};\n\
-             area 0 {{ {interfaces} {behind} }}; }}\n"
+             protocol static {{ {channel}; route {outside} blackhole; }}\n\
+             protocol ospf {version} {{ tick 1; merge external yes; {channel} {{ import all; export {export}; }};\n\
+             area {area} {{ {kind_of_area} {interfaces} {behind} }}; }}\n"
         );
         let path = self.folder.join("bird.conf");
         std::fs::write(&path, config)?;
-        let mut command = self.switch.command("bird");
-        command.arg("-f").arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
-        command.arg("-P").arg(self.folder.join("pid"));
-        self.daemons.push(Process::quiet(command)?);
-        Ok(())
+        Ok(path)
+    }
+
+    /// Kills what speaks BFD on the switch: FRR's bfdd alone, or BIRD, which is one process.
+    pub(crate) fn kill_bfd(&mut self) {
+        let at = self.daemons.len().saturating_sub(2).min(1);
+        self.daemons[at].kill();
     }
 
     /// Next hops of the VIP in the switch's kernel.
@@ -280,7 +340,8 @@ impl Lab {
 
     pub(crate) fn speaker(&self, director: usize) -> Result<Speaker> {
         let kind = if self.net == Net::Broadcast { "broadcast" } else { "p2p" };
-        let interface = format!("eth1:{kind}:hello=1:dead=4");
+        let bfd = if self.bfd { ":bfd=50*3" } else { "" };
+        let interface = format!("eth1:{kind}:hello=1:dead=4{bfd}{}{}", self.area.parts(), self.speaker);
         let router = format!("10.255.0.{}", director + 1);
         let announced = format!("{}=10", self.family.vip_prefix());
         Speaker::start(&self.directors[director], &[&router, self.option(), &interface, &announced])

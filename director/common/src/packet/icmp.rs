@@ -38,7 +38,8 @@ impl Icmp {
 
 /// Parses the packet that the error behind `ip` is about. Its addresses and ports go to `flow` the other way
 /// round: it was sent *by* the VIP, and what is asked is where the client's packets go. Eight bytes of its
-/// transport header suffice (RFC 792), and one extension header is walked, which a fragment has. `None` if it is cut shorter, or not the beginning of one.
+/// transport header suffice (RFC 792), and one extension header is walked, which a fragment has. `None` if it is cut
+/// shorter, or not the beginning of one.
 #[inline(always)]
 pub fn parse_inner(frame: &impl Frame, ip: &Ip, flow: &mut FlowKey) -> Option<Ip> {
     let inner = ip::parse_at::<1>(frame, ip.is_v6(), ip.payload.wrapping_add(LEN), flow).ok()?;
@@ -92,7 +93,8 @@ impl ErrorKind {
 
 /// Turns the packet `ip` was parsed of into an error of this kind about it, to where it came from; from `source`, an
 /// address of its version, or if that is `None` from where it was sent to. `mtu` is the largest packet that fits, in
-/// bytes, and 0 if that is not the matter. The message shows the header, without extensions, and eight bytes more: enough
+/// bytes, and 0 if that is not the matter. The message shows the header, without extensions, and eight bytes more:
+/// enough
 /// to find the flow. `None` if the frame is not the one that `ip` was parsed of, or cannot be changed so.
 #[inline(always)]
 pub fn emit_error(

@@ -62,9 +62,15 @@ pub(super) fn checksum_holds(frame: &impl Frame, start: usize, header_len: usize
         let Some(bytes) = frame.read(start.wrapping_add(offset)) else { return false };
         sum = sum.wrapping_add(u64::from(u32::from_ne_bytes(bytes)));
     }
-    // At most 15 words of 32 bits: 36 bits, then 17 or fewer, then 16.
+    folded(sum) == 0xffff
+}
+
+/// The 16-bit sum that this sum of at most 15 words of 32 bits stands for.
+#[inline(always)]
+pub(crate) const fn folded(sum: u64) -> u16 {
+    // 36 bits, then 18 or fewer, then 17, then 16.
     let sum = (sum & 0xffff).wrapping_add((sum >> 16) & 0xffff).wrapping_add(sum >> 32) as u32;
-    fold(fold(sum)) == 0xffff
+    fold(fold(sum)) as u16
 }
 
 /// Writes a time to live of `new` instead of `old`, and the checksum that follows from that and from `checksum`,
@@ -76,11 +82,16 @@ pub(super) fn emit_ttl(
     (old, new): (u8, u8),
     checksum: u16,
 ) -> Option<()> {
-    // The other half of the 16-bit word is the protocol: its share of ~m + m' is -0.
-    let change = u32::from(!(u16::from(old) << 8)).wrapping_add(u32::from(new) << 8);
-    let sum = fold(fold(u32::from(!checksum).wrapping_add(change)));
     frame.write(start.wrapping_add(TTL), [new])?;
-    frame.write(start.wrapping_add(CHECKSUM), (!(sum as u16)).to_be_bytes())
+    frame.write(start.wrapping_add(CHECKSUM), checksum_for_ttl(checksum, old, new).to_be_bytes())
+}
+
+/// The checksum of a header with a time to live of `new`, which had `checksum` with `old`.
+#[inline(always)]
+pub(crate) const fn checksum_for_ttl(checksum: u16, old: u8, new: u8) -> u16 {
+    // The other half of the 16-bit word is the protocol: its share of ~m + m' is -0.
+    let change = (!((old as u16) << 8) as u32).wrapping_add((new as u32) << 8);
+    !(fold(fold((!checksum as u32).wrapping_add(change))) as u16)
 }
 
 /// Exchanges the addresses, which no checksum notices.

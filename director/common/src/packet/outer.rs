@@ -9,7 +9,7 @@
 //!   and RFC 6936, section 5, ask of a tunnel that does so over IPv6. The far end must be told to accept it.
 //! - Nothing is fragmented here: what does not fit was told from its length before.
 
-use super::ipv4::fold;
+use super::ipv4::folded;
 use super::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use super::{Ethernet, Frame, Ip, PROTOCOL_UDP};
 use crate::tables::{Address, Encapsulation};
@@ -17,7 +17,7 @@ use crate::tables::{Address, Encapsulation};
 pub(crate) const PROTOCOL_IPV4: u8 = 4;
 pub(crate) const PROTOCOL_IPV6: u8 = 41;
 pub(crate) const PROTOCOL_GRE: u8 = 47;
-const LEN_V4: usize = 20;
+pub(crate) const LEN_V4: usize = 20;
 const LEN_V6: usize = 40;
 pub(crate) const LEN_GRE: usize = 4;
 pub(crate) const LEN_UDP: usize = 8;
@@ -100,7 +100,16 @@ impl Outer<'_> {
 
     #[inline(always)]
     fn emit_v4(&self, frame: &mut impl Frame, inner: &Ip, payload_len: usize) -> Option<()> {
-        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (self.source.low(), self.destination.low());
+        let header = self.header_v4(inner, payload_len);
+        let [h0, h1, h2, h3, h4, h5, h6, h7, rest @ ..] = header;
+        frame.write(inner.start, [h0, h1, h2, h3, h4, h5, h6, h7])?;
+        frame.write::<{ LEN_V4 - 8 }>(inner.start.wrapping_add(8), rest)
+    }
+
+    /// The outer IPv4 header in front of so many bytes.
+    #[inline(always)]
+    pub(crate) fn header_v4(&self, inner: &Ip, payload_len: usize) -> [u8; LEN_V4] {
+        let (source, destination) = (self.source.low(), self.destination.low());
         let [l0, l1] = (payload_len.wrapping_add(LEN_V4) as u16).to_be_bytes();
         let (identification, flags) = if inner.dont_fragment {
             (0, 0x40)
@@ -109,24 +118,16 @@ impl Outer<'_> {
         };
         let [i0, i1] = identification.to_be_bytes();
         let (tos, protocol) = (inner.traffic_class, self.protocol(inner));
-        let mut sum = 0_u32;
-        for [a, b] in [
-            [0x45, tos],
-            [l0, l1],
-            [i0, i1],
-            [flags, 0],
-            [HOP_LIMIT, protocol],
-            [s0, s1],
-            [s2, s3],
-            [d0, d1],
-            [d2, d3],
-        ] {
-            sum = sum.wrapping_add(u32::from(u16::from_be_bytes([a, b])));
+        // In the machine's order, as in `checksum_holds`.
+        let mut sum = 0_u64;
+        for word in
+            [[0x45, tos, l0, l1], [i0, i1, flags, 0], [HOP_LIMIT, protocol, 0, 0], source, destination]
+        {
+            sum = sum.wrapping_add(u64::from(u32::from_ne_bytes(word)));
         }
-        let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
-        frame.write(inner.start, [0x45, tos, l0, l1, i0, i1, flags, 0])?;
-        let rest = [HOP_LIMIT, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3];
-        frame.write(inner.start.wrapping_add(8), rest)
+        let [c0, c1] = (!folded(sum)).to_ne_bytes();
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source, destination);
+        [0x45, tos, l0, l1, i0, i1, flags, 0, HOP_LIMIT, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3]
     }
 
     /// The flow label carries the entropy (RFC 6438).

@@ -22,9 +22,9 @@ pub enum TransportError {
 }
 
 /// Shortest TCP header in bytes.
-const TCP_MIN_LEN: usize = 20;
+pub(crate) const TCP_MIN_LEN: usize = 20;
 /// Data offset and flags, from the start of the TCP header.
-const TCP_OFFSET_FLAGS: usize = 12;
+pub(crate) const TCP_OFFSET_FLAGS: usize = 12;
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
@@ -32,7 +32,7 @@ const TCP_ACK: u8 = 0x10;
 /// Length of the UDP header in bytes.
 pub const UDP_LEN: usize = 8;
 /// The datagram's length, from the start of the UDP header.
-const UDP_LENGTH: usize = 4;
+pub(crate) const UDP_LENGTH: usize = 4;
 
 impl Ports {
     /// The ports behind `ip`, or `None` if the frame ends before them.
@@ -41,6 +41,27 @@ impl Ports {
         let [a, b, c, d] = frame.read(ip.payload)?;
         Some(Self { source: u16::from_be_bytes([a, b]), destination: u16::from_be_bytes([c, d]) })
     }
+}
+
+/// Length of a TCP header in bytes, by the byte that holds its data offset.
+#[inline(always)]
+pub(crate) const fn tcp_header_len(offset: u8) -> usize {
+    ((offset >> 4) as usize).wrapping_mul(4)
+}
+
+/// Whether a segment with these flags begins a connection.
+#[inline(always)]
+pub(crate) const fn tcp_opens(flags: u8) -> bool {
+    flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+/// What a segment with these flags, with or without data, says about its connection: [`signal`]s.
+#[inline(always)]
+pub(crate) const fn tcp_signals(flags: u8, data: bool) -> u16 {
+    (tcp_opens(flags) as u16).wrapping_mul(signal::OPENS)
+        | ((flags & TCP_FIN != 0) as u16).wrapping_mul(signal::FIN)
+        | ((flags & TCP_RST != 0) as u16).wrapping_mul(signal::RST)
+        | (data as u16).wrapping_mul(signal::DATA)
 }
 
 /// Checks the header behind `ip` (not a later fragment), whose `payload_len` bytes are known to be within
@@ -58,7 +79,7 @@ pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<u16, Tra
             }
             let [offset, flags] =
                 frame.read(start.wrapping_add(TCP_OFFSET_FLAGS)).ok_or(TransportError::Short)?;
-            let header_len = usize::from(offset >> 4).wrapping_mul(4);
+            let header_len = tcp_header_len(offset);
             if header_len < TCP_MIN_LEN {
                 return Err(TransportError::Length);
             }
@@ -66,11 +87,7 @@ pub fn check(frame: &impl Frame, ip: &Ip, payload_len: usize) -> Result<u16, Tra
                 // Options may be in the next fragment, but then nobody has judged them.
                 return Err(if ip.more_fragments { TransportError::Short } else { TransportError::Length });
             }
-            let says = |holds: bool, signal: u16| u16::from(holds).wrapping_mul(signal);
-            Ok(says(flags & (TCP_SYN | TCP_ACK) == TCP_SYN, signal::OPENS)
-                | says(flags & TCP_FIN != 0, signal::FIN)
-                | says(flags & TCP_RST != 0, signal::RST)
-                | says(payload_len > header_len, signal::DATA))
+            Ok(tcp_signals(flags, payload_len > header_len))
         }
         PROTOCOL_UDP => {
             if payload_len < UDP_LEN {

@@ -2,7 +2,8 @@
 //!
 //! An exact address, protocol and port is one look-up in a hash. What is not found there goes by *classes*: the
 //! longest prefix of the destination names a class, and a second trie holds for each class which service owns
-//! which ports, as prefixes of port numbers (8000-8999 are 8000/6, 8064/7 … in all at most 30). User space puts into a class
+//! which ports, as prefixes of port numbers (8000-8999 are 8000/6, 8064/7 … in all at most 30). User space puts into
+//! a class
 //! also what it takes over from shorter prefixes, so one look-up in each trie is enough; a range within another
 //! consists of longer port prefixes than that other has there, so the narrower one wins.
 

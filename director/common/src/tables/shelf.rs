@@ -5,7 +5,8 @@
 //! by the outer map also on Linux 6.1.
 //!
 //! Tables stand on *shelves*: inner maps of about 1 MiB with [`SHELF`] tables of [`SLOTS`], or [`SMALL_SHELF`] of
-//! [`SMALL_SLOTS`]. A new table is written to a free place of a shelf, so most changes exchange no inner map: that costs
+//! [`SMALL_SLOTS`]. A new table is written to a free place of a shelf, so most changes exchange no inner map: that
+//! costs
 //! a grace period of the kernel, which many services that change at once must not pay one by one. And a small
 //! table by itself would take twice its size, since the kernel's allocator rounds 16 KiB and a header up to 32.
 

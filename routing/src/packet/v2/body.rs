@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    EXTERNAL, Lsa, NETWORK, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK,
+    EXTERNAL, Lsa, NETWORK, NSSA, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK,
 };
 use crate::packet::{ParseError, reader::Reader};
 
@@ -136,7 +136,11 @@ pub struct SummaryBody {
     pub metric: u32,
 }
 
-/// Body of an AS-external-LSA (section A.4.5), without metrics per type of service.
+/// AS-external-LSA: the metric is of type 2.
+const EXTERNAL_TYPE_2: u32 = 0x8000_0000;
+
+/// Body of an AS-external-LSA (section A.4.5) or of an NSSA-LSA (RFC 3101 appendix B), without metrics per
+/// type of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExternalBody {
     /// Mask of the network.
@@ -151,6 +155,27 @@ pub struct ExternalBody {
     pub tag: u32,
 }
 
+impl ExternalBody {
+    fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut reader = Reader::new(bytes, "AS-external LSA");
+        let (mask, metric) = (reader.address()?, reader.u32()?);
+        let (type_2, metric) = (metric & EXTERNAL_TYPE_2 != 0, metric & LS_INFINITY);
+        Ok(Self { mask, type_2, metric, forwarding: reader.address()?, tag: reader.u32()? })
+    }
+
+    /// The bytes of the body.
+    #[must_use]
+    pub fn emit(&self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(16);
+        out.put_slice(&self.mask.octets());
+        let kind = if self.type_2 { EXTERNAL_TYPE_2 } else { 0 };
+        out.put_u32(kind | self.metric & LS_INFINITY);
+        out.put_slice(&self.forwarding.octets());
+        out.put_u32(self.tag);
+        out
+    }
+}
+
 /// A parsed body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LsaBody {
@@ -160,7 +185,7 @@ pub enum LsaBody {
     Network(NetworkBody),
     /// Types 3 and 4.
     Summary(SummaryBody),
-    /// Type 5.
+    /// Types 5 and 7.
     External(ExternalBody),
     /// Types 9 to 11, whose content is not looked at.
     Opaque,
@@ -180,12 +205,7 @@ impl LsaBody {
                 let mask = reader.address()?;
                 Ok(Self::Summary(SummaryBody { mask, metric: reader.u32()? & LS_INFINITY }))
             }
-            EXTERNAL => {
-                let (mask, metric) = (reader.address()?, reader.u32()?);
-                let (forwarding, tag) = (reader.address()?, reader.u32()?);
-                let (type_2, metric) = (metric >> 31 == 1, metric & LS_INFINITY);
-                Ok(Self::External(ExternalBody { mask, type_2, metric, forwarding, tag }))
-            }
+            EXTERNAL | NSSA => ExternalBody::parse(lsa.body()).map(Self::External),
             OPAQUE_LINK | OPAQUE_AREA | OPAQUE_AS => Ok(Self::Opaque),
             kind => Err(ParseError::LsaType { kind: kind.into() }),
         }

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use bytes::{BufMut, BytesMut};
 
 use super::{
-    EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa, NETWORK, Prefix,
-    ROUTER, put_u24,
+    EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType, Lsa, NETWORK, NSSA,
+    Prefix, ROUTER, put_u24,
 };
 use crate::packet::{ParseError, reader::Reader};
 
@@ -201,7 +201,7 @@ fn parse_prefixes(reader: &mut Reader<'_>, count: u32) -> Result<Vec<Prefix>, Pa
     (0..count).map(|_| Prefix::parse(reader)).collect()
 }
 
-/// Body of an AS-External-LSA (section A.4.7).
+/// Body of an AS-External-LSA (section A.4.7) or of an NSSA-LSA (section A.4.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExternalBody {
     /// Metric of type 2: above all metrics inside the domain.
@@ -212,6 +212,10 @@ pub struct ExternalBody {
     pub prefix: Prefix,
     /// Where to forward, if not to the originator.
     pub forwarding: Option<Ipv6Addr>,
+    /// Tag of the operator.
+    pub tag: Option<u32>,
+    /// Link state id of an LSA with more about the destination, of the type in the prefix's field.
+    pub referenced: Option<u32>,
 }
 
 impl ExternalBody {
@@ -220,14 +224,32 @@ impl ExternalBody {
         let (flags, metric, prefix) = (reader.u8()?, reader.u24()?, Prefix::parse(&mut reader)?);
         let follows = |flag: u8| flags & flag != 0;
         let forwarding = follows(EXTERNAL_FORWARDING).then(|| reader.take::<16>()).transpose()?;
-        if follows(EXTERNAL_TAG) {
-            reader.skip(4)?;
-        }
-        if prefix.field != 0 {
-            reader.skip(4)?; // link state id of the referenced LSA
-        }
+        let tag = follows(EXTERNAL_TAG).then(|| reader.u32()).transpose()?;
+        let referenced = (prefix.field != 0).then(|| reader.u32()).transpose()?;
         let forwarding = forwarding.map(Ipv6Addr::from);
-        Ok(Self { type_2: follows(EXTERNAL_TYPE_2), metric, prefix, forwarding })
+        Ok(Self { type_2: follows(EXTERNAL_TYPE_2), metric, prefix, forwarding, tag, referenced })
+    }
+
+    /// The bytes of the body. The link state id of a referenced LSA goes out if the prefix's field names its type.
+    #[must_use]
+    pub fn emit(&self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(48);
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let optional = flag(self.forwarding.is_some(), EXTERNAL_FORWARDING);
+        let tagged = flag(self.tag.is_some(), EXTERNAL_TAG);
+        out.put_u8(flag(self.type_2, EXTERNAL_TYPE_2) | optional | tagged);
+        put_u24(&mut out, self.metric);
+        self.prefix.emit(&mut out);
+        if let Some(forwarding) = self.forwarding {
+            out.put_slice(&forwarding.octets());
+        }
+        if let Some(tag) = self.tag {
+            out.put_u32(tag);
+        }
+        if self.prefix.field != 0 {
+            out.put_u32(self.referenced.unwrap_or(0));
+        }
+        out
     }
 }
 
@@ -252,7 +274,7 @@ pub enum LsaBody {
         /// Cost, 24 bits.
         metric: u32,
     },
-    /// Type 0x4005.
+    /// Types 0x4005 and 0x2007.
     External(ExternalBody),
     /// Type 0x0008.
     Link(LinkBody),
@@ -282,7 +304,7 @@ impl LsaBody {
                 let metric = reader.u24()?;
                 Ok(Self::InterAreaRouter { router: reader.address()?, metric })
             }
-            EXTERNAL => ExternalBody::parse(lsa.body()).map(Self::External),
+            EXTERNAL | NSSA => ExternalBody::parse(lsa.body()).map(Self::External),
             LINK => LinkBody::parse(lsa.body()).map(Self::Link),
             INTRA_AREA_PREFIX => IntraAreaPrefixBody::parse(lsa.body()).map(Self::IntraAreaPrefix),
             _ => Ok(Self::Unknown),

@@ -19,6 +19,8 @@ pub const INTER_AREA_PREFIX: LsType = LsType(0x2003);
 pub const INTER_AREA_ROUTER: LsType = LsType(0x2004);
 /// LS type of an AS-External-LSA.
 pub const EXTERNAL: LsType = LsType(0x4005);
+/// LS type of an NSSA-LSA: an external destination, known in its NSSA.
+pub const NSSA: LsType = LsType(0x2007);
 /// LS type of a Link-LSA.
 pub const LINK: LsType = LsType(0x0008);
 /// LS type of an Intra-Area-Prefix-LSA.
@@ -56,7 +58,7 @@ impl LsType {
     /// Whether the type is one of RFC 5340.
     #[must_use]
     pub fn is_known(self) -> bool {
-        [ROUTER, NETWORK, INTER_AREA_PREFIX, INTER_AREA_ROUTER, EXTERNAL, LINK, INTRA_AREA_PREFIX]
+        [ROUTER, NETWORK, INTER_AREA_PREFIX, INTER_AREA_ROUTER, EXTERNAL, NSSA, LINK, INTRA_AREA_PREFIX]
             .contains(&self)
     }
 }

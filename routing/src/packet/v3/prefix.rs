@@ -13,6 +13,9 @@ pub const PREFIX_NU: u8 = 0x01;
 /// Prefix option: an address of the advertising router.
 pub const PREFIX_LA: u8 = 0x02;
 
+/// Prefix option of an NSSA-LSA: to be translated into an AS-External-LSA.
+pub const PREFIX_P: u8 = 0x08;
+
 /// A prefix with what stands beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Prefix {

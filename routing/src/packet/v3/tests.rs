@@ -182,6 +182,19 @@ proptest! {
     }
 
     #[test]
+    fn external_bodies_parse_to_themselves(
+        prefix in prefix(), metric in 0u32..1 << 24, type_2 in any::<bool>(),
+        forwarding in prop::option::of(address6()), tag in prop::option::of(any::<u32>()), id in any::<u32>()
+    ) {
+        let referenced = (prefix.field != 0).then_some(id);
+        let body = body::ExternalBody { type_2, metric, prefix, forwarding, tag, referenced };
+        for kind in [EXTERNAL, NSSA] {
+            let lsa = built(kind, &body.emit());
+            prop_assert_eq!(body::LsaBody::parse(&lsa), Ok(body::LsaBody::External(body)));
+        }
+    }
+
+    #[test]
     fn any_body_of_any_type_is_survived(
         kind in prop_oneof![(1u16..10).prop_map(|code| 0x2000 | code), Just(0x4005), Just(8), any::<u16>()],
         content in vec(any::<u8>(), 0..200)

@@ -10,14 +10,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     Time,
-    config::{Config, InterfaceConfig, Metric},
+    announce::Announcement,
+    config::{Config, ExternalConfig, InterfaceConfig, Metric},
     packet::{
         self, V2,
         v3::{self, V3},
     },
     speaker::{
         Attached6, Event, Input, InterfaceId, Link, Machine, NeighborState, Output, Protocol, Route, Scope,
-        Status, Stop,
+        Status, Stop, Watched,
     },
 };
 
@@ -60,13 +61,17 @@ impl Family for V3 {
     fn attached(segment: u8, host: u8) -> Attached6 {
         let prefix = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, segment.into(), 0, 0, 0, 0, 0), 64);
         let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, segment.into(), host.into());
-        Attached6 { link_local, prefixes: [prefix].into() }
+        let address = Ipv6Addr::from(u128::from(prefix.addr()) | u128::from(host));
+        Attached6 { link_local, prefixes: [prefix].into(), addresses: [address].into() }
     }
 
     fn is_multicast(destination: Ipv6Addr) -> bool {
         destination.is_multicast()
     }
 }
+
+/// The time of day at which a simulation starts: 2027-01-15 08:00:00 UTC.
+pub(super) const START: Duration = Duration::from_secs(1_800_000_000);
 
 /// Router id of a node.
 pub(super) fn id(node: usize) -> Ipv4Addr {
@@ -88,6 +93,7 @@ struct Node<V: Protocol> {
     speaker: Option<Machine<V>>,
     born: Duration,
     routes: Vec<Route>,
+    watched: BTreeSet<Watched>,
     events: Vec<Event>,
     stopped: bool,
     runs: u32,
@@ -111,7 +117,14 @@ pub(super) struct Network<V: Family> {
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// What time of day nodes that start believe it was when the simulation began.
+    pub(super) time_of_day: Duration,
+    /// Bytes of the largest packet that was sent.
+    pub(super) largest: usize,
     pub(super) faults: Faults,
+    /// Of all nodes that start from now on.
+    pub(super) external: ExternalConfig,
+    pub(super) aggregates: Vec<IpNet>,
 }
 
 impl<V: Family> Network<V> {
@@ -125,7 +138,11 @@ impl<V: Family> Network<V> {
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            time_of_day: START,
+            largest: 0,
             faults: Faults::default(),
+            external: ExternalConfig::default(),
+            aggregates: Vec::new(),
         }
     }
 
@@ -149,6 +166,7 @@ impl<V: Family> Network<V> {
                     speaker: None,
                     born: Duration::ZERO,
                     routes: Vec::new(),
+                    watched: BTreeSet::new(),
                     events: Vec::new(),
                     stopped: false,
                     runs: 0,
@@ -182,10 +200,13 @@ impl<V: Family> Network<V> {
         let interfaces = node.interfaces.iter().map(|(config, _)| config.clone()).collect();
         node.runs += 1;
         let seed = node.runs * 1000;
-        node.speaker = Some(Machine::new(Config::new(node.router, interfaces), seed).expect("valid"));
+        let (external, aggregates) = (self.external, self.aggregates.clone());
+        let config = Config { external, aggregates, ..Config::new(node.router, interfaces) };
+        node.speaker = Some(Machine::new(config, seed).expect("valid"));
         node.born = now;
         node.stopped = false;
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
+        self.input(at, Input::TimeOfDay(self.time_of_day + now));
         self.input(at, Input::Enable);
         for (interface, link) in links.into_iter().enumerate() {
             self.input(at, Input::Link { interface: InterfaceId(interface), link });
@@ -201,8 +222,19 @@ impl<V: Family> Network<V> {
     }
 
     pub(super) fn announce(&mut self, node: usize, prefixes: &[(V::Net, Metric)]) {
-        let prefixes = prefixes.iter().map(|(net, metric)| ((*net).into(), *metric));
+        let stubs: Vec<_> =
+            prefixes.iter().map(|(net, metric)| (*net, Announcement::stub(*metric))).collect();
+        self.announce_as(node, &stubs);
+    }
+
+    pub(super) fn announce_as(&mut self, node: usize, prefixes: &[(V::Net, Announcement)]) {
+        let prefixes = prefixes.iter().map(|(net, announcement)| ((*net).into(), *announcement));
         self.input(node, Input::Announce(prefixes.collect()));
+    }
+
+    /// The speaker of a living node.
+    pub(super) fn machine(&mut self, node: usize) -> &mut Machine<V> {
+        self.nodes[node].speaker.as_mut().expect("alive")
     }
 
     /// Takes a segment down or up, as all its members see.
@@ -255,6 +287,7 @@ impl<V: Family> Network<V> {
                 Output::Routes(routes) => self.nodes[at].routes = routes,
                 Output::Event(event) => self.nodes[at].events.push(event),
                 Output::Stopped => self.nodes[at].stopped = true,
+                Output::Watch(watched) => self.nodes[at].watched = watched,
                 Output::DesignatedGroup { .. } => {}
             }
         }
@@ -265,6 +298,7 @@ impl<V: Family> Network<V> {
         let Some(segment) = self.segments.iter().position(on).filter(|at| !self.down.contains(at)) else {
             return;
         };
+        self.largest = self.largest.max(payload.len());
         let source = self.address_of(from, interface.0);
         for (node, interface) in self.segments[segment].clone() {
             let own = self.address_of(node, interface.0);
@@ -352,6 +386,10 @@ impl<V: Family> Network<V> {
 
     pub(super) fn events(&self, node: usize) -> &[Event] {
         &self.nodes[node].events
+    }
+
+    pub(super) fn watched(&self, node: usize) -> &BTreeSet<Watched> {
+        &self.nodes[node].watched
     }
 
     pub(super) fn has_stopped(&self, node: usize) -> bool {

@@ -326,8 +326,7 @@ fn summaries_and_externals_become_routes_and_go_with_a_flush() {
     assert_eq!(sim.cost(0, net("2001:db8:cccc::/48")), None, "NU bit");
     sim.run(seconds(2));
     deliver(&mut sim, 0, Body::Update(vec![summary.with_age(MAX_AGE)]));
-    sim.run(seconds(1));
-    assert_eq!(sim.cost(0, net("2001:db8:aaaa::/48")), None);
+    sim.until(seconds(3), |sim| sim.cost(0, net("2001:db8:aaaa::/48")).is_none());
 }
 
 fn random_body() -> impl Strategy<Value = (u8, Vec<u8>)> {

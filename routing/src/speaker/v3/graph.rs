@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::origination::links_on;
 use crate::{
     packet::v3::{
-        Lsa, LsaKey, NETWORK, OPTION_R, OPTION_V6, PREFIX_NU, Prefix, ROUTER, V3,
+        EXTERNAL, INTER_AREA_PREFIX, INTER_AREA_ROUTER, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6,
+        PREFIX_NU, Prefix, ROUTER, V3,
         body::{IntraAreaPrefixBody, LinkKind, LsaBody, RouterBody},
     },
     speaker::{
         InterfaceId, Machine, Protocol, Scope,
+        calculation::External,
         interface::Interface,
-        route::External,
         spf::{Graph, NetworkId, RouterVertex, Summary, Vertex},
     },
 };
@@ -27,14 +28,12 @@ pub(super) fn graph(machine: &Machine<V3>, area: Ipv4Addr) -> Graph {
                 graph.networks.insert(NetworkId { router: key.router, id: key.id }, body.routers);
             }
             Ok(LsaBody::IntraAreaPrefix(body)) => add_prefixes(&mut graph, key, &body),
-            Ok(LsaBody::InterAreaPrefix { prefix, metric }) if is_unicast(&prefix) => {
-                graph.summaries.push((key.router, Summary::Prefix(prefix.net.into()), metric));
-            }
-            Ok(LsaBody::InterAreaRouter { router, metric }) => {
-                graph.summaries.push((key.router, Summary::Boundary(router), metric));
-            }
             Ok(
-                LsaBody::InterAreaPrefix { .. } | LsaBody::External(_) | LsaBody::Link(_) | LsaBody::Unknown,
+                LsaBody::InterAreaPrefix { .. }
+                | LsaBody::InterAreaRouter { .. }
+                | LsaBody::External(_)
+                | LsaBody::Link(_)
+                | LsaBody::Unknown,
             )
             | Err(_) => {}
         }
@@ -43,20 +42,43 @@ pub(super) fn graph(machine: &Machine<V3>, area: Ipv4Addr) -> Graph {
     graph
 }
 
+/// What border routers say (section 4.8.3).
+pub(super) fn summaries(machine: &Machine<V3>, area: Ipv4Addr) -> Vec<(Ipv4Addr, Summary, u32)> {
+    let summary = |(key, lsa): (&LsaKey, &Lsa)| match LsaBody::parse(lsa) {
+        Ok(LsaBody::InterAreaPrefix { prefix, metric }) if is_unicast(&prefix) => {
+            Some((key.router, Summary::Prefix(prefix.net.into()), metric))
+        }
+        Ok(LsaBody::InterAreaRouter { router, metric }) => {
+            Some((key.router, Summary::Boundary(router), metric))
+        }
+        _ => None,
+    };
+    let summaries = |(key, _): &(&LsaKey, &Lsa)| [INTER_AREA_PREFIX, INTER_AREA_ROUTER].contains(&key.kind);
+    machine.living(Scope::Area(area)).filter(summaries).filter_map(summary).collect()
+}
+
 /// Destinations outside the domain (section 4.8.5).
 pub(super) fn externals(machine: &Machine<V3>) -> Vec<External> {
-    let external = |(key, lsa): (&LsaKey, &Lsa)| {
+    let external = |nssa: Option<Ipv4Addr>, (key, lsa): (&LsaKey, &Lsa)| {
         let Ok(LsaBody::External(body)) = LsaBody::parse(lsa) else { return None };
         is_unicast(&body.prefix).then_some(External {
             router: key.router,
+            nssa,
             prefix: body.prefix.net.into(),
             type_2: body.type_2,
             metric: body.metric,
             forwarding: body.forwarding.map(IpAddr::from),
         })
     };
-    let foreign = |(key, _): &(&LsaKey, &Lsa)| key.router != machine.config.router_id;
-    machine.living(Scope::Domain).filter(foreign).filter_map(external).collect()
+    let of =
+        |kind| move |(key, _): &(&LsaKey, &Lsa)| key.kind == kind && key.router != machine.config.router_id;
+    let domain = machine.living(Scope::Domain).filter(of(EXTERNAL));
+    let mut all: Vec<_> = domain.filter_map(|lsa| external(None, lsa)).collect();
+    for area in machine.nssas() {
+        let inside = machine.living(Scope::Area(area)).filter(of(NSSA));
+        all.extend(inside.filter_map(|lsa| external(Some(area), lsa)));
+    }
+    all
 }
 
 /// Whether a prefix takes part in route calculation.

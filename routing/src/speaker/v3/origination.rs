@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use bytes::BytesMut;
@@ -11,12 +11,16 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{LINK_PREFIXES, graph::is_unicast};
 use crate::{
-    config::{InterfaceConfig, Metric},
+    announce::AnnounceAs,
+    config::{InterfaceConfig, Metric, MetricType},
     packet::{
-        MAX_LINK_METRIC,
+        FLAG_EXTERNAL, MAX_LINK_METRIC,
         v3::{
-            INTRA_AREA_PREFIX, LINK, LsaKey, NETWORK, Prefix, ROUTER, V3,
-            body::{IntraAreaPrefixBody, LinkBody, LinkKind, LsaBody, NetworkBody, RouterBody, RouterLink},
+            EXTERNAL, INTRA_AREA_PREFIX, LINK, LsType, LsaKey, NETWORK, NSSA, PREFIX_P, Prefix, ROUTER, V3,
+            body::{
+                ExternalBody, IntraAreaPrefixBody, LinkBody, LinkKind, LsaBody, NetworkBody, RouterBody,
+                RouterLink,
+            },
         },
     },
     speaker::{
@@ -44,11 +48,14 @@ pub(super) fn wanted(machine: &Machine<V3>, with_announced: bool) -> Wanted<V3> 
             add(scope, INTRA_AREA_PREFIX, LINK_PREFIXES, prefixes_of_router(router, own));
         }
         if with_announced {
-            for (net, metric, id) in announced(machine) {
+            for (net, metric, id) in announced(machine, AnnounceAs::Stub) {
                 let prefix = Prefix { net, options: 0, field: metric };
                 add(scope, INTRA_AREA_PREFIX, id, prefixes_of_router(router, vec![prefix]));
             }
         }
+    }
+    if with_announced {
+        add_external_lsas(machine, &mut add);
     }
     for (id, interface) in machine.interfaces_up() {
         let (scope, index) = (Scope::Area(interface.config.area), interface.link.index);
@@ -66,15 +73,55 @@ pub(super) fn wanted(machine: &Machine<V3>, with_announced: bool) -> Wanted<V3> 
     wanted
 }
 
-/// Announced prefixes with their metrics and link state ids.
-fn announced(machine: &Machine<V3>) -> impl Iterator<Item = (Ipv6Net, Metric, u32)> {
-    machine.announced.iter().filter_map(|(net, metric)| match net {
-        IpNet::V6(prefix) => Some((*prefix, *metric, *machine.prefix_ids.get(net)?)),
+/// Announced prefixes of one kind with their metrics and link state ids.
+fn announced(machine: &Machine<V3>, kind: AnnounceAs) -> impl Iterator<Item = (Ipv6Net, Metric, u32)> {
+    machine.announced_as(kind).filter_map(|(net, metric)| match net {
+        IpNet::V6(prefix) => Some((*prefix, metric, *machine.prefix_ids.get(net)?)),
         IpNet::V4(_) => None,
     })
 }
 
-/// Section 4.4.3.2. Never an area border or AS boundary router, never a way through.
+/// Sections 4.4.3.6 and 4.4.3.7: each external prefix once for all normal areas, and once for each NSSA.
+fn add_external_lsas(machine: &Machine<V3>, add: &mut impl FnMut(Scope, LsType, u32, BytesMut)) {
+    let mut add = |scope, kind, options, forwarding| {
+        for (net, metric, id) in announced(machine, AnnounceAs::External) {
+            let prefix = Prefix { net, options, field: 0 };
+            add(scope, kind, id, external_body(machine, prefix, metric, forwarding).emit());
+        }
+    };
+    let normal = machine.has_normal_area();
+    if normal {
+        add(Scope::Domain, EXTERNAL, 0, None);
+    }
+    for area in machine.nssas() {
+        let forwarding = forwarding_address(machine, area);
+        // Those outside hear of it by the AS-External-LSA, where we send one (RFC 3101 section 2.4).
+        let options = if normal || forwarding.is_none() { 0 } else { PREFIX_P };
+        add(Scope::Area(area), NSSA, options, forwarding);
+    }
+}
+
+fn external_body(
+    machine: &Machine<V3>,
+    prefix: Prefix,
+    metric: Metric,
+    forwarding: Option<Ipv6Addr>,
+) -> ExternalBody {
+    let external = machine.config.external;
+    let tag = (external.tag != 0).then_some(external.tag);
+    let type_2 = external.metric_type == MetricType::Two;
+    ExternalBody { type_2, metric: metric.into(), prefix, forwarding, tag, referenced: None }
+}
+
+/// An address of ours in the area that is not link-local and not a VIP (RFC 3101 section 2.3).
+fn forwarding_address(machine: &Machine<V3>, area: Ipv4Addr) -> Option<Ipv6Addr> {
+    let attached =
+        machine.forwarding_interfaces(area).filter_map(|interface| interface.link.address.as_ref());
+    let mut addresses = attached.flat_map(|attached| attached.addresses.iter().copied());
+    addresses.find(|address| !machine.is_protected(Ipv6Net::from(*address).into()))
+}
+
+/// Section 4.4.3.2. Never an area border router, never a way through.
 fn router_lsa(machine: &Machine<V3>, config: &InterfaceConfig) -> RouterBody {
     let mut links = Vec::new();
     for (_, interface) in machine.interfaces_up().filter(|(_, i)| i.config.area == config.area) {
@@ -91,7 +138,8 @@ fn router_lsa(machine: &Machine<V3>, config: &InterfaceConfig) -> RouterBody {
             links.push(link(LinkKind::Transit, designated_interface(interface), interface.dr));
         }
     }
-    RouterBody { flags: 0, options: V3::capabilities(config), links }
+    let flags = if machine.is_boundary(config.area_kind) { FLAG_EXTERNAL } else { 0 };
+    RouterBody { flags, options: V3::capabilities(config), links }
 }
 
 /// Interface id of the designated router on its network; zero while it is not known.
@@ -124,8 +172,7 @@ fn prefixes_of_router(router: Ipv4Addr, prefixes: Vec<Prefix>) -> BytesMut {
 /// not, and must not come in by the back door.
 fn own_prefixes(machine: &Machine<V3>, interface: &Interface<V3>) -> BTreeSet<Ipv6Net> {
     let all = interface.link.address.iter().flat_map(|attached| &attached.prefixes);
-    let is_protected = |net: &Ipv6Net| machine.protected.iter().any(|vip| vip.contains(&IpNet::V6(*net)));
-    all.filter(|net| !is_protected(net)).copied().collect()
+    all.filter(|net| !machine.is_protected(IpNet::V6(**net))).copied().collect()
 }
 
 /// Section 4.4.3.8.

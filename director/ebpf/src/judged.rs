@@ -1,0 +1,82 @@
+//! What was decided about a packet, on the way from where it was decided to where it is done.
+
+use director_common::packet::Ip;
+use director_common::tables::{Config, FlowKey, ServiceEntry};
+use director_common::{Action, Decision, Forward, Tables as _, Verdict};
+
+use crate::maps::KernelTables;
+
+/// [`Judged::action`]s.
+pub const PASS: u32 = Action::Pass as u32;
+/// Also that of a packet which leaves by another interface.
+pub const TRANSMIT: u32 = Action::Transmit as u32;
+
+/// A [`Decision`] in memory that the kernel's verifier knows nothing of. References into tables cannot be in such, so
+/// there are numbers instead, and what is small is copied.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Judged {
+    /// The packet's flow.
+    pub flow: FlowKey,
+    /// Number of the outcome's counter.
+    pub outcome: u32,
+    /// [`Action`] by its number.
+    pub action: u32,
+    /// As in [`Decision`].
+    pub service: u32,
+    /// As in [`Decision`].
+    pub bytes: u32,
+    mtu: u32,
+    /// As in [`Decision`].
+    pub forward: Forward,
+    entry: ServiceEntry,
+    ip: Ip,
+}
+
+impl Judged {
+    /// Notes a decision, whose flow is there already.
+    #[inline(always)]
+    pub fn set(&mut self, decision: &Decision<'_>) {
+        let (action, outcome) = decision.verdict.disposition();
+        (self.action, self.outcome) = (action as u32, outcome);
+        (self.service, self.bytes, self.mtu) = (decision.service, decision.bytes, decision.mtu);
+        if decision.verdict.rewrites() {
+            // Of the payload of an enum there may be nothing: see `Forward`.
+            self.ip = Ip { broken: None, ..decision.ip };
+        }
+        self.forward = decision.forward;
+        if let Some(entry) = decision.entry {
+            self.entry = *entry;
+        }
+    }
+
+    /// The packet goes to a real server.
+    #[inline(always)]
+    pub fn is_forward(&self) -> bool {
+        Verdict::that_rewrites(self.outcome).is_some_and(Verdict::is_forward)
+    }
+
+    /// The decision as it was, if the frame is to be rewritten.
+    #[inline(always)]
+    pub fn decision<'a>(&'a self, config: &'a Config) -> Option<Decision<'a>> {
+        let verdict = Verdict::that_rewrites(self.outcome)?;
+        let (mut way, mut entry) = (None, None);
+        let mut over_v4 = !self.ip.is_v6();
+        if verdict.is_forward() {
+            let real = KernelTables.real(self.forward.real)?;
+            over_v4 = real.address.is_v4();
+            (way, entry) = (Some(real), Some(&self.entry));
+        }
+        Some(Decision {
+            verdict,
+            service: self.service,
+            bytes: self.bytes,
+            mtu: self.mtu,
+            forward: self.forward,
+            ip: self.ip,
+            way,
+            entry,
+            tunnel_source: config.tunnel_source(over_v4),
+        })
+    }
+}

@@ -1,0 +1,371 @@
+//! Pins that other directors see: their connections, should those come here.
+//!
+//! They are in the same map of the kernel as our own, so that a packet of a slot which is not settled is looked up
+//! once.
+//! That map holds what a packet needs; whose a replica is, and how long its owner gives it, is remembered here. What is
+//! in the map is never written over: it may be a pin that a packet has made just now, and a program may have it in
+//! hand.
+//! It is removed, and another added. Replicas leave a quarter of the map to our own connections.
+//!
+//! | a replica that is | is | and is told to the others |
+//! |---|---|---|
+//! | held | as its owner says | by its owner |
+//! | ours | one that packets have come for here: a pin of our own too | by us, as well |
+//! | an orphan | one whose owner is gone: kept for one more idle time | by everybody, for who joins later |
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use aya::maps::MapError;
+use director_common::packet::PROTOCOL_TCP;
+use director_common::pin::{Pin, ServerId};
+use director_common::siphash::HashKey;
+use director_common::tables::FlowKey;
+use director_proto::pins::{Begin, Server};
+use director_proto::sync::BootId;
+use syncd::pins::{Delivery, RemotePin};
+
+use super::Dataplane;
+use super::apply::packed;
+use super::batch::PinMap;
+use super::error::ApplyError;
+use super::plan::Placement;
+
+/// What a [`Dataplane::apply_pins`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PinReport {
+    /// Replicas added to the kernel's map.
+    pub added: usize,
+    /// Replicas removed from it.
+    pub removed: usize,
+    /// Pins that say no more than the slots do.
+    pub redundant: usize,
+    /// Pins of services that are not known here.
+    pub strangers: u32,
+    /// Pins of known services to servers that are not known here.
+    pub unknown_servers: u32,
+    /// Pins that found no room.
+    pub refused: usize,
+    /// Pins of connections that this director has at another real server: its own view stands.
+    pub conflicts: usize,
+}
+
+impl PinReport {
+    /// Adds another one.
+    pub fn add(&mut self, other: &Self) {
+        self.added += other.added;
+        self.removed += other.removed;
+        self.redundant += other.redundant;
+        self.strangers = self.strangers.saturating_add(other.strangers);
+        self.unknown_servers = self.unknown_servers.saturating_add(other.unknown_servers);
+        self.refused += other.refused;
+        self.conflicts += other.conflicts;
+    }
+}
+
+/// Whose a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Held,
+    Ours,
+    Orphan,
+}
+
+/// What is remembered of a replica.
+#[derive(Clone, Copy, Debug)]
+struct Replica {
+    server: ServerId,
+    owner: Ipv4Addr,
+    kind: Kind,
+    is_closing: bool,
+    /// Second until which its owner gives it.
+    until: u32,
+    /// Seconds that its connection may be idle here.
+    life: u32,
+    /// What the kernel was given as the second of the last packet: a later one is of a packet that came here.
+    seen: u64,
+    /// Snapshot that named it last.
+    snapshot: u32,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Replicas {
+    known: HashMap<FlowKey, Replica>,
+    owners: BTreeMap<Ipv4Addr, (BootId, u32)>,
+    /// Snapshots so far.
+    snapshots: u32,
+    /// Most there may be.
+    room: usize,
+}
+
+impl Replicas {
+    /// Room for so many.
+    pub(super) fn new(room: usize) -> Self {
+        Self { room, ..Self::default() }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Second until which another director gives a pin, if it has told of it.
+    pub(super) fn until(&self, flow: &FlowKey) -> Option<u32> {
+        self.known.get(flow).map(|replica| replica.until)
+    }
+
+    /// Whether a pin that a walk has met is for us to tell the others of; of orphans only if `orphans` are asked for.
+    pub(super) fn tells(&mut self, flow: &FlowKey, pin: &Pin, orphans: bool) -> bool {
+        let Some(replica) = self.known.get_mut(flow) else { return true };
+        if pin.seen > replica.seen {
+            replica.kind = Kind::Ours;
+        }
+        match replica.kind {
+            Kind::Held => false,
+            Kind::Ours => true,
+            Kind::Orphan => orphans,
+        }
+    }
+
+    /// Forgets what the kernel's map does not have any more.
+    pub(super) fn forget(&mut self, flow: &FlowKey) {
+        self.known.remove(flow);
+    }
+
+    fn begin_snapshot(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
+        self.snapshots = self.snapshots.wrapping_add(1);
+        let before = self.owners.insert(owner, (boot_id, self.snapshots));
+        if before.is_none_or(|(before, _)| before != boot_id) {
+            // What a machine knew before it was started anew it may have lost, but the connections are as they were.
+            self.orphan(owner, now);
+        }
+    }
+
+    /// Its owner may have seen packets that it did not tell of any more, and others are lost while the switches look
+    /// for another way: from now on, the connection may be idle for its whole time again.
+    fn orphan(&mut self, owner: Ipv4Addr, now: u32) {
+        let held = |replica: &&mut Replica| replica.owner == owner && replica.kind == Kind::Held;
+        for replica in self.known.values_mut().filter(held) {
+            replica.kind = Kind::Orphan;
+            replica.until = replica.until.max(now.saturating_add(replica.life));
+        }
+    }
+
+    /// What the owner has not named in the snapshot that has ended.
+    fn unnamed(&self, owner: Ipv4Addr) -> Vec<FlowKey> {
+        let snapshot = self.owners.get(&owner).map_or(0, |(_, snapshot)| *snapshot);
+        let is_unnamed = |replica: &Replica| {
+            replica.owner == owner && replica.kind == Kind::Held && replica.snapshot != snapshot
+        };
+        self.known.iter().filter(|(_, replica)| is_unnamed(replica)).map(|(flow, _)| *flow).collect()
+    }
+}
+
+/// Changes to the kernel's map, made all together.
+#[derive(Debug, Default)]
+struct Changes {
+    removed: Vec<FlowKey>,
+    flows: Vec<FlowKey>,
+    pins: Vec<Pin>,
+    /// Services some of whose slots are looked up from now on.
+    reopened: BTreeSet<String>,
+}
+
+impl Dataplane {
+    /// Puts another director's pins in force at second `now`. Slots that were settled here, and have connections
+    /// elsewhere, are looked up from now on. What this director knows better, because packets come here, it keeps.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses.
+    pub fn apply_pins(&mut self, delivery: &Delivery, now: u32) -> Result<PinReport, ApplyError> {
+        let key = self.maps.hash_key()?;
+        let (from, boot_id) = (delivery.receipt.from, delivery.receipt.boot_id);
+        if delivery.begins == Some(Begin::Snapshot) {
+            self.replicas.begin_snapshot(from, boot_id, now);
+        }
+        let mut report = PinReport::default();
+        let mut changes = Changes::default();
+        let mut by_server: Vec<Vec<&RemotePin>> = vec![Vec::new(); delivery.servers.len()];
+        for pin in &delivery.pins {
+            by_server[pin.server as usize].push(pin);
+        }
+        for (server, pins) in delivery.servers.iter().zip(by_server) {
+            let Some(placement) = self.plan.services.get_mut(&server.service) else {
+                report.strangers += pins.len() as u32;
+                continue;
+            };
+            let Some(id) = find(placement, server) else {
+                report.unknown_servers += pins.len() as u32;
+                continue;
+            };
+            for pin in pins {
+                let replicas = &mut self.replicas;
+                take(
+                    replicas,
+                    &self.maps.pins,
+                    placement,
+                    (id, from),
+                    key,
+                    pin,
+                    now,
+                    &mut changes,
+                    &mut report,
+                )?;
+            }
+            if placement.slots.has_reopened() {
+                changes.reopened.insert(server.service.clone());
+            }
+        }
+        self.end_replicas(from, &delivery.removed, &mut changes)?;
+        if delivery.ends_snapshot {
+            let unnamed = self.replicas.unnamed(from);
+            self.end_replicas(from, &unnamed, &mut changes)?;
+        }
+        self.write_replicas(changes, &mut report)?;
+        self.sweep.demand();
+        Ok(report)
+    }
+
+    /// The owner of replicas is dead at second `now`: they are nobody's then.
+    pub fn orphan_pins(&mut self, owner: Ipv4Addr, now: u32) {
+        self.replicas.orphan(owner, now);
+    }
+
+    /// Connections of other directors that are known here.
+    pub fn replicas(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Removes what its owner has no more, unless packets have come for it here.
+    fn end_replicas(
+        &mut self,
+        owner: Ipv4Addr,
+        flows: &[FlowKey],
+        changes: &mut Changes,
+    ) -> Result<(), ApplyError> {
+        for flow in flows {
+            let Some(replica) = self.replicas.known.get_mut(flow) else { continue };
+            if replica.owner != owner || replica.kind != Kind::Held {
+                continue;
+            }
+            match self.maps.pins.get(flow) {
+                Ok(pin) if pin.seen > replica.seen => replica.kind = Kind::Ours,
+                Ok(_) | Err(MapError::KeyNotFound) => {
+                    self.replicas.known.remove(flow);
+                    changes.removed.push(*flow);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_replicas(&mut self, changes: Changes, report: &mut PinReport) -> Result<(), ApplyError> {
+        // A slot first, since one that is settled is not looked up. Nothing waits for it: without its pin a connection
+        // goes where it went before.
+        for name in &changes.reopened {
+            if let Some(placement) = self.plan.services.get(name) {
+                self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
+            }
+        }
+        self.maps.pins.remove(&changes.removed)?;
+        report.removed = changes.removed.len();
+        for (flow, pin) in changes.flows.iter().zip(&changes.pins) {
+            let has_room = self.replicas.known.len() <= self.replicas.room;
+            if has_room && self.maps.pins.add(flow, pin)? {
+                report.added += 1;
+                continue;
+            }
+            let found = if has_room { self.maps.pins.get(flow) } else { Err(MapError::KeyNotFound) };
+            match (found, self.replicas.known.get_mut(flow)) {
+                // Ours, and the other director's as well: it lives as long as either says.
+                (Ok(own), Some(replica)) if own.server() == pin.server() => {
+                    (replica.kind, replica.seen) = (Kind::Ours, own.seen);
+                }
+                (Ok(_), _) => {
+                    self.replicas.forget(flow);
+                    report.conflicts += 1;
+                }
+                (Err(MapError::KeyNotFound), _) => {
+                    self.replicas.forget(flow);
+                    report.refused += 1;
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A server as it is known here.
+fn find(placement: &Placement, server: &Server) -> Option<ServerId> {
+    let mut servers = placement.servers.iter();
+    let (position, found) =
+        servers.find(|(_, known)| (known.address, known.port) == (server.address, server.port))?;
+    Some(ServerId::new(*position, found.generation))
+}
+
+/// Takes one pin of another director.
+#[expect(clippy::too_many_arguments, reason = "the parts of one data plane, borrowed apart")]
+fn take(
+    replicas: &mut Replicas,
+    map: &PinMap,
+    placement: &mut Placement,
+    (server, from): (ServerId, Ipv4Addr),
+    key: HashKey,
+    pin: &RemotePin,
+    now: u32,
+    changes: &mut Changes,
+    report: &mut PinReport,
+) -> Result<(), ApplyError> {
+    let flow = &pin.flow;
+    let life = placement.timeouts.of_pin(pin.state, flow.protocol == PROTOCOL_TCP);
+    // Whatever the other says: no connection is kept for longer than here.
+    let remaining = pin.remaining.min(life);
+    let until = now.saturating_add(remaining);
+    let slot = placement.slot_of(key, flow);
+    let of = placement.slots.slots().get(slot as usize).copied();
+    let is_needed =
+        remaining > 0 && of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position());
+    let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
+    if let Some(known) = replicas.known.get_mut(flow) {
+        let ours = match known.kind {
+            Kind::Held => map.get(flow).is_ok_and(|cell| cell.seen > known.seen),
+            Kind::Ours => true,
+            Kind::Orphan => false,
+        };
+        if ours {
+            known.kind = Kind::Ours;
+        }
+        if known.server == server && is_needed && known.is_closing == pin.state.is_closing() {
+            known.snapshot = snapshot;
+            match known.kind {
+                Kind::Ours => known.until = known.until.max(until),
+                Kind::Orphan if known.owner != from => known.until = known.until.max(until),
+                Kind::Held | Kind::Orphan => {
+                    (known.owner, known.kind, known.until) = (from, Kind::Held, until)
+                }
+            }
+            return Ok(());
+        }
+        if ours {
+            report.conflicts += usize::from(known.server != server);
+            return Ok(());
+        }
+        changes.removed.push(*flow);
+        replicas.known.remove(flow);
+    }
+    if !is_needed {
+        report.redundant += 1;
+        return Ok(());
+    }
+    let seen = u64::from(now.saturating_sub(life - remaining));
+    let (owner, is_closing) = (from, pin.state.is_closing());
+    let replica = Replica { server, owner, kind: Kind::Held, is_closing, until, life, seen, snapshot };
+    replicas.known.insert(*flow, replica);
+    changes.flows.push(*flow);
+    changes.pins.push(Pin::new(server, pin.state, seen as u32));
+    placement.slots.pin(slot);
+    Ok(())
+}

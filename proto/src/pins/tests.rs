@@ -1,0 +1,131 @@
+use bytes::{BufMut as _, BytesMut};
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+use crate::sync::{Frame, FrameError, wire as messages};
+
+fn address() -> impl Strategy<Value = Address> {
+    prop_oneof![any::<[u8; 4]>().prop_map(Address::from_ipv4), any::<[u8; 16]>().prop_map(Address)]
+}
+
+fn record() -> impl Strategy<Value = Record> {
+    let state =
+        prop::sample::select(vec![PinState::Opening, PinState::Open, PinState::Finished, PinState::Reset]);
+    (address(), any::<[u16; 3]>(), state, 0..=MAX_REMAINING).prop_map(
+        |(client, [port, target, server], state, remaining)| Record {
+            client,
+            port,
+            target,
+            server,
+            state,
+            remaining,
+        },
+    )
+}
+
+fn batch(records: Vec<Record>) -> Batch {
+    let removals = records.iter().map(|Record { client, port, target, .. }| Removal {
+        client: *client,
+        port: *port,
+        target: *target,
+    });
+    Batch {
+        position: Position { session: 3, sequence: 9 },
+        begins: Some(Begin::Changes),
+        ends_snapshot: true,
+        targets: vec![(7, Target { protocol: 6, address: Address::from_ipv4([203, 0, 113, 10]), port: 80 })],
+        servers: vec![(9, Server { service: "web".into(), address: [10, 0, 2, 11].into(), port: 80 })],
+        removals: removals.collect(),
+        records,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_batch_comes_back_as_it_was(records in prop::collection::vec(record(), 0..200)) {
+        let mut sent = batch(records);
+        // IPv4 goes before IPv6; a mapped address is IPv4.
+        sent.records.sort_by_key(|record| record.client.ipv4().is_none());
+        sent.removals.sort_by_key(|removal| removal.client.ipv4().is_none());
+        let frame = Frame::Pins(PinMessage::Batch(Box::new(sent)));
+        let bytes = messages::Frame::from(&frame).encode_to_vec();
+        let decoded = messages::Frame::decode(bytes.as_slice()).expect("encoding");
+        prop_assert_eq!(Frame::try_from(decoded), Ok(frame));
+    }
+
+    #[test]
+    fn no_bytes_break_the_decoder(v4 in prop::collection::vec(any::<u8>(), 0..100), size in 0_u32..40) {
+        let message = messages::PinBatch {
+            session: 1, sequence: 1, v4: v4.clone().into(), size_v4: size, removed_v6: v4.into(), ..Default::default()
+        };
+        let _ = Batch::try_from(message);
+    }
+}
+
+#[test]
+fn an_ipv4_record_has_13_bytes_and_a_removal_8() {
+    let records: Vec<Record> = (0..1_000_u16)
+        .map(|port| Record {
+            client: Address::from_ipv4([198, 51, 100, 7]),
+            port,
+            target: 0,
+            server: 1,
+            state: PinState::Open,
+            remaining: 900,
+        })
+        .collect();
+    let message = messages::PinBatch::from(&batch(records));
+    assert_eq!((message.v4.len(), message.removed_v4.len()), (13_000, 8_000));
+    assert!(message.encoded_len() < 21_100, "{}", message.encoded_len());
+}
+
+#[test]
+fn a_later_versions_longer_records_are_read_as_far_as_they_are_known() {
+    let short = messages::PinBatch::from(&batch(vec![Record {
+        client: Address::from_ipv4([198, 51, 100, 7]),
+        port: 4,
+        target: 7,
+        server: 9,
+        state: PinState::Finished,
+        remaining: 77,
+    }]));
+    let mut long = BytesMut::from(&*short.v4);
+    long.put_u32(0xffff_ffff);
+    let long = messages::PinBatch { v4: long.freeze(), size_v4: 17, ..short.clone() };
+    assert_eq!(Batch::try_from(long), Batch::try_from(short));
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let good = messages::PinBatch { session: 1, sequence: 1, ..Default::default() };
+    assert!(Batch::try_from(good.clone()).is_ok());
+    let expiry = (MAX_REMAINING + 1).to_le_bytes();
+    let absurd = [&[0; 10], &expiry[..3]].concat();
+    let cases = [
+        messages::PinBatch { session: 0, ..good.clone() },
+        messages::PinBatch { sequence: 0, ..good.clone() },
+        messages::PinBatch { v4: vec![0; 12].into(), size_v4: 12, ..good.clone() },
+        messages::PinBatch { v4: vec![0; 14].into(), size_v4: 13, ..good.clone() },
+        messages::PinBatch { v4: absurd.into(), size_v4: 13, ..good.clone() },
+        messages::PinBatch { removed_v4: vec![0; 8 * (MAX_RECORDS + 1)].into(), ..good.clone() },
+        messages::PinBatch {
+            servers: vec![messages::PinServer {
+                number: 1 << 16,
+                service: "a".into(),
+                address: vec![0; 4].into(),
+                port: 1,
+            }],
+            ..good
+        },
+    ];
+    for case in cases {
+        assert!(
+            matches!(
+                Batch::try_from(case.clone()),
+                Err(FrameError::Range { .. } | FrameError::Length { .. })
+            ),
+            "{case:?}"
+        );
+    }
+}

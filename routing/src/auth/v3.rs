@@ -1,0 +1,132 @@
+//! Version 3: a trailer behind the packet that its length does not count (RFC 7166), announced by a bit in
+//! the options of Hellos and database descriptions. An LLS block (RFC 5613) comes before the trailer and is
+//! covered. The packet's checksum is left out.
+
+use std::{net::Ipv6Addr, time::Duration};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Algorithm, Authenticated, Claim, digest, sequence};
+use crate::packet::{
+    ParseError,
+    v3::{Body, HEADER_LEN, Packet, V3, VERSION},
+    wire::Envelope,
+};
+
+/// Option bit: an authentication trailer follows (RFC 7166 section 2.1).
+const OPTION_AT: u32 = 0x400;
+/// Option bit: an LLS block follows (RFC 5613 section 2.1).
+const OPTION_L: u32 = 0x200;
+/// Where the checksum is in the header.
+const CHECKSUM: std::ops::Range<usize> = 12..14;
+/// Bytes of a trailer before its digest.
+const TRAILER_LEN: usize = 16;
+/// The one authentication type of trailers (RFC 7166 section 4.1).
+const HMAC: u16 = 1;
+
+/// Where the 24 option bits of a packet are, if its type has them.
+fn options_at(kind: u8) -> Option<usize> {
+    match kind {
+        1 => Some(HEADER_LEN + 5),
+        2 => Some(HEADER_LEN + 1),
+        _ => None,
+    }
+}
+
+fn u16_at(payload: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*payload.get(at..)?.first_chunk()?))
+}
+
+/// The option bits of a packet, if its type has them.
+fn options(payload: &[u8], kind: u8) -> Option<u32> {
+    let [high, middle, low] = *payload.get(options_at(kind)?..)?.first_chunk()?;
+    Some(u32::from_be_bytes([0, high, middle, low]))
+}
+
+impl Authenticated for V3 {
+    const PROTOCOL_ID: Option<[u8; 2]> = Some([0, 1]);
+    const STRICT: bool = true;
+
+    fn overhead(algorithm: Algorithm) -> usize {
+        TRAILER_LEN + algorithm.digest_len()
+    }
+
+    fn next_sequence(last: Option<u64>, started: Duration, now: Duration) -> u64 {
+        sequence::next_64(last, started, now)
+    }
+
+    /// Receivers may put some packet types first (RFC 4222): numbers are ordered within a type.
+    fn lane(kind: u8) -> usize {
+        usize::from(kind).saturating_sub(1)
+    }
+
+    fn with_password(_: &[u8], _: &[u8]) -> Option<Bytes> {
+        None
+    }
+
+    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, sequence: u64) -> BytesMut {
+        let length = Self::overhead(algorithm);
+        let mut out = BytesMut::with_capacity(packet.len() + length);
+        out.put_slice(packet);
+        out[CHECKSUM].fill(0);
+        if let Some(at) = options_at(out[1]) {
+            let [_, _, high, low] = OPTION_AT.to_be_bytes();
+            out[at + 1] |= high;
+            out[at + 2] |= low;
+        }
+        out.put_u16(HMAC);
+        out.put_u16(u16::try_from(length).expect("invariant: digests are short"));
+        out.put_u16(0);
+        out.put_u16(id.into());
+        out.put_u64(sequence);
+        out
+    }
+
+    /// The source address, then Apad (RFC 7166 section 4.5).
+    fn pad(algorithm: Algorithm, source: Ipv6Addr) -> Vec<u8> {
+        let address = source.octets();
+        let rest = algorithm.digest_len().saturating_sub(address.len());
+        address.into_iter().chain(digest::apad(rest)).collect()
+    }
+
+    fn claim(payload: &[u8], keyed: bool) -> Result<Claim, ParseError> {
+        let header: &[u8; HEADER_LEN] = payload.first_chunk().ok_or(ParseError::Short { what: "header" })?;
+        if header[0] != VERSION {
+            return Err(ParseError::Version { version: header[0], expected: VERSION });
+        }
+        let kind = header[1];
+        let length = u16::from_be_bytes([header[2], header[3]]);
+        let mut at = usize::from(length);
+        if at < HEADER_LEN || at > payload.len() {
+            return Err(ParseError::Length { length, received: payload.len() });
+        }
+        let said = options(payload, kind);
+        // Types without options mean what the neighbour's Hellos said, which had to be what is in use here.
+        if !said.map_or(keyed && payload.len() > at, |options| options & OPTION_AT != 0) {
+            return Ok(Claim::None);
+        }
+        let short = ParseError::Short { what: "authentication trailer" };
+        if said.is_some_and(|options| options & OPTION_L != 0) {
+            let words = u16_at(payload, at + 2).ok_or(ParseError::Short { what: "LLS block" })?;
+            at += usize::from(words) * 4;
+        }
+        let trailer = payload.get(at..).and_then(|rest| rest.first_chunk::<TRAILER_LEN>());
+        let trailer = trailer.ok_or(short.clone())?;
+        let field = |at: usize| u16::from_be_bytes([trailer[at], trailer[at + 1]]);
+        if field(0) != HMAC {
+            return Ok(Claim::Unknown { kind: field(0) });
+        }
+        let digest = at + TRAILER_LEN..at + usize::from(field(2));
+        if digest.start > digest.end || digest.end > payload.len() {
+            return Err(short);
+        }
+        let [.., a, b, c, d, e, f, g, h] = *trailer;
+        let sequence = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        Ok(Claim::Keyed { id: field(6), sequence, digest, kind })
+    }
+
+    fn open_authentic(payload: &Bytes, _: Ipv6Addr, _: Ipv6Addr) -> Result<(Envelope, Body), ParseError> {
+        let Packet { router, area, instance, body } = Packet::parse_authentic(payload)?;
+        Ok((Envelope { router, area, instance }, body))
+    }
+}

@@ -1,0 +1,104 @@
+//! This director's own pins, as the node last saw them in its data plane.
+//!
+//! The node walks through its pins again and again and reports what it meets; a pin that two walks have not met is
+//! gone (one may miss it, while the kernel changes the map under the walk). From this follows what the others must be
+//! told: new pins, changed ones, those whose end has moved by a tenth of their life, and those that went before their
+//! time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use director_common::pin::PinState;
+use director_common::tables::FlowKey;
+use director_proto::pins::Server;
+
+/// A pin of this director, as the node meets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPin {
+    /// The connection.
+    pub flow: FlowKey,
+    /// Where it is. Cheapest if pins of one server share it.
+    pub server: Arc<Server>,
+    /// What it was last seen to do.
+    pub state: PinState,
+    /// Seconds until the pin expires, if no packet comes.
+    pub remaining: u32,
+}
+
+/// A pin in the journal.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) server: Arc<Server>,
+    pub(super) state: PinState,
+    /// Second at which it expires.
+    pub(super) until: u32,
+    /// The same, as the others were told last.
+    told: u32,
+    /// Walk that met it last.
+    walk: u32,
+}
+
+/// A life is told anew when its end has moved by this part of it.
+const REFRESH: u32 = 10;
+/// Or by this many seconds, if that is more: two clocks of whole seconds differ by as much.
+const SMALLEST_REFRESH: u32 = 4;
+
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    entries: HashMap<FlowKey, Entry>,
+    walk: u32,
+}
+
+impl Journal {
+    /// Whether every pin has been met once.
+    pub(super) fn is_whole(&self) -> bool {
+        self.walk > 0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn get(&self, flow: &FlowKey) -> Option<&Entry> {
+        self.entries.get(flow)
+    }
+
+    /// Connections, in no order.
+    pub(super) fn flows(&self) -> Vec<FlowKey> {
+        self.entries.keys().copied().collect()
+    }
+
+    /// Notes a pin at second `now`; whether the others must be told.
+    pub(super) fn note(&mut self, now: u32, pin: LocalPin) -> bool {
+        let LocalPin { flow, server, state, remaining } = pin;
+        let (until, walk) = (now.saturating_add(remaining), self.walk);
+        let Some(entry) = self.entries.get_mut(&flow) else {
+            self.entries.insert(flow, Entry { server, state, until, told: until, walk });
+            return true;
+        };
+        let moved_on = until.abs_diff(entry.told) >= (remaining / REFRESH).max(SMALLEST_REFRESH);
+        let moved = !Arc::ptr_eq(&entry.server, &server) && entry.server != server;
+        let tells = moved_on || moved || entry.state != state;
+        if tells {
+            entry.told = until;
+        }
+        (entry.server, entry.state, entry.until, entry.walk) = (server, state, until, walk);
+        tells
+    }
+
+    /// A walk has ended: the connections whose pins are gone, and of which the others must be told.
+    pub(super) fn end_walk(&mut self, now: u32) -> Vec<FlowKey> {
+        let last = self.walk;
+        self.walk = self.walk.wrapping_add(1);
+        let mut gone = Vec::new();
+        self.entries.retain(|flow, entry| {
+            let stays = entry.walk == last || entry.walk == last.wrapping_sub(1);
+            // What has had its time ends everywhere by itself.
+            if !stays && entry.told > now {
+                gone.push(*flow);
+            }
+            stays
+        });
+        gone
+    }
+}
