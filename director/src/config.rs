@@ -196,11 +196,12 @@ pub struct Cluster {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Isolated {
-    /// It withdraws its VIPs and changes no table: the others may have changed theirs.
+    /// It goes on, as the survivor it probably is; unless one that it hears hears most of the others.
     #[default]
-    Withdraw,
-    /// It goes on, for clusters whose directors talk over a network apart from that of the packets.
     Serve,
+    /// It withdraws its VIPs and changes no table: the others may have changed theirs. For clusters that would rather
+    /// not serve than send a connection to another real server, and never lose most of their directors at once.
+    Withdraw,
 }
 
 /// `[cluster] tls`
@@ -467,7 +468,7 @@ fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluste
             grace: Duration::ZERO,
             heartbeat: Duration::from_millis(200),
             dead: Duration::from_secs(1),
-            isolated: Isolated::Withdraw,
+            isolated: Isolated::default(),
         });
     };
     if cluster.name.get_ref().is_empty() || cluster.name.get_ref().len() > 255 {

@@ -33,6 +33,7 @@ mod capture;
 mod error;
 mod explain;
 mod export;
+mod follow;
 mod free;
 mod keys;
 mod maps;
@@ -51,6 +52,7 @@ pub mod window;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
@@ -130,6 +132,9 @@ pub struct Options {
     /// Three quarters of them may be connections of other directors.
     /// A data plane that is adopted keeps the number it was made with.
     pub pins: u32,
+    /// How long two directors may be apart in the steps of an epoch, and by their clocks: slots go on pinning for that
+    /// time after their windows.
+    pub margin: Duration,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
@@ -149,6 +154,7 @@ impl Default for Options {
             flow_accounting: false,
             flow_capacity: 65_536,
             pins: 1 << 20,
+            margin: Duration::from_secs(6),
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),

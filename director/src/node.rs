@@ -14,6 +14,7 @@
 
 mod answers;
 mod cluster;
+mod epoch;
 mod explain;
 mod health;
 mod plan;
@@ -106,6 +107,12 @@ struct Node {
     announced: BTreeMap<IpNet, Announcement>,
     /// Services that have their quorum.
     quorate: BTreeSet<String>,
+    /// Version of the tables.
+    version: Option<Version>,
+    /// What the kernel forwards by.
+    fed: Option<Version>,
+    /// It is not known yet how slots stand at the others.
+    windows_due: bool,
     /// The epoch under way: windows of slots stay open until it is over.
     under_way: Option<Version>,
     /// Tables were wanted that could not be proposed, or were refused: they are again.
@@ -160,6 +167,9 @@ impl Node {
             routing_enabled: false,
             announced: BTreeMap::new(),
             quorate: BTreeSet::new(),
+            version: None,
+            fed: None,
+            windows_due: false,
             under_way: None,
             wish: false,
             trouble: None,
@@ -186,7 +196,7 @@ impl Node {
                 due = replication::due(&mut self.exchange, self.attached) => self.exchange_pins(due).await?,
                 Some(()) = self.health.changed() => self.publish_health().await,
                 _ = second.tick() => {
-                    self.tick();
+                    self.tick().await;
                     if self.wish {
                         self.lead().await;
                     }
@@ -239,21 +249,20 @@ impl Node {
                 self.leader = leader;
                 self.lead().await;
             }
-            syncd::Event::Prepare { tables, version, .. } => {
-                self.under_way = Some(version);
-                let result = self.prepare(&tables);
-                self.answer_sync(self.sync.loaded(version, result).await);
-            }
+            syncd::Event::Prepare { tables, version, .. } => self.prepare(&tables, version).await,
             syncd::Event::RolledBack { .. } => {
                 self.under_way = None;
                 self.wish = true;
-                self.feed();
+                self.feed_and_tell(None).await;
             }
-            syncd::Event::TablesInForce { tables, version, cause } => {
+            syncd::Event::WindowsWanted { to, version } => self.give_windows(to, version).await,
+            syncd::Event::Windows { version, windows } => {
+                self.take_windows(version, windows.as_deref()).await;
+            }
+            syncd::Event::TablesInForce { tables, version, follows, in_time, cause } => {
                 self.under_way = self.under_way.filter(|under_way| *under_way == version);
                 self.handle_tables(tables, version, &cause);
-                let result = self.trouble.clone().map_or(Ok(()), Err);
-                self.answer_sync(self.sync.applied(version, result).await);
+                self.feed_and_tell(follows.filter(|_| Instant::now() <= in_time)).await;
                 self.ask_for_passed_over().await;
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
@@ -326,25 +335,7 @@ impl Node {
         }
     }
 
-    /// Replication that has ended is noticed where its events come from.
-    fn answer_sync(&self, answer: Result<(), syncd::Stopped>) {
-        if let Err(error) = answer {
-            tracing::error!(%error, "sync service");
-        }
-    }
-
-    /// Makes the kernel ready for tables that may come into force: [`Dataplane::prepare`].
-    fn prepare(&mut self, tables: &TableSet) -> Result<(), String> {
-        if let Some(trouble) = &self.trouble {
-            return Err(trouble.clone());
-        }
-        let slots = self.dataplane.prepare(&cluster::specs(&self.config, tables)).context("data plane");
-        let slots = slots.map_err(|error| format!("{error:#}"))?;
-        tracing::debug!(epoch = %tables.epoch, slots, "connections of slots that will change are looked up");
-        Ok(())
-    }
-
-    /// Puts tables into the kernel. Until that has worked the node announces nothing.
+    /// Other tables are in force.
     fn handle_tables(&mut self, tables: Arc<TableSet>, version: Version, cause: &str) {
         let before = self.tables.replace(Arc::clone(&tables));
         let moved = before.as_deref().map_or(0.0, |before| plan::share_moved(before, &tables));
@@ -353,13 +344,15 @@ impl Node {
         for name in self.config.services.keys().filter(|name| !tables.services.contains_key(*name)) {
             tracing::warn!(service = name, "the cluster has no table for this service: it is not announced");
         }
-        self.feed();
+        self.version = Some(version);
     }
 
     /// Makes the kernel equal to configuration and tables, then lets packets and routing loose.
     fn feed(&mut self) {
+        let before = self.trouble.take();
         self.trouble = self.try_feed().err().map(|error| format!("{error:#}"));
-        if let Some(trouble) = &self.trouble {
+        // Tried again every second, and said once.
+        if let Some(trouble) = self.trouble.as_ref().filter(|trouble| before.as_ref() != Some(trouble)) {
             tracing::error!(trouble, "data plane");
         }
         self.announce();
@@ -382,9 +375,12 @@ impl Node {
     }
 
     /// What time does to the connections of slots that change.
-    fn tick(&mut self) {
-        if self.under_way.is_some() {
-            // Another director may still forward by the tables before.
+    async fn tick(&mut self) {
+        if self.trouble.is_some() {
+            self.feed_and_tell(None).await;
+        }
+        // Another director may still forward by the tables before; and nothing is over as long as not all is known.
+        if self.under_way.is_some() || self.windows_due || !self.exchange.is_whole() {
             return;
         }
         match self.dataplane.tick(monotonic_seconds()) {
@@ -457,6 +453,7 @@ impl Node {
         self.attached
             && self.trouble.is_none()
             && self.standing == syncd::Standing::Current
+            && !self.windows_due
             && self.exchange.is_whole()
     }
 

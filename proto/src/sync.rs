@@ -105,6 +105,8 @@ pub struct Report {
     pub leader: Option<Ipv4Addr>,
     /// The directors whose heartbeats the sender hears, at most [`MAX_HEARD`].
     pub hears: Vec<Ipv4Addr>,
+    /// The sender serves, and can say how its slots stand.
+    pub serves: bool,
 }
 
 /// Most directors in [`Report::hears`].
@@ -179,9 +181,13 @@ pub enum Message {
     Observations(Arc<Observations>),
     /// Send observations made after this edition.
     ObservationsSince(u64),
+    /// Say how the slots stand under the tables of this version, from an offset on.
+    WindowsRequest(Request),
+    /// A piece of encoded [`Windows`](crate::windows::Windows).
+    Windows(Chunk),
 }
 
-/// Asks for a snapshot.
+/// Asks for a snapshot, or for how slots stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Version whose transfer goes on; `None` at its start.
@@ -190,7 +196,7 @@ pub struct Request {
     pub offset: u64,
 }
 
-/// A piece of an encoded table set.
+/// A piece of an encoded table set, or of how its slots stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Version the snapshot has.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use director_proto::sync::MAX_TEXT;
 use director_proto::tables::{Digest, MAX_NAME};
 
-use crate::replica::Isolation;
+use crate::replica::{self, Isolation};
 
 /// Everything replication needs to know.
 #[derive(Clone, Debug)]
@@ -111,6 +111,12 @@ pub enum StartError {
 }
 
 impl Config {
+    /// How long two directors that serve may be apart in the steps of an epoch: for that time a slot goes on pinning after
+    /// its window.
+    pub fn skew(&self) -> Duration {
+        replica::skew(self.heartbeat, self.dead)
+    }
+
     /// Whether the director neither listens nor dials.
     pub(crate) fn is_standalone(&self) -> bool {
         self.listen.is_none() && self.peers.is_empty()

@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Frame};
 use director_proto::tables::{Digest, Epoch, ServiceTable, Version};
+use director_proto::windows::Windows;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -20,7 +23,7 @@ use crate::net::dialer::Dialer;
 use crate::net::server::{self, SyncService};
 use crate::net::tls::Tls;
 use crate::net::{Kind, NetEvent};
-use crate::replica::{Event, Input, Output, ProposeError, Replica, Settings};
+use crate::replica::{Event, Fed, Input, Output, ProposeError, Replica, Settings};
 use crate::status::Status;
 use crate::store::{self, Writer};
 
@@ -53,7 +56,8 @@ enum Command {
         reply: oneshot::Sender<Result<Epoch, ProposeError>>,
     },
     Loaded(Version, Result<(), String>),
-    Applied(Version, Result<(), String>),
+    Applied(Version, Result<Fed, String>),
+    Windows(Ipv4Addr, Version, Bytes),
     ConfigDigest(Digest),
     Observe(BTreeMap<RealId, Health>),
     Status(oneshot::Sender<Status>),
@@ -104,12 +108,21 @@ impl Handle {
         self.commands.send(Command::Loaded(version, result)).await.map_err(|_| Stopped)
     }
 
-    /// The answer to [`Event::TablesInForce`]: the kernel forwards by them, or why it could not be made to.
+    /// The answer to [`Event::TablesInForce`]: the kernel forwards by them, or why it could not be made to. After
+    /// [`Fed::Afresh`] the node does not serve until [`Event::Windows`] has come.
     ///
     /// # Errors
     /// [`Stopped`] if replication has ended.
-    pub async fn applied(&self, version: Version, result: Result<(), String>) -> Result<(), Stopped> {
+    pub async fn applied(&self, version: Version, result: Result<Fed, String>) -> Result<(), Stopped> {
         self.commands.send(Command::Applied(version, result)).await.map_err(|_| Stopped)
+    }
+
+    /// The answer to [`Event::WindowsWanted`]: how slots stand in the kernel under these tables.
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn give_windows(&self, to: Ipv4Addr, version: Version, windows: &Windows) -> Result<(), Stopped> {
+        self.commands.send(Command::Windows(to, version, windows.encode())).await.map_err(|_| Stopped)
     }
 
     /// The services configured on this node have changed.
@@ -288,6 +301,9 @@ impl Engine {
             }
             Command::Loaded(version, result) => self.replica.handle(now, Input::Loaded { version, result }),
             Command::Applied(version, result) => self.replica.handle(now, Input::Applied { version, result }),
+            Command::Windows(to, version, windows) => {
+                self.replica.handle(now, Input::Windows { to, version, windows });
+            }
             Command::ConfigDigest(digest) => self.replica.handle(now, Input::ConfigDigest(digest)),
             Command::Observe(observed) => self.replica.handle(now, Input::Observed(observed)),
             Command::Status(reply) => {
@@ -354,13 +370,14 @@ impl Engine {
             Event::Prepare { .. }
             | Event::TablesInForce { .. }
             | Event::Finished { .. }
+            | Event::Windows { .. }
             | Event::NeedTables { .. }
             | Event::Leader(_)
             | Event::PeerUp { .. }
             | Event::TablesAgree { .. }
             | Event::Standing(crate::replica::Standing::Current)
             | Event::Configuration { same: true, .. } => info!("{event}"),
-            Event::Health(_) => debug!("{event}"),
+            Event::Health(_) | Event::WindowsWanted { .. } => debug!("{event}"),
             _ => warn!("{event}"),
         }
         // Of what is said again and again, the node needs the latest only.

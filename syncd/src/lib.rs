@@ -24,5 +24,5 @@ mod store;
 
 pub use config::{Config, StartError, TlsFiles};
 pub use engine::{Handle, PinPort, Stopped, spawn};
-pub use replica::{Event, HealthView, Isolation, ProposeError, Refusal, Standing, Votes};
+pub use replica::{Event, Fed, HealthView, Isolation, ProposeError, Refusal, Standing, Votes};
 pub use status::{PeerState, PeerStatus, RefusedPeer, Status};

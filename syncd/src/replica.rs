@@ -14,6 +14,7 @@
 //! | `seeding` | how tables come into force where nobody has any |
 //! | `standing` | whether this director may serve |
 //! | `transfer` | snapshots, asked for piece by piece |
+//! | `windows` | how slots stand, for who was not there when they began to move |
 //! | `output` | what the machine wants done and what it tells the node |
 //!
 //! Three rules carry it. Tables have a total order, the epoch, and the higher one wins wherever two meet.
@@ -32,13 +33,14 @@ use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
 
 pub use admission::Refusal;
 pub use health::{HealthView, Votes};
-pub use input::{Input, Isolation, ProposeError, Saved, Settings};
+pub use input::{Fed, Input, Isolation, ProposeError, Saved, Settings, skew};
 pub use member::Member;
 pub use output::{Event, Output, Standing};
 
 use agreement::{Prepared, Rejected, Round};
 use standing::Doubts;
 use transfer::Download;
+use windows::{Given, Missing};
 
 mod admission;
 mod agreement;
@@ -49,6 +51,7 @@ mod output;
 mod seeding;
 mod standing;
 mod transfer;
+mod windows;
 
 /// Tables with their version, which costs a hash over everything.
 #[derive(Clone, Debug)]
@@ -91,6 +94,9 @@ pub struct Replica {
     committed: Option<(Version, Instant)>,
     /// What the node has said of the tables in force.
     applied: Option<(Version, Result<(), String>)>,
+    /// It is not known how slots stand.
+    missing: Option<Missing>,
+    given: Given,
     /// The epoch that this director leads through its steps.
     round: Option<Round>,
     /// Tables that the cluster refused last.
@@ -141,6 +147,8 @@ impl Replica {
             prepared: None,
             committed: None,
             applied: None,
+            missing: None,
+            given: Given::default(),
             round: None,
             rejected: None,
             roster: BTreeSet::new(),
@@ -173,6 +181,7 @@ impl Replica {
             }
             Input::Loaded { version, result } => self.handle_loaded(now, version, result),
             Input::Applied { version, result } => self.handle_applied(now, version, result),
+            Input::Windows { to, version, windows } => self.give_windows(to, version, windows),
             Input::Refused(refused) => self.refused = refused,
             Input::Observed(observed) => self.observe(&observed),
         }
@@ -228,7 +237,7 @@ impl Replica {
         if self.held.is_some() {
             self.begin_round(now, Held::new(tables), cause, false);
         } else {
-            self.adopt(now, Held::new(tables), cause);
+            self.adopt(now, Held::new(tables), None, cause);
         }
         self.handle_time(now);
         Ok(epoch)
@@ -255,6 +264,7 @@ impl Replica {
             .chain(members)
             .chain(self.round_deadlines())
             .chain(self.standing_deadlines())
+            .chain(self.windows_deadlines())
             // What was due has been done: only the future needs a call.
             .filter(|deadline| *deadline > self.handled)
             .fold(self.next_beat, Instant::min)
@@ -349,6 +359,8 @@ impl Replica {
             Message::Observations(piece) => self.handle_observations(from, &piece),
             Message::ObservationsSince(edition) => self.handle_observations_since(from, edition),
             Message::Chunk(chunk) => self.handle_chunk(now, from, &chunk),
+            Message::WindowsRequest(request) => self.handle_windows_request(from, request),
+            Message::Windows(chunk) => self.handle_windows(now, from, &chunk),
         }
     }
 
@@ -365,6 +377,7 @@ impl Replica {
         self.announce(now);
         self.lead_round(now);
         self.announce(now);
+        self.seek_windows(now);
         if now >= self.next_beat {
             self.next_beat = now + self.settings.heartbeat;
             let report = self.report();
@@ -385,6 +398,7 @@ impl Replica {
             config_digest: self.config_digest,
             software: self.settings.software.clone(),
             observations: self.observations.edition(),
+            serves: self.serves(),
         }
     }
 
@@ -443,7 +457,8 @@ impl Replica {
         }
         let epoch = Epoch { number: self.next_number(), leader: self.settings.router_id };
         let tables = TableSet { epoch, ..TableSet::clone(&held.tables) };
-        self.adopt(now, Held::new(tables), "two contents under one epoch".to_owned());
+        let before = held.version;
+        self.adopt(now, Held::new(tables), Some(before), "two contents under one epoch".to_owned());
         self.diverged_since = None;
     }
 
@@ -455,7 +470,7 @@ impl Replica {
 
     /// Time for reports under way to arrive before acting on what they say.
     fn patience(&self) -> Duration {
-        self.settings.heartbeat * 2
+        self.settings.patience()
     }
 
     fn leader_among_holders(&self) -> Option<Ipv4Addr> {
@@ -465,12 +480,16 @@ impl Replica {
         others.chain(holds(self.version()).then_some(self.settings.router_id)).min()
     }
 
-    /// Puts tables in force here.
-    fn adopt(&mut self, now: Instant, held: Held, cause: String) {
+    /// Puts tables in force here; `follows` names those that this director has gone on from, if it took part in the step.
+    fn adopt(&mut self, now: Instant, held: Held, follows: Option<Version>, cause: String) {
         let version = held.version;
         self.floor = self.floor.max(version.epoch.number);
         let tables = Arc::clone(&held.tables);
-        self.outputs.push_back(Output::Event(Event::TablesInForce { tables, version, cause }));
+        // Who did not serve may be late: the others may have let go by now what it would begin to keep.
+        let follows = follows.filter(|_| self.standing == Standing::Current);
+        let in_time = now + self.settings.commit_time();
+        let event = Event::TablesInForce { tables, version, follows, in_time, cause };
+        self.outputs.push_back(Output::Event(event));
         self.held = Some(held);
         self.store();
         self.candidate = None;
@@ -480,6 +499,7 @@ impl Replica {
         self.committed = None;
         self.applied = None;
         self.snapshot = None;
+        self.restart_search();
         self.asked = false;
         // The others learn at once.
         self.next_beat = now;

@@ -169,7 +169,8 @@ impl Dataplane {
             ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
         let Seating { servers, gone, .. } = seating;
         let (hash, timeouts) = (service.hash, service.timeouts);
-        let new = Placement { index, table, block, hash, slots, servers, timeouts, window };
+        let guests = Vec::new();
+        let new = Placement { index, table, block, hash, slots, servers, guests, timeouts, window };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
         }

@@ -60,6 +60,8 @@ pub(super) struct Placement {
     pub(super) slots: SlotWindows,
     /// By position.
     pub(super) servers: BTreeMap<u16, Server>,
+    /// Servers that have left elsewhere, and are to get a position.
+    pub(super) guests: Vec<(IpAddr, u16)>,
     pub(super) timeouts: Timeouts,
     /// What the kernel's memory of the windows is.
     pub(super) window: WindowEntry,
@@ -144,6 +146,7 @@ impl Plan {
             hash: entry.hash_input(),
             slots: SlotWindows::new(slots, window.opened),
             servers: read_servers(maps, block)?,
+            guests: Vec::new(),
             timeouts: Placement::noted_timeouts(&window),
             window,
         };

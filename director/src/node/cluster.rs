@@ -32,6 +32,7 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
             Echo::Kernel => dataplane::EchoPolicy::Kernel,
         },
         icmp_rate: config.node.icmp_rate,
+        margin: sync_config(config).skew(),
         ..dataplane::Options::default()
     }
 }

@@ -101,7 +101,9 @@ impl Node {
             }
             syncd::Standing::Isolated => (
                 "isolated",
-                "most of the other directors are not heard: they may have changed the tables".to_owned(),
+                "most of the other directors are not heard: they may have changed the tables; \
+                 look at the network between them, or set [cluster] isolated = \"serve\""
+                    .to_owned(),
             ),
             syncd::Standing::Diverged => {
                 ("diverged", "another director holds other tables under the same epoch".to_owned())

@@ -57,6 +57,8 @@ impl TryFrom<wire::Frame> for Frame {
                 Self::Message(Message::Observations(Arc::new(observations.try_into()?)))
             }
             Body::ObservationsSince(edition) => Self::Message(Message::ObservationsSince(edition)),
+            Body::WindowsRequest(request) => Self::Message(Message::WindowsRequest(request.try_into()?)),
+            Body::Windows(chunk) => Self::Message(Message::Windows(chunk.try_into()?)),
             Body::PinSubscription(subscription) => Self::Pins(subscription.into()),
             Body::PinBatch(batch) => Self::Pins(PinMessage::Batch(Box::new(batch.try_into()?))),
             Body::PinAcknowledgement(acknowledgement) => Self::Pins(acknowledgement.into()),
@@ -104,6 +106,7 @@ impl TryFrom<wire::Report> for Report {
             prepared: report.prepared.map(TryInto::try_into).transpose()?,
             leader: Some(Ipv4Addr::from_bits(report.leads)).filter(|leader| !leader.is_unspecified()),
             hears: report.hears.into_iter().map(Ipv4Addr::from_bits).collect(),
+            serves: report.serves,
         })
     }
 }

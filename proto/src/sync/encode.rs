@@ -48,6 +48,8 @@ impl From<&Frame> for wire::Frame {
                 Body::Observations((&**observations).into())
             }
             Frame::Message(Message::ObservationsSince(edition)) => Body::ObservationsSince(*edition),
+            Frame::Message(Message::WindowsRequest(request)) => Body::WindowsRequest((*request).into()),
+            Frame::Message(Message::Windows(chunk)) => Body::Windows(chunk.into()),
             Frame::Pins(message) => message.into(),
         };
         Self { body: Some(body) }
@@ -80,6 +82,7 @@ fn report(report: &Report, sent_at_us: u64) -> wire::Report {
         phase: phase(report.phase).into(),
         leads: report.leader.map_or(0, Ipv4Addr::to_bits),
         hears: report.hears.iter().map(|heard| heard.to_bits()).collect(),
+        serves: report.serves,
     }
 }
 

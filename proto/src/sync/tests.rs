@@ -89,6 +89,7 @@ fn frames() -> Vec<Frame> {
                 phase: Phase::Prepared,
                 leader: Some(Ipv4Addr::new(10, 255, 0, 1)),
                 hears: vec![Ipv4Addr::new(10, 255, 0, 2), Ipv4Addr::new(10, 255, 0, 3)],
+                serves: true,
             },
             77,
         ),

@@ -10,7 +10,7 @@
 //! or has prepared it, or knows that it may not forward (`standing`).
 //!
 //! Every step has a deadline. A member that is silent or stuck is passed over when PREPARE has lasted for
-//! [`prepare_time`](Replica::prepare_time): by then it has withdrawn its VIPs by its own clock. One that refuses ends the
+//! [`prepare_time`](Settings::prepare_time): by then it has withdrawn its VIPs by its own clock. One that refuses ends the
 //! epoch before anybody has changed anything; one that cannot put in force what it had loaded has the tables from before
 //! put back, under an epoch of their own. So no member holds the cluster up for longer than two deadlines.
 //!
@@ -27,7 +27,9 @@ use director_proto::sync::{MAX_FRAME, MAX_TEXT, Message, Phase, Prepare, encoded
 use director_proto::tables::{Delta, Digest, Epoch, ServiceTable, TableSet, Version};
 use sha2::{Digest as _, Sha256};
 
-use super::{Event, Held, Output, Replica};
+#[cfg(doc)]
+use super::Settings;
+use super::{Event, Fed, Held, Output, Replica};
 
 /// Room in a frame beside the delta.
 const FRAME_OVERHEAD: usize = MAX_TEXT + 256;
@@ -116,17 +118,6 @@ impl Round {
 }
 
 impl Replica {
-    /// How long PREPARE may last. Until it is over a member that did not answer has withdrawn its VIPs: it misses the
-    /// others within one dead interval and acts within the patience for reports, and the rest is for its switches.
-    pub fn prepare_time(&self) -> Duration {
-        self.settings.dead * 2 + self.patience()
-    }
-
-    /// How long COMMIT may last until the epoch is finished without those that did not answer.
-    pub fn commit_time(&self) -> Duration {
-        self.settings.dead * 2
-    }
-
     /// Where the epoch under way stands here.
     pub fn phase(&self) -> Phase {
         match (&self.prepared, self.committed) {
@@ -154,7 +145,7 @@ impl Replica {
         // Nobody shall ever give this number to other tables, not even this director's next run.
         self.store();
         self.load_beside(held.clone(), cause);
-        let deadline = now + self.prepare_time();
+        let deadline = now + self.settings.prepare_time();
         self.round = Some(Round {
             held,
             before,
@@ -284,7 +275,7 @@ impl Replica {
         for router_id in passed {
             self.outputs.push_back(Output::Event(Event::PassedOver { router_id, version }));
         }
-        let time = self.commit_time();
+        let time = self.settings.commit_time();
         if let Some(round) = &mut self.round {
             round.deadline = now + time;
         }
@@ -295,8 +286,8 @@ impl Replica {
     /// What is loaded comes into force here.
     fn put_prepared_in_force(&mut self, now: Instant) {
         let Some(prepared) = self.prepared.take() else { return };
-        let version = prepared.held.version;
-        self.adopt(now, prepared.held, prepared.cause);
+        let (version, before) = (prepared.held.version, self.version());
+        self.adopt(now, prepared.held, before, prepared.cause);
         self.committed = Some((version, now));
     }
 
@@ -424,10 +415,14 @@ impl Replica {
     }
 
     /// The node has put tables in force, or could not.
-    pub(super) fn handle_applied(&mut self, now: Instant, version: Version, result: Result<(), String>) {
+    pub(super) fn handle_applied(&mut self, now: Instant, version: Version, result: Result<Fed, String>) {
         if self.version() != Some(version) {
             return;
         }
+        if result == Ok(Fed::Afresh) {
+            self.miss_windows(now);
+        }
+        let result = result.map(|_| ());
         let own = self.settings.router_id;
         self.applied = Some((version, result.clone()));
         match (result, self.leader) {
@@ -560,7 +555,7 @@ impl Replica {
     /// FINISH was lost, or its sender.
     fn follow_finish(&mut self, now: Instant) {
         let Some((version, since)) = self.committed else { return };
-        let due = self.round.is_none() && now >= since + self.commit_time() + self.patience();
+        let due = self.round.is_none() && now >= since + self.settings.commit_time() + self.patience();
         if due || self.version() != Some(version) {
             self.finish(version);
         }
@@ -571,7 +566,7 @@ impl Replica {
         let round = self.round.iter().flat_map(|round| [round.deadline, round.sent + self.patience()]);
         let orphaned = self.prepared.iter().filter_map(|prepared| prepared.orphaned);
         let new = self.leader_since.iter().map(|since| *since + self.patience());
-        let committed = self.committed.map(|(_, since)| since + self.commit_time() + self.patience());
+        let committed = self.committed.map(|(_, since)| since + self.settings.commit_time() + self.patience());
         round.chain(orphaned.map(|since| since + self.settings.dead)).chain(committed).chain(new)
     }
 }

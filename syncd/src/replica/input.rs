@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{Digest, Epoch, TableError, TableSet, Version};
@@ -34,16 +35,65 @@ pub struct Settings {
     pub isolation: Isolation,
 }
 
+impl Settings {
+    /// How long PREPARE may last. Until it is over a member that did not answer has withdrawn its VIPs: it misses the
+    /// others within one dead interval and acts within the patience for reports, and the rest is for its switches.
+    pub fn prepare_time(&self) -> Duration {
+        prepare_time(self.heartbeat, self.dead)
+    }
+
+    /// How long COMMIT may last until the epoch is finished without those that did not answer.
+    pub fn commit_time(&self) -> Duration {
+        commit_time(self.dead)
+    }
+
+    /// How long two directors that serve may be apart in the steps of an epoch: the margin for which a slot is held after
+    /// its window.
+    pub fn skew(&self) -> Duration {
+        skew(self.heartbeat, self.dead)
+    }
+
+    /// Time for reports under way to arrive before acting on what they say.
+    pub(super) fn patience(&self) -> Duration {
+        self.heartbeat * 2
+    }
+}
+
+/// How long two directors that serve may be apart in the steps of an epoch, by their intervals of heartbeats and of
+/// death: the margin for which a slot is held after its window.
+pub fn skew(heartbeat: Duration, dead: Duration) -> Duration {
+    prepare_time(heartbeat, dead) + commit_time(dead) + dead
+}
+
+fn prepare_time(heartbeat: Duration, dead: Duration) -> Duration {
+    dead * 2 + heartbeat * 2
+}
+
+fn commit_time(dead: Duration) -> Duration {
+    dead * 2
+}
+
 /// What a director does that hears no majority of the directors that were there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolation {
-    /// It does not serve and changes nothing: the others may have changed the tables. For directors that talk with each
-    /// other over the networks that bring the packets.
+    /// It goes on serving, and changes its tables as it sees fit, as the survivor it probably is: the loss of all others
+    /// must not stop the service. Only if one that it hears hears more of them does it know better, and withdraws. Where
+    /// it was the network between the directors that failed, connections opened meanwhile are lost if they come to a
+    /// director of another side.
     #[default]
-    Withdraw,
-    /// It goes on serving, and changes its tables as it sees fit: where directors talk over a network of its own, whose
-    /// failure must not stop the service. Connections opened meanwhile are lost if they come to a director of another side.
     Serve,
+    /// It does not serve and changes nothing: the others may have changed the tables. Nothing is ever misrouted, and a
+    /// cluster that loses most of its directors at once stops serving until somebody starts them again.
+    Withdraw,
+}
+
+/// How tables came into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// In place of those that they follow, or once more: slots stand as everywhere else.
+    Onward,
+    /// In place of others, or of none: how slots stand is to be learned from a director that has missed nothing.
+    Afresh,
 }
 
 /// Something that happened.
@@ -78,12 +128,22 @@ pub enum Input {
         /// Why not.
         result: Result<(), String>,
     },
-    /// The node has put tables in force in the kernel, or why it could not: the answer to [`Event::TablesInForce`](super::Event::TablesInForce).
+    /// The node has put tables in force in the kernel, or why it could not: the answer to
+    /// [`Event::TablesInForce`](super::Event::TablesInForce).
     Applied {
         /// Which tables.
         version: Version,
-        /// Why not.
-        result: Result<(), String>,
+        /// What they were put in place of, or why they were not.
+        result: Result<Fed, String>,
+    },
+    /// How slots stand: the answer to [`Event::WindowsWanted`](super::Event::WindowsWanted).
+    Windows {
+        /// Who asked.
+        to: Ipv4Addr,
+        /// Under which tables.
+        version: Version,
+        /// [`Windows`](director_proto::windows::Windows), encoded.
+        windows: Bytes,
     },
     /// Whether a configured peer that can be reached does not talk with this director.
     Refused(bool),

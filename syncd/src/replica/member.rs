@@ -36,6 +36,7 @@ pub struct Member {
     phase: Phase,
     leader: Option<Ipv4Addr>,
     hears: Vec<Ipv4Addr>,
+    serves: bool,
 }
 
 impl Member {
@@ -59,6 +60,7 @@ impl Member {
             phase: Phase::Settled,
             leader: None,
             hears: Vec::new(),
+            serves: false,
         }
     }
 
@@ -118,6 +120,11 @@ impl Member {
         self.prepared
     }
 
+    /// Whether it serves, and can say how its slots stand.
+    pub(super) fn serves(&self) -> bool {
+        self.serves
+    }
+
     /// Whether it hears another director.
     pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
         self.hears.contains(&router_id)
@@ -149,6 +156,7 @@ impl Member {
         self.phase = report.phase;
         self.leader = report.leader;
         self.hears = report.hears;
+        self.serves = report.serves;
         self.candidate = report.candidate;
         self.config_digest = Some(report.config_digest);
         self.software = report.software;
@@ -178,6 +186,7 @@ impl Member {
         self.prepared = None;
         self.phase = Phase::Settled;
         self.leader = None;
+        self.serves = false;
         self.differs_since = None;
         true
     }

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use director_proto::health::Health;
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{TableSet, Version};
+use director_proto::windows::Windows;
 
 use super::{HealthView, Saved};
 
@@ -82,8 +84,29 @@ pub enum Event {
         tables: Arc<TableSet>,
         /// Its version.
         version: Version,
+        /// The tables that these follow, in steps that this director took part in. Where the kernel holds others, how
+        /// slots stand has to be learned: answer with [`Fed::Afresh`](super::Fed::Afresh).
+        follows: Option<Version>,
+        /// The same where they come into the kernel later than this.
+        in_time: Instant,
         /// Why the tables change.
         cause: String,
+    },
+    /// Another director asks how slots stand: answer with [`Handle::give_windows`](crate::Handle::give_windows) if the
+    /// kernel forwards by these tables.
+    WindowsWanted {
+        /// Which one.
+        to: Ipv4Addr,
+        /// Under which tables.
+        version: Version,
+    },
+    /// How slots stand at a director that has missed nothing; `None` if none could be asked. The end of what
+    /// [`Fed::Afresh`](super::Fed::Afresh) began.
+    Windows {
+        /// Under which tables.
+        version: Version,
+        /// What it says.
+        windows: Option<Arc<Windows>>,
     },
     /// The tables are in force wherever they will be: windows of slots may close.
     Finished {
@@ -165,8 +188,18 @@ impl fmt::Display for Event {
         match self {
             Self::Prepare { version, cause, .. } => write!(f, "epoch {version} is being prepared: {cause}"),
             Self::RolledBack { version, reason } => write!(f, "epoch {version} is rolled back: {reason}"),
-            Self::TablesInForce { tables, version, cause } => {
+            Self::TablesInForce { tables, version, cause, .. } => {
                 write!(f, "tables of epoch {version} in force, {} services: {cause}", tables.services.len())
+            }
+            Self::WindowsWanted { to, version } => {
+                write!(f, "peer {to} asks how slots stand under the tables of epoch {version}")
+            }
+            Self::Windows { version, windows: Some(windows) } => {
+                let moving = windows.services.len();
+                write!(f, "slots stand as at the others by the tables of epoch {version}, {moving} services in change")
+            }
+            Self::Windows { version, windows: None } => {
+                write!(f, "no director says how slots stand under the tables of epoch {version}: they stay as they are")
             }
             Self::Finished { version } => write!(f, "epoch {version} is finished"),
             Self::PassedOver { router_id, version } => {

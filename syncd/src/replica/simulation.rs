@@ -90,8 +90,8 @@ pub(super) struct Node {
     fed: Option<Version>,
     /// What the kernel is prepared for.
     loaded: Option<Version>,
-    /// It could not put the last tables in force.
-    missed: bool,
+    /// It has not learned yet how slots stand.
+    windows_due: bool,
     /// Until when the switches bring it packets, once it does not serve any more.
     reached_until: Option<Instant>,
     /// Since when an epoch is under way that it leads.
@@ -167,6 +167,7 @@ pub(super) fn real(number: u64) -> RealId {
 
 impl Cluster {
     pub(super) fn new(seed: u64, size: usize) -> Self {
+        let now = Instant::now();
         let node = || Node {
             replica: None,
             disk: None,
@@ -179,14 +180,13 @@ impl Cluster {
             stuck_until: None,
             refuses: Refuses::Nothing,
             work: Vec::new(),
-            kernel: Kernel::default(),
+            kernel: Kernel::new(now),
             fed: None,
             loaded: None,
-            missed: false,
+            windows_due: false,
             reached_until: None,
             leading_since: None,
         };
-        let now = Instant::now();
         Self {
             began: now,
             now,
@@ -215,6 +215,7 @@ impl Cluster {
         node.events.clear();
         node.work.clear();
         node.fed = None;
+        node.windows_due = false;
         node.loaded = None;
         node.reached_until = None;
         node.leading_since = None;
@@ -299,7 +300,10 @@ impl Cluster {
         let node = &mut self.nodes[index];
         match &event {
             Event::NeedTables { previous: None } => node.wanted = true,
-            Event::Prepare { .. } | Event::RolledBack { .. } => self.give_work(index, event.clone()),
+            Event::Prepare { .. }
+            | Event::RolledBack { .. }
+            | Event::Windows { .. }
+            | Event::WindowsWanted { .. } => self.give_work(index, event.clone()),
             Event::TablesInForce { tables, .. } => {
                 let epoch = tables.epoch;
                 assert!(node.last_epoch.is_none_or(|last| last < epoch), "node {index} went back to {epoch}");
@@ -341,38 +345,50 @@ impl Cluster {
                 self.with(index, |replica, now| replica.handle(now, Input::Loaded { version, result }));
             }
             Event::RolledBack { .. } if refuses != Refuses::ToApply => {
-                let replica = self.replica(index);
-                let held = replica.tables().cloned().zip(replica.version());
-                if let Some((tables, version)) = held.filter(|_| self.nodes[index].fed.is_some()) {
-                    let missed = std::mem::take(&mut self.nodes[index].missed);
-                    self.forward_by(index, &tables, version, missed);
+                let held = self.replica(index).tables().cloned().zip(self.replica(index).version());
+                if let Some((tables, version)) = held {
                     self.nodes[index].loaded = None;
-                    self.nodes[index].fed = Some(version);
+                    self.feed(index, &tables, version, None);
                 }
             }
-            Event::TablesInForce { tables, version, cause } => {
-                let result = answer(Refuses::ToApply);
-                let missed = std::mem::replace(&mut self.nodes[index].missed, result.is_err());
-                if result.is_ok() {
-                    self.nodes[index].fed = Some(version);
-                    self.nodes[index].loaded = None;
-                    self.forward_by(index, &tables, version, missed || cause.starts_with("caught up"));
-                }
+            Event::TablesInForce { version, .. } if refuses == Refuses::ToApply => {
+                let result = Err("no room".to_owned());
                 self.with(index, |replica, now| replica.handle(now, Input::Applied { version, result }));
+            }
+            Event::TablesInForce { tables, version, follows, in_time, .. } => {
+                self.nodes[index].loaded = None;
+                let follows = follows.filter(|_| self.now <= in_time);
+                self.feed(index, &tables, version, follows);
+            }
+            Event::WindowsWanted { to, version } => {
+                let node = &self.nodes[index];
+                if node.fed == Some(version) && !node.windows_due {
+                    let windows = node.kernel.windows(self.now).encode();
+                    self.with(index, |replica, now| {
+                        replica.handle(now, Input::Windows { to, version, windows });
+                    });
+                }
+            }
+            Event::Windows { version, windows } if self.nodes[index].fed == Some(version) => {
+                let node = &mut self.nodes[index];
+                node.windows_due = false;
+                if let Some(windows) = windows {
+                    node.kernel.follow(&windows, self.now);
+                }
             }
             _ => {}
         }
     }
 
-    /// A director that missed the steps gets the states of the slots with the tables.
-    fn forward_by(&mut self, index: usize, tables: &TableSet, version: Version, caught_up: bool) {
-        let same = |node: &&Node| node.fed == Some(version) && node.replica.is_some();
-        let source = self.nodes.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, node)| node);
-        let source = source.filter(|_| caught_up).find(same).map(|node| node.kernel.clone());
-        match source {
-            Some(kernel) => self.nodes[index].kernel = kernel,
-            None => self.nodes[index].kernel.apply(tables, self.now),
-        }
+    /// Puts tables into the kernel, as the node does.
+    fn feed(&mut self, index: usize, tables: &TableSet, version: Version, follows: Option<Version>) {
+        let node = &mut self.nodes[index];
+        let onward = node.fed == Some(version) || follows.is_some() && follows == node.fed;
+        node.kernel.apply(tables, self.now);
+        node.fed = Some(version);
+        node.windows_due |= !onward;
+        let result = Ok(if onward { Fed::Onward } else { Fed::Afresh });
+        self.with(index, |replica, now| replica.handle(now, Input::Applied { version, result }));
     }
 
     fn post(&mut self, from: usize, hello: &Hello, to: usize, mut payload: Payload) {
@@ -636,29 +652,47 @@ impl Cluster {
         }
     }
 
-    /// Directors that packets come to. One that comes back gets the states of the slots with the pins, before it serves.
+    /// Directors that packets come to.
     fn reached(&mut self) -> Vec<usize> {
-        for index in 0..self.nodes.len() {
-            let node = &self.nodes[index];
+        for node in &mut self.nodes {
             let serves = node.replica.as_ref().is_some_and(|replica| {
-                replica.standing() == Standing::Current && node.fed == replica.version()
+                replica.standing() == Standing::Current && node.fed == replica.version() && !node.windows_due
             });
             let until = node.reached_until.filter(|until| node.replica.is_some() && *until > self.now);
-            if serves && until.is_none() {
-                let same = |other: &&Node| other.reached_until.is_some() && other.fed == node.fed;
-                if let Some(kernel) = self.nodes.iter().find(same).map(|other| other.kernel.clone()) {
-                    self.nodes[index].kernel = kernel;
-                }
-            }
-            self.nodes[index].reached_until = if serves { Some(self.now + WITHDRAWAL) } else { until };
+            node.reached_until = if serves { Some(self.now + WITHDRAWAL) } else { until };
         }
         (0..self.nodes.len()).filter(|node| self.nodes[*node].reached_until.is_some()).collect()
+    }
+
+    /// What could not be put into a kernel is tried again.
+    fn try_again(&mut self) {
+        for index in 0..self.nodes.len() {
+            let node = &self.nodes[index];
+            let Some(replica) = &node.replica else { continue };
+            let held = replica.tables().cloned().zip(replica.version());
+            let Some((tables, version)) = held.filter(|(_, version)| node.fed != Some(*version)) else {
+                continue;
+            };
+            if node.work.is_empty() && node.refuses != Refuses::ToApply {
+                let (follows, in_time, cause) = (None, self.now, "once more".to_owned());
+                self.give_work(index, Event::TablesInForce { tables, version, follows, in_time, cause });
+            }
+        }
     }
 
     /// Checks what must hold at every moment, and lets clients talk.
     fn look(&mut self) {
         let Some((mut clients, _)) = self.clients.take() else { return };
         let now = self.now;
+        self.try_again();
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            if let Some(replica) = &node.replica {
+                clients.settle(index, &mut node.kernel, now);
+                if replica.phase() == Phase::Settled {
+                    node.kernel.age(replica.settings().skew(), now);
+                }
+            }
+        }
         let reached = self.reached();
         self.check_bounds();
         // Sides that know nothing of each other, as two halves of a pair or directors restarted in a partition, both go on,
@@ -702,11 +736,6 @@ impl Cluster {
             let slot = self.random.below(traffic::SLOTS as u64) as usize;
             clients.open(director, &self.nodes[director].kernel, slot, now);
         }
-        for node in &mut self.nodes {
-            if node.replica.as_ref().is_some_and(|replica| replica.phase() == Phase::Settled) {
-                clients.age(&mut node.kernel, now);
-            }
-        }
         self.clients = Some((clients, now + LOOK));
     }
 
@@ -739,7 +768,7 @@ impl Cluster {
                 Some((known, since)) if known == epoch => (known, since),
                 _ => (epoch, self.now),
             });
-            let bound = replica.prepare_time() + replica.commit_time() + LOOK;
+            let bound = replica.settings().prepare_time() + replica.settings().commit_time() + LOOK;
             assert!(self.now <= since + bound, "epoch {epoch} is under way for more than {bound:?}");
         }
     }

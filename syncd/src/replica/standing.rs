@@ -9,11 +9,12 @@
 //! | sees tables prepared that it has not prepared itself | after *patience* |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
-//! | hears no majority of its roster | after *dead*, and until *patience* after it does again |
+//! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
 //!
-//! A director that does not serve begins to when there is nothing of this left. All of these times are less than the time for which a leader waits before it goes on without a director that did not answer
-//! (`agreement`). The roster are the directors that were there when all was well: one that falls silent is struck off
-//! while a majority remains of which nobody hears it, so that a cluster can shrink to a single director, one by one. Of two halves the one with the
+//! A director that does not serve begins to when there is nothing of this left. All of these times are less than the
+//! time for which a leader waits before it goes on without a director that did not answer (`agreement`). The roster are
+//! the directors that were there when all was well: one that falls silent is struck off while a majority remains of
+//! which nobody hears it, so that a cluster can shrink to a single director, one by one. Of two halves the one with the
 //! lowest router id goes on; and of two directors each, for to either the death of the other looks like a partition, and
 //! the death is far more likely.
 
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use director_proto::tables::Epoch;
 
-use super::{Event, Output, Replica, Standing};
+use super::{Event, Isolation, Output, Replica, Standing};
 
 /// What keeps a director from serving, since when.
 #[derive(Debug, Default)]
@@ -47,16 +48,23 @@ impl Doubts {
 impl Replica {
     /// Whether too few of the directors that were there are heard for this one to know what the others do.
     pub fn is_isolated(&self) -> bool {
-        if self.settings.isolation == super::Isolation::Serve {
-            return false;
-        }
         let own = self.settings.router_id;
-        let (heard, all) =
-            (self.roster.iter().filter(|id| self.hears(**id)).count() + 1, self.roster.len() + 1);
-        let lowest = self.roster.first().copied().filter(|first| *first < own);
+        let counts = |id: &&Ipv4Addr| match self.settings.isolation {
+            Isolation::Withdraw => true,
+            // Of whom nobody says that he lives, this director is the survivor.
+            Isolation::Serve => self.hears(**id) || self.is_heard_of(**id),
+        };
+        let others: Vec<Ipv4Addr> = self.roster.iter().filter(counts).copied().collect();
+        let (heard, all) = (others.iter().filter(|id| self.hears(**id)).count() + 1, others.len() + 1);
+        let lowest = others.first().copied().filter(|first| *first < own);
         let has_lowest = lowest.is_none_or(|lowest| self.hears(lowest));
         let goes_on = heard * 2 > all || heard * 2 == all && (all == 2 || has_lowest);
         !goes_on
+    }
+
+    /// Whether a director that is heard here hears another one.
+    fn is_heard_of(&self, router_id: Ipv4Addr) -> bool {
+        self.live().any(|(_, member)| member.hears(router_id))
     }
 
     fn hears(&self, router_id: Ipv4Addr) -> bool {

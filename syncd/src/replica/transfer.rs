@@ -193,7 +193,7 @@ impl Replica {
         match download.finish() {
             Ok(held) => {
                 let cause = format!("caught up with {from}");
-                self.adopt(now, held, cause);
+                self.adopt(now, held, None, cause);
             }
             Err(reason) => self.fail_download(now, reason),
         }
@@ -214,7 +214,7 @@ impl Replica {
             return;
         };
         if let Some(candidate) = self.take_matching_candidate() {
-            self.adopt(now, candidate, "the cluster has the tables from disk".to_owned());
+            self.adopt(now, candidate, None, "the cluster has the tables from disk".to_owned());
             return;
         }
         let Some(download) = &mut self.download else {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use director_proto::tables::{Digest, SLOTS, ServiceTable, TableReal};
-use syncd::{Config, Event, Handle, Status};
+use syncd::{Config, Event, Fed, Handle, Status};
 use tokio::sync::mpsc;
 
 /// Longest time for anything to come true.
@@ -67,7 +67,7 @@ async fn answer(handle: Handle, mut events: mpsc::Receiver<Event>, seen: Arc<Mut
         // Whatever replication ends with, the next event does not come.
         match &event {
             Event::Prepare { version, .. } => _ = handle.loaded(*version, Ok(())).await,
-            Event::TablesInForce { version, .. } => _ = handle.applied(*version, Ok(())).await,
+            Event::TablesInForce { version, .. } => _ = handle.applied(*version, Ok(Fed::Onward)).await,
             _ => {}
         }
         seen.lock().expect("lock").push(event);

@@ -1,13 +1,16 @@
 //! Clients of the simulated cluster: connections whose packets come to any director that serves, as switches that rehash
 //! at every packet would bring them. No packet may ever meet another real server than its connection's.
 //!
-//! A director's kernel is modelled by a few slots in the states of DESIGN section 4, and pins that every director knows of
-//! after [`LAG`].
+//! A director's kernel is modelled by a few slots, which change by the very rules of the data plane
+//! ([`director_common::slot`]), and pins that every director knows of after [`LAG`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use director_common::slot::Changed;
+use director_common::{Slot, SlotState};
 use director_proto::tables::TableSet;
+use director_proto::windows::{ServiceWindows, SlotWindow, Windows};
 
 /// Slots that are looked at.
 pub(super) const SLOTS: usize = 6;
@@ -21,42 +24,11 @@ const IDLE: Duration = Duration::from_millis(1500);
 /// Time for which a slot moves, if the epoch is finished by then.
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// Time for which it then has one owner and still pins: longer than two directors may be apart, one of which has an
-/// epoch under way.
-const MARGIN: Duration = Duration::from_secs(6);
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Settled,
-    Moving(Instant),
-    Pinned,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    state: State,
-    current: u16,
-    previous: u16,
-}
-
-impl Slot {
-    fn given(self, owner: u16, now: Instant) -> Self {
-        let slot = |state, previous| Self { state, current: owner, previous };
-        match self.state {
-            _ if owner == self.current => self,
-            State::Moving(_) if owner == self.previous => slot(State::Moving(now), owner),
-            State::Moving(_) if self.current == self.previous => slot(State::Moving(now), self.previous),
-            State::Moving(since) => slot(State::Moving(since), self.previous),
-            _ => slot(State::Moving(now), self.current),
-        }
-    }
-}
-
 /// The tables in one director's kernel.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Kernel {
     slots: [Slot; SLOTS],
+    opened: [Instant; SLOTS],
     is_fed: bool,
 }
 
@@ -65,25 +37,90 @@ fn owners(tables: &TableSet) -> [u16; SLOTS] {
     std::array::from_fn(|slot| slots[slot])
 }
 
+/// Servers do not die here.
+fn nobody(_: u16) -> bool {
+    false
+}
+
 impl Kernel {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { slots: [Slot::EMPTY; SLOTS], opened: [now; SLOTS], is_fed: false }
+    }
+
+    fn set(&mut self, at: usize, changed: Changed, since: Instant) {
+        self.slots[at] = changed.slot;
+        if changed.restarts {
+            self.opened[at] = since;
+        }
+    }
+
     /// PREPARE: slots that will change are looked up from now on.
     pub(super) fn prepare(&mut self, tables: &TableSet, now: Instant) {
-        for (slot, owner) in self.slots.iter_mut().zip(owners(tables)) {
-            if owner != slot.current && !matches!(slot.state, State::Moving(_)) {
-                *slot = Slot { state: State::Moving(now), previous: slot.current, ..*slot };
+        for (at, owner) in owners(tables).into_iter().enumerate() {
+            if let Some(slot) = self.slots[at].hold(owner, nobody) {
+                self.set(at, Changed { slot, restarts: true }, now);
             }
         }
     }
 
     /// COMMIT, or roll-back to what is in force.
     pub(super) fn apply(&mut self, tables: &TableSet, now: Instant) {
-        for (slot, owner) in self.slots.iter_mut().zip(owners(tables)) {
-            *slot = match self.is_fed {
-                true => slot.given(owner, now),
-                false => Slot { state: State::Settled, current: owner, previous: owner },
-            };
+        for (at, owner) in owners(tables).into_iter().enumerate() {
+            if !self.is_fed {
+                self.slots[at] = Slot::settled(owner);
+            } else if let Some(changed) = self.slots[at].give(owner, nobody) {
+                self.set(at, changed, now);
+            }
         }
         self.is_fed = true;
+    }
+
+    /// What is said of the slots to a director that has missed something.
+    pub(super) fn windows(&self, now: Instant) -> Windows {
+        let mut web = ServiceWindows::default();
+        web.servers = (11..15).map(|host| (std::net::IpAddr::from([10, 0, 2, host]), 80)).collect();
+        for (at, slot) in self.slots.iter().enumerate() {
+            let age_ms = now.duration_since(self.opened[at]).as_millis() as u32;
+            let state = match slot.state() {
+                Some(SlotState::Moving) if slot.is_held() => SlotWindow::Held { age_ms },
+                Some(SlotState::Moving) => SlotWindow::Moving { previous: slot.raw_previous(), age_ms },
+                Some(SlotState::Pinned) => SlotWindow::Pinned,
+                _ => continue,
+            };
+            web.slots.insert(at as u32, web.states.len() as u16);
+            web.states.push(state);
+        }
+        Windows { services: BTreeMap::from([("web".to_owned(), web)]) }
+    }
+
+    /// What another director says of the slots.
+    pub(super) fn follow(&mut self, windows: &Windows, now: Instant) {
+        for at in 0..SLOTS {
+            let own = self.slots[at].raw_current();
+            let ago = |age_ms: u32| now - Duration::from_millis(age_ms.into());
+            let (theirs, since) = match windows.services["web"].slot(at as u32) {
+                Some(SlotWindow::Moving { previous, age_ms }) => {
+                    (Slot::new(SlotState::Moving, own, previous), ago(age_ms))
+                }
+                Some(SlotWindow::Held { age_ms }) => (Slot::held(own), ago(age_ms)),
+                Some(SlotWindow::Pinned) => (Slot::new(SlotState::Pinned, own, own), now),
+                None => (Slot::settled(own), now),
+            };
+            let since = if theirs.is_moving() { since } else { now };
+            if let Some(changed) = self.slots[at].follow(theirs) {
+                self.set(at, changed, since);
+            }
+        }
+    }
+
+    /// What time does to the slots, while no epoch is under way.
+    pub(super) fn age(&mut self, margin: Duration, now: Instant) {
+        for at in 0..SLOTS {
+            let time = if self.slots[at].is_held() { margin } else { WINDOW };
+            if self.slots[at].is_moving() && now >= self.opened[at] + time {
+                self.set(at, Changed { slot: self.slots[at].close(), restarts: true }, now);
+            }
+        }
     }
 }
 
@@ -121,8 +158,8 @@ impl Clients {
     /// A client opens a connection through `director`.
     pub(super) fn open(&mut self, director: usize, kernel: &Kernel, slot: usize, now: Instant) {
         let of = kernel.slots[slot];
-        let pin = matches!(of.state, State::Moving(_)).then_some((director, now));
-        let connection = Connection { slot, server: of.current, opened: now, last: now, pin };
+        let pin = of.is_moving().then_some((director, now));
+        let connection = Connection { slot, server: of.raw_current(), opened: now, last: now, pin };
         self.connections.insert(self.next, connection);
         self.next += 1;
     }
@@ -144,11 +181,10 @@ impl Clients {
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
         let of = kernel.slots[connection.slot];
         let pinned = connection.is_pinned(director, now);
-        let to = match of.state {
-            State::Settled => of.current,
-            _ if pinned => connection.server,
-            State::Moving(_) => of.previous,
-            State::Pinned => of.current,
+        let to = match of.state() {
+            Some(SlotState::Moving | SlotState::Pinned) if pinned => connection.server,
+            Some(SlotState::Moving) => of.raw_previous(),
+            _ => of.raw_current(),
         };
         self.packets += 1;
         if to != connection.server {
@@ -158,27 +194,24 @@ impl Clients {
             return if young { Ok(()) } else { Err(told) };
         }
         connection.last = now;
-        if matches!(of.state, State::Moving(_)) && connection.pin.is_none() {
+        if of.is_moving() && connection.pin.is_none() {
             connection.pin = Some((director, now));
         }
         Ok(())
     }
 
-    /// What time does to a kernel's slots, while no epoch is under way there.
-    pub(super) fn age(&self, kernel: &mut Kernel, now: Instant) {
-        for (index, slot) in kernel.slots.iter_mut().enumerate() {
-            let foreign = |connection: &Connection| {
-                connection.slot == index && connection.pin.is_some() && connection.server != slot.current
-            };
-            let is_held = slot.current == slot.previous;
-            slot.state = match slot.state {
-                State::Moving(since) if is_held && now >= since + MARGIN => State::Pinned,
-                State::Moving(since) if !is_held && now >= since + WINDOW => {
-                    slot.previous = slot.current;
-                    State::Moving(now)
-                }
-                State::Pinned if !self.connections.values().any(foreign) => State::Settled,
-                state => state,
+    /// What the pins at a director do to its slots: where they say otherwise, a slot is looked up, and where none does any
+    /// more, it settles.
+    pub(super) fn settle(&self, director: usize, kernel: &mut Kernel, now: Instant) {
+        for (at, slot) in kernel.slots.iter_mut().enumerate() {
+            let owner = slot.raw_current();
+            let mut pinned = self.connections.values().filter(|connection| connection.slot == at);
+            let elsewhere = pinned
+                .any(|connection| connection.server != owner && connection.is_pinned(director, now));
+            *slot = match slot.state() {
+                Some(SlotState::Settled) if elsewhere => Slot::new(SlotState::Pinned, owner, owner),
+                Some(SlotState::Pinned) if !elsewhere => Slot::settled(owner),
+                _ => *slot,
             };
         }
     }
