@@ -111,6 +111,8 @@ struct Node {
     version: Option<Version>,
     /// What the kernel forwards by.
     fed: Option<Version>,
+    /// What the kernel is prepared for.
+    prepared: Option<(Arc<TableSet>, Version)>,
     /// It is not known yet how slots stand at the others.
     windows_due: bool,
     /// The epoch under way: windows of slots stay open until it is over.
@@ -169,6 +171,7 @@ impl Node {
             quorate: BTreeSet::new(),
             version: None,
             fed: None,
+            prepared: None,
             windows_due: false,
             under_way: None,
             wish: false,
@@ -251,7 +254,7 @@ impl Node {
             }
             syncd::Event::Prepare { tables, version, .. } => self.prepare(&tables, version).await,
             syncd::Event::RolledBack { .. } => {
-                self.under_way = None;
+                (self.under_way, self.prepared) = (None, None);
                 self.wish = true;
                 self.feed_and_tell(None).await;
             }

@@ -2,6 +2,7 @@
 //! slots stand, which a node that has missed a step learns before it serves.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use director_proto::tables::{TableSet, Version};
@@ -14,12 +15,13 @@ use crate::dataplane::monotonic_seconds;
 impl Node {
     /// Makes the kernel ready for tables that may come into force:
     /// [`Dataplane::prepare`](crate::dataplane::Dataplane::prepare).
-    pub(super) async fn prepare(&mut self, tables: &TableSet, version: Version) {
+    pub(super) async fn prepare(&mut self, tables: &Arc<TableSet>, version: Version) {
         self.under_way = Some(version);
         let specs = cluster::specs(&self.config, tables);
         let result = match self.dataplane.prepare(&specs).context("data plane") {
             Ok(slots) => {
                 tracing::debug!(epoch = %version.epoch, slots, "connections of slots that will change are looked up");
+                self.prepared = Some((Arc::clone(tables), version));
                 Ok(())
             }
             Err(error) => Err(format!("{error:#}")),
@@ -34,6 +36,8 @@ impl Node {
         // Before anything is announced.
         self.windows_due |= !onward;
         self.feed();
+        self.prepared.take_if(|(_, prepared)| prepared.epoch <= version.epoch);
+        self.prepare_again();
         let result = match &self.trouble {
             Some(trouble) => Err(trouble.clone()),
             None => {
@@ -42,6 +46,15 @@ impl Node {
             }
         };
         self.answer_sync(self.sync.applied(version, result).await);
+    }
+
+    /// Slots have changed under what is prepared: those that will change are not the same any more.
+    fn prepare_again(&mut self) {
+        let Some((tables, _)) = &self.prepared else { return };
+        let specs = cluster::specs(&self.config, tables);
+        if let Err(error) = self.dataplane.prepare(&specs) {
+            self.trouble = Some(format!("{:#}", anyhow::Error::from(error).context("data plane")));
+        }
     }
 
     /// Another director asks how slots stand.
@@ -60,7 +73,10 @@ impl Node {
         if let Some(windows) = windows {
             match self.try_take_windows(windows) {
                 Ok(false) => {}
-                Ok(true) => self.exchange.rejoin().await,
+                Ok(true) => {
+                    self.prepare_again();
+                    self.exchange.rejoin().await;
+                }
                 Err(error) => {
                     // The next attempt to feed asks again.
                     tracing::error!(error = format!("{error:#}"), "slots as they stand at the others");

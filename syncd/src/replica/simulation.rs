@@ -89,7 +89,7 @@ pub(super) struct Node {
     /// What the kernel forwards by.
     fed: Option<Version>,
     /// What the kernel is prepared for.
-    loaded: Option<Version>,
+    loaded: Option<(Arc<TableSet>, Version)>,
     /// It has not learned yet how slots stand.
     windows_due: bool,
     /// Until when the switches bring it packets, once it does not serve any more.
@@ -133,6 +133,8 @@ pub(super) struct Cluster {
     pub(super) isolation: Isolation,
     /// Directors that know nothing of each other serve, or have served.
     is_split: bool,
+    /// How the slots stood when they were last printed.
+    traced: String,
     /// Clients, where they are looked after, and when to look next.
     clients: Option<(Clients, Instant)>,
 }
@@ -201,6 +203,7 @@ impl Cluster {
             disks_may_fail: false,
             isolation: Isolation::Withdraw,
             is_split: false,
+            traced: String::new(),
             clients: None,
         }
     }
@@ -339,8 +342,8 @@ impl Cluster {
             Event::Prepare { tables, version, .. } => {
                 let result = answer(Refuses::ToLoad);
                 if result.is_ok() {
-                    self.nodes[index].loaded = Some(version);
                     self.nodes[index].kernel.prepare(&tables, self.now);
+                    self.nodes[index].loaded = Some((tables, version));
                 }
                 self.with(index, |replica, now| replica.handle(now, Input::Loaded { version, result }));
             }
@@ -356,7 +359,6 @@ impl Cluster {
                 self.with(index, |replica, now| replica.handle(now, Input::Applied { version, result }));
             }
             Event::TablesInForce { tables, version, follows, in_time, .. } => {
-                self.nodes[index].loaded = None;
                 let follows = follows.filter(|_| self.now <= in_time);
                 self.feed(index, &tables, version, follows);
             }
@@ -374,6 +376,9 @@ impl Cluster {
                 node.windows_due = false;
                 if let Some(windows) = windows {
                     node.kernel.follow(&windows, self.now);
+                    if let Some((tables, _)) = &node.loaded {
+                        node.kernel.prepare(tables, self.now);
+                    }
                 }
             }
             _ => {}
@@ -387,6 +392,10 @@ impl Cluster {
         node.kernel.apply(tables, self.now);
         node.fed = Some(version);
         node.windows_due |= !onward;
+        node.loaded.take_if(|(_, loaded)| loaded.epoch <= version.epoch);
+        if let Some((tables, _)) = &node.loaded {
+            node.kernel.prepare(tables, self.now);
+        }
         let result = Ok(if onward { Fed::Onward } else { Fed::Afresh });
         self.with(index, |replica, now| replica.handle(now, Input::Applied { version, result }));
     }
@@ -694,6 +703,7 @@ impl Cluster {
             }
         }
         let reached = self.reached();
+        self.trace(&reached);
         self.check_bounds();
         // Sides that know nothing of each other, as two halves of a pair or directors restarted in a partition, both go on,
         // as the documentation says. What comes of it ends when they have found to each other.
@@ -739,12 +749,25 @@ impl Cluster {
         self.clients = Some((clients, now + LOOK));
     }
 
+    /// Where a history is replayed: how the slots stand, whenever that has changed.
+    fn trace(&mut self, reached: &[usize]) {
+        if std::env::var_os("SYNCD_SEED").is_none() {
+            return;
+        }
+        let kernels: Vec<String> = self.nodes.iter().map(|node| node.kernel.to_string()).collect();
+        let slots = format!("reached {reached:?}, slots {}", kernels.join(" | "));
+        if slots != self.traced {
+            println!("{:>9.3} {slots}", (self.now - self.began).as_secs_f64());
+            self.traced = slots;
+        }
+    }
+
     /// Whoever serves has at least prepared what any other one forwards by.
     fn check_cover(&self, reached: &[usize]) {
         let epoch = |node: &usize| self.nodes[*node].fed.map(|version| version.epoch);
         let highest = reached.iter().filter_map(epoch).max();
         for node in reached {
-            let prepared = self.nodes[*node].loaded.map(|version| version.epoch);
+            let prepared = self.nodes[*node].loaded.as_ref().map(|(_, version)| version.epoch);
             assert!(
                 epoch(node).max(prepared) >= highest,
                 "director {node} serves with {:?} and {prepared:?} beside {highest:?}

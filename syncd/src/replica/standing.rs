@@ -7,6 +7,7 @@
 //! |---|---|
 //! | sees tables in force that it has not even prepared | at once |
 //! | sees tables prepared that it has not prepared itself | after *patience* |
+//! | does not see them any more, since who had prepared them is silent: they may be in force there | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
 //! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
@@ -30,6 +31,10 @@ use super::{Event, Isolation, Output, Replica, Standing};
 pub(super) struct Doubts {
     /// Somebody has prepared what this director has not.
     unprepared: Option<Instant>,
+    /// That is not seen any more. Who had prepared it may have put it in force, and has until then to withdraw.
+    lingers_until: Option<Instant>,
+    /// The highest epoch that was in force or prepared here.
+    cover: Option<Epoch>,
     /// Tables prepared here are in force elsewhere.
     uncommitted: Option<Instant>,
     /// Others follow a leader that is not heard here.
@@ -41,7 +46,7 @@ pub(super) struct Doubts {
 impl Doubts {
     fn deadlines(&self, patience: Duration, dead: Duration) -> impl Iterator<Item = Instant> {
         let soon = [self.unprepared, self.leaderless].map(|since| since.map(|since| since + patience));
-        soon.into_iter().chain([self.uncommitted.map(|since| since + dead), self.alone_until]).flatten()
+        soon.into_iter().chain([self.uncommitted.map(|since| since + dead), self.alone_until, self.lingers_until]).flatten()
     }
 }
 
@@ -110,8 +115,15 @@ impl Replica {
             true => Some(now + self.patience()),
             false => self.doubts.alone_until.filter(|until| now < *until),
         };
+        let vanished = self.doubts.unprepared.is_some() && !unprepared && cover == self.doubts.cover;
+        let lingers_until = match vanished {
+            true => Some(now + self.settings.dead),
+            false => self.doubts.lingers_until.filter(|until| now < *until),
+        };
         self.doubts = Doubts {
             alone_until,
+            lingers_until,
+            cover,
             unprepared: since(self.doubts.unprepared, unprepared),
             uncommitted: since(self.doubts.uncommitted, uncommitted),
             leaderless: since(self.doubts.leaderless, leaderless),
@@ -146,6 +158,7 @@ impl Replica {
             Standing::Isolated
         } else if self.highest() > self.cover()
             || past(doubts.unprepared, patience)
+            || !serves && doubts.lingers_until.is_some()
             || past(doubts.uncommitted, dead)
             || past(doubts.leaderless, patience)
         {

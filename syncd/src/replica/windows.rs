@@ -30,6 +30,8 @@ const BARRIER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Missing {
     since: Instant,
+    /// When somebody was last seen to serve, or the search began.
+    served: Instant,
     /// The director asked, and until when it may answer.
     asked: Option<(Ipv4Addr, Instant)>,
     /// Directors that did not answer, not asked again while there is another.
@@ -40,8 +42,8 @@ pub(super) struct Missing {
 }
 
 impl Missing {
-    fn new(since: Instant) -> Self {
-        Self { since, asked: None, failed: BTreeSet::new(), data: BytesMut::new(), pieces: 0 }
+    fn new(since: Instant, served: Instant) -> Self {
+        Self { since, served, asked: None, failed: BTreeSet::new(), data: BytesMut::new(), pieces: 0 }
     }
 }
 
@@ -66,7 +68,7 @@ impl Replica {
     /// The tables in force are in the kernel, where slots do not follow from how they stood before.
     pub(super) fn miss_windows(&mut self, now: Instant) {
         let since = self.missing.take().map_or(now, |missing| missing.since);
-        self.missing = Some(Missing::new(since));
+        self.missing = Some(Missing::new(since, now));
         // Nobody shall ask here.
         self.next_beat = now;
     }
@@ -74,7 +76,7 @@ impl Replica {
     /// The tables have changed: whoever is asked has others by now, or will not say what was asked for.
     pub(super) fn restart_search(&mut self) {
         if let Some(missing) = &mut self.missing {
-            *missing = Missing::new(missing.since);
+            *missing = Missing::new(missing.since, missing.served);
         }
         self.given.0.clear();
     }
@@ -98,13 +100,16 @@ impl Replica {
         if same.iter().all(|id| missing.failed.contains(id)) {
             missing.failed.clear();
         }
+        if others_serve {
+            missing.served = now;
+        }
         let limit = match (others_serve, others_hold) {
-            (true, _) => BARRIER,
-            // It may be about to serve.
-            (false, true) => grace,
-            (false, false) => Duration::ZERO,
+            (true, _) => missing.since + BARRIER,
+            // It may be about to serve, or to serve again.
+            (false, true) => missing.served + grace,
+            (false, false) => now,
         };
-        if now >= missing.since + limit {
+        if now >= limit {
             self.missing = None;
             self.outputs.push_back(Output::Event(Event::Windows { version, windows: None }));
             return;
@@ -122,7 +127,7 @@ impl Replica {
         let grace = self.settings.dead * 2;
         self.missing.iter().flat_map(move |missing| {
             let asked = missing.asked.map(|(_, until)| until);
-            [Some(missing.since + grace), Some(missing.since + BARRIER), asked].into_iter().flatten()
+            [Some(missing.served + grace), Some(missing.since + BARRIER), asked].into_iter().flatten()
         })
     }
 

@@ -91,19 +91,20 @@ impl Slot {
     }
 
     /// The slot at a director that has missed what another one has done meanwhile, once it has learned how the slot is
-    /// there under the same tables: `theirs`, whose positions are this director's. `None` if it stays as it is.
+    /// there under the same tables: `theirs`, whose positions are this director's. `None` if it stays as it is. A slot that
+    /// moves there has moved since when it does there, also where it looks the same.
     ///
     /// What the other one waits for is waited for here. What only this one waits for is not: it has been overtaken, or
     /// is over.
     pub fn follow(self, theirs: Self) -> Option<Changed> {
         let current = self.raw_current();
-        let changed = |slot| (slot != self).then_some(Changed { slot, restarts: true });
+        let changed = |slot| Some(Changed { slot, restarts: true });
         match (theirs.state(), self.state()) {
             (Some(SlotState::Moving), _) if theirs.raw_previous() == current => changed(Self::held(current)),
             (Some(SlotState::Moving), _) if theirs.is_moving() => {
                 changed(Self::new(SlotState::Moving, current, theirs.raw_previous()))
             }
-            (_, Some(SlotState::Moving)) => changed(Self::held(current)),
+            (_, Some(SlotState::Moving)) if !self.is_held() => changed(Self::held(current)),
             (Some(SlotState::Pinned), Some(SlotState::Settled)) => {
                 changed(Self::new(SlotState::Pinned, current, current))
             }
@@ -184,6 +185,7 @@ mod tests {
         let follow = |ours: Slot, theirs| ours.follow(theirs).map(|changed| changed.slot);
         assert_eq!(follow(Slot::settled(2), moving(2, 1)), Some(moving(2, 1)));
         assert_eq!(follow(Slot::settled(2), moving(2, 2)), Some(moving(2, 2)));
+        assert_eq!(follow(moving(2, 1), moving(2, 1)), Some(moving(2, 1)), "for as long as there");
         assert_eq!(follow(moving(2, 1), moving(2, 3)), Some(moving(2, 3)), "it was given on meanwhile");
         assert_eq!(follow(moving(2, 1), Slot::settled(2)), Some(moving(2, 2)), "and that is over");
         assert_eq!(follow(moving(2, 2), Slot::settled(2)), None, "held by an epoch that is under way");

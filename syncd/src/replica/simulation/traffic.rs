@@ -5,6 +5,7 @@
 //! ([`director_common::slot`]), and pins that every director knows of after [`LAG`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use director_common::slot::Changed;
@@ -30,6 +31,20 @@ pub(super) struct Kernel {
     slots: [Slot; SLOTS],
     opened: [Instant; SLOTS],
     is_fed: bool,
+}
+
+/// The owner of each slot, behind it the previous one where it moves, and a star where it is pinned.
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for slot in &self.slots {
+            match slot.state() {
+                Some(SlotState::Moving) => write!(f, "{}<{} ", slot.raw_current(), slot.raw_previous())?,
+                Some(SlotState::Pinned) => write!(f, "{}* ", slot.raw_current())?,
+                _ => write!(f, "{} ", slot.raw_current())?,
+            }
+        }
+        Ok(())
+    }
 }
 
 fn owners(tables: &TableSet) -> [u16; SLOTS] {
