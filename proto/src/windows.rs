@@ -172,8 +172,11 @@ mod tests {
 
     fn example() -> Windows {
         let servers = vec![("10.0.2.11".parse().expect("v4"), 80), ("fd00::1".parse().expect("v6"), 0)];
-        let states =
-            vec![SlotWindow::Moving { previous: 1, age_ms: 5 }, SlotWindow::Held { age_ms: 7 }, SlotWindow::Pinned];
+        let states = vec![
+            SlotWindow::Moving { previous: 1, age_ms: 5 },
+            SlotWindow::Held { age_ms: 7 },
+            SlotWindow::Pinned,
+        ];
         let slots = BTreeMap::from([(0, 2), (65_536, 0), (17, 1)]);
         Windows { services: BTreeMap::from([("web".into(), ServiceWindows { servers, states, slots })]) }
     }

@@ -121,7 +121,12 @@ impl Handle {
     ///
     /// # Errors
     /// [`Stopped`] if replication has ended.
-    pub async fn give_windows(&self, to: Ipv4Addr, version: Version, windows: &Windows) -> Result<(), Stopped> {
+    pub async fn give_windows(
+        &self,
+        to: Ipv4Addr,
+        version: Version,
+        windows: &Windows,
+    ) -> Result<(), Stopped> {
         self.commands.send(Command::Windows(to, version, windows.encode())).await.map_err(|_| Stopped)
     }
 

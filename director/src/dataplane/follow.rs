@@ -38,7 +38,8 @@ impl Dataplane {
         for (name, theirs) in &windows.services {
             let Some(placement) = self.plan.services.get_mut(name) else { continue };
             let known = places(placement);
-            placement.guests = theirs.servers.iter().filter(|server| !known.contains_key(server)).copied().collect();
+            placement.guests =
+                theirs.servers.iter().filter(|server| !known.contains_key(server)).copied().collect();
             have_come |= !placement.guests.is_empty();
         }
         if have_come {

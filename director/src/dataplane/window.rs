@@ -244,9 +244,8 @@ impl SlotWindows {
     /// how many to move at all.
     pub fn close(&mut self, window: u32, margin: u32, now: u32) -> (usize, usize) {
         let time = |slot: Slot| u64::from(if slot.is_held() { margin } else { window }) + CLOCK_STEP;
-        let is_due = |(at, opened): &(usize, u32)| {
-            u64::from(now.saturating_sub(*opened)) > time(self.slots[*at])
-        };
+        let is_due =
+            |(at, opened): &(usize, u32)| u64::from(now.saturating_sub(*opened)) > time(self.slots[*at]);
         let due: Vec<usize> = self.moving().filter(is_due).map(|(at, _)| at).collect();
         let (mut held, mut closed) = (0, 0);
         for at in &due {

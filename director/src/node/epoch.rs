@@ -91,7 +91,8 @@ impl Node {
     fn try_take_windows(&mut self, windows: &Windows) -> anyhow::Result<bool> {
         let Some(tables) = &self.tables else { return Ok(false) };
         let specs = cluster::specs(&self.config, tables);
-        let changed = self.dataplane.follow_windows(&specs, windows, monotonic_seconds()).context("windows")?;
+        let changed =
+            self.dataplane.follow_windows(&specs, windows, monotonic_seconds()).context("windows")?;
         let (reals, leaving) = (cluster::real_addresses(&self.config, tables), self.dataplane.retained());
         self.resolver.watch(reals.union(&leaving).copied());
         Ok(changed)

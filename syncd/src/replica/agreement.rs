@@ -10,8 +10,9 @@
 //! or has prepared it, or knows that it may not forward (`standing`).
 //!
 //! Every step has a deadline. A member that is silent or stuck is passed over when PREPARE has lasted for
-//! [`prepare_time`](Settings::prepare_time): by then it has withdrawn its VIPs by its own clock. One that refuses ends the
-//! epoch before anybody has changed anything; one that cannot put in force what it had loaded has the tables from before
+//! [`prepare_time`](Settings::prepare_time): by then it has withdrawn its VIPs by its own clock. One that was silent and
+//! is heard again just then ends the epoch, which is begun anew; one that refuses ends it before anybody has changed
+//! anything; one that cannot put in force what it had loaded has the tables from before
 //! put back, under an epoch of their own. So no member holds the cluster up for longer than two deadlines.
 //!
 //! A leader that dies leaves prepared tables behind. Where one live director holds them in force, the others follow it.
@@ -265,6 +266,10 @@ impl Replica {
         if self.is_isolated() || self.is_leaderless() {
             return self.abort(now, "this director does not hear those that others hear".to_owned(), false);
         }
+        if let Some(router_id) = self.unaware(now) {
+            let reason = format!("{router_id} is heard again, and may not have heard of it yet");
+            return self.abort(now, reason, false);
+        }
         let Some(round) = &mut self.round else { return };
         let silent = round.answers.iter().filter(|(_, answer)| **answer == Answer::None);
         let passed: Vec<Ipv4Addr> = silent.map(|(id, _)| *id).collect();
@@ -281,6 +286,19 @@ impl Replica {
         }
         self.put_prepared_in_force(now);
         self.send_step(now);
+    }
+
+    /// A director that has not answered, and was silent until just now: it may have gone on by itself, and has had no time
+    /// to withdraw.
+    fn unaware(&self, now: Instant) -> Option<Ipv4Addr> {
+        let time = self.settings.dead + self.patience();
+        let silent = self.round.iter().flat_map(|round| &round.answers);
+        let mut silent = silent.filter(|(_, answer)| **answer == Answer::None).map(|(id, _)| *id);
+        let revived = |id: &Ipv4Addr| {
+            let member = self.members.get(id).filter(|member| member.is_live())?;
+            member.revived()
+        };
+        silent.find(|id| revived(id).is_some_and(|revived| now < revived + time))
     }
 
     /// What is loaded comes into force here.
@@ -566,7 +584,8 @@ impl Replica {
         let round = self.round.iter().flat_map(|round| [round.deadline, round.sent + self.patience()]);
         let orphaned = self.prepared.iter().filter_map(|prepared| prepared.orphaned);
         let new = self.leader_since.iter().map(|since| *since + self.patience());
-        let committed = self.committed.map(|(_, since)| since + self.settings.commit_time() + self.patience());
+        let committed =
+            self.committed.map(|(_, since)| since + self.settings.commit_time() + self.patience());
         round.chain(orphaned.map(|since| since + self.settings.dead)).chain(committed).chain(new)
     }
 }

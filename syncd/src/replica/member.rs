@@ -22,6 +22,8 @@ pub struct Member {
     software: String,
     heard: Option<Instant>,
     live: bool,
+    /// When it came to life last.
+    revived: Option<Instant>,
     tables: Option<Version>,
     candidate: Option<Version>,
     config_digest: Option<Digest>,
@@ -48,6 +50,7 @@ impl Member {
             software: software.to_owned(),
             heard: None,
             live: false,
+            revived: None,
             tables: None,
             candidate: None,
             config_digest: None,
@@ -93,6 +96,11 @@ impl Member {
     /// Whether it was heard within the dead interval.
     pub fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// When it was heard again after a silence, or for the first time.
+    pub(super) fn revived(&self) -> Option<Instant> {
+        self.revived
     }
 
     /// When it was last heard.
@@ -148,6 +156,9 @@ impl Member {
         self.heard = Some(now);
         let overtaken = report.sequence <= self.sequence;
         let comes_to_life = !std::mem::replace(&mut self.live, true);
+        if comes_to_life {
+            self.revived = Some(now);
+        }
         if overtaken {
             return comes_to_life;
         }

@@ -196,10 +196,16 @@ impl fmt::Display for Event {
             }
             Self::Windows { version, windows: Some(windows) } => {
                 let moving = windows.services.len();
-                write!(f, "slots stand as at the others by the tables of epoch {version}, {moving} services in change")
+                write!(
+                    f,
+                    "slots stand as at the others by the tables of epoch {version}, {moving} services in change"
+                )
             }
             Self::Windows { version, windows: None } => {
-                write!(f, "no director says how slots stand under the tables of epoch {version}: they stay as they are")
+                write!(
+                    f,
+                    "no director says how slots stand under the tables of epoch {version}: they stay as they are"
+                )
             }
             Self::Finished { version } => write!(f, "epoch {version} is finished"),
             Self::PassedOver { router_id, version } => {

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | sees tables in force that it has not even prepared | at once |
 //! | sees tables prepared that it has not prepared itself | after *patience* |
-//! | does not see them any more, since who had prepared them is silent: they may be in force there | until *dead* after |
+//! | has ceased to see such tables, or that others follow such a leader: they may be in force there | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
 //! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
@@ -31,7 +31,8 @@ use super::{Event, Isolation, Output, Replica, Standing};
 pub(super) struct Doubts {
     /// Somebody has prepared what this director has not.
     unprepared: Option<Instant>,
-    /// That is not seen any more. Who had prepared it may have put it in force, and has until then to withdraw.
+    /// That, or the leader that others followed, is not seen any more. Who had prepared it may have put it in force, and
+    /// has until then to withdraw.
     lingers_until: Option<Instant>,
     /// The highest epoch that was in force or prepared here.
     cover: Option<Epoch>,
@@ -46,7 +47,9 @@ pub(super) struct Doubts {
 impl Doubts {
     fn deadlines(&self, patience: Duration, dead: Duration) -> impl Iterator<Item = Instant> {
         let soon = [self.unprepared, self.leaderless].map(|since| since.map(|since| since + patience));
-        soon.into_iter().chain([self.uncommitted.map(|since| since + dead), self.alone_until, self.lingers_until]).flatten()
+        soon.into_iter()
+            .chain([self.uncommitted.map(|since| since + dead), self.alone_until, self.lingers_until])
+            .flatten()
     }
 }
 
@@ -115,7 +118,8 @@ impl Replica {
             true => Some(now + self.patience()),
             false => self.doubts.alone_until.filter(|until| now < *until),
         };
-        let vanished = self.doubts.unprepared.is_some() && !unprepared && cover == self.doubts.cover;
+        let vanished = self.doubts.unprepared.is_some() && !unprepared && cover == self.doubts.cover
+            || self.doubts.leaderless.is_some() && !leaderless;
         let lingers_until = match vanished {
             true => Some(now + self.settings.dead),
             false => self.doubts.lingers_until.filter(|until| now < *until),

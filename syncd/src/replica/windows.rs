@@ -59,9 +59,10 @@ impl Replica {
 
     /// Whether this director serves by tables that are in its kernel, as far as this machine knows.
     pub(super) fn serves(&self) -> bool {
-        let in_kernel = self.applied.as_ref().is_some_and(|(version, result)| {
-            Some(*version) == self.version() && result.is_ok()
-        });
+        let in_kernel = self
+            .applied
+            .as_ref()
+            .is_some_and(|(version, result)| Some(*version) == self.version() && result.is_ok());
         in_kernel && self.standing == Standing::Current && self.missing.is_none()
     }
 

@@ -221,8 +221,8 @@ impl Clients {
         for (at, slot) in kernel.slots.iter_mut().enumerate() {
             let owner = slot.raw_current();
             let mut pinned = self.connections.values().filter(|connection| connection.slot == at);
-            let elsewhere = pinned
-                .any(|connection| connection.server != owner && connection.is_pinned(director, now));
+            let elsewhere =
+                pinned.any(|connection| connection.server != owner && connection.is_pinned(director, now));
             *slot = match slot.state() {
                 Some(SlotState::Settled) if elsewhere => Slot::new(SlotState::Pinned, owner, owner),
                 Some(SlotState::Pinned) if !elsewhere => Slot::settled(owner),
