@@ -288,6 +288,14 @@ impl Replica {
         self.send_step(now);
     }
 
+    /// What the former run of a director had loaded, its new one has not.
+    pub(super) fn forget_answer(&mut self, router_id: Ipv4Addr) {
+        let round = self.round.as_mut().filter(|round| round.step == Step::Prepare);
+        if let Some(answer) = round.and_then(|round| round.answers.get_mut(&router_id)) {
+            *answer = Answer::None;
+        }
+    }
+
     /// A director that has not answered, and was silent until just now: it may have gone on by itself, and has had no time
     /// to withdraw.
     fn unaware(&self, now: Instant) -> Option<Ipv4Addr> {
