@@ -259,8 +259,8 @@ impl Node {
                 self.feed_and_tell(None).await;
             }
             syncd::Event::WindowsWanted { to, version } => self.give_windows(to, version).await,
-            syncd::Event::Windows { version, windows } => {
-                self.take_windows(version, windows.as_deref()).await;
+            syncd::Event::Windows { version, windows, in_time } => {
+                self.take_windows(version, windows.as_deref(), in_time).await;
             }
             syncd::Event::TablesInForce { tables, version, follows, in_time, cause } => {
                 self.under_way = self.under_way.filter(|under_way| *under_way == version);

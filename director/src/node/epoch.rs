@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use director_proto::tables::{TableSet, Version};
@@ -66,9 +67,17 @@ impl Node {
     }
 
     /// How slots stand at a director that has missed nothing, if there is one.
-    pub(super) async fn take_windows(&mut self, version: Version, windows: Option<&Windows>) {
+    pub(super) async fn take_windows(
+        &mut self,
+        version: Version,
+        windows: Option<&Windows>,
+        in_time: Instant,
+    ) {
         if self.fed != Some(version) {
             return;
+        }
+        if windows.is_some() && Instant::now() > in_time {
+            return self.answer_sync(self.sync.applied(version, Ok(Fed::Afresh)).await);
         }
         if let Some(windows) = windows {
             match self.try_take_windows(windows) {

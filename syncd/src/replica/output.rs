@@ -107,6 +107,9 @@ pub enum Event {
         version: Version,
         /// What it says.
         windows: Option<Arc<Windows>>,
+        /// What is put into the kernel later than this is out of date: answer with
+        /// [`Fed::Afresh`](super::Fed::Afresh) once more.
+        in_time: Instant,
     },
     /// The tables are in force wherever they will be: windows of slots may close.
     Finished {
@@ -194,14 +197,14 @@ impl fmt::Display for Event {
             Self::WindowsWanted { to, version } => {
                 write!(f, "peer {to} asks how slots stand under the tables of epoch {version}")
             }
-            Self::Windows { version, windows: Some(windows) } => {
+            Self::Windows { version, windows: Some(windows), .. } => {
                 let moving = windows.services.len();
                 write!(
                     f,
                     "slots stand as at the others by the tables of epoch {version}, {moving} services in change"
                 )
             }
-            Self::Windows { version, windows: None } => {
+            Self::Windows { version, windows: None, .. } => {
                 write!(
                     f,
                     "no director says how slots stand under the tables of epoch {version}: they stay as they are"

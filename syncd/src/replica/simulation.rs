@@ -371,7 +371,13 @@ impl Cluster {
                     });
                 }
             }
-            Event::Windows { version, windows } if self.nodes[index].fed == Some(version) => {
+            Event::Windows { version, windows: Some(_), in_time }
+                if self.nodes[index].fed == Some(version) && self.now > in_time =>
+            {
+                let result = Ok(Fed::Afresh);
+                self.with(index, |replica, now| replica.handle(now, Input::Applied { version, result }));
+            }
+            Event::Windows { version, windows, .. } if self.nodes[index].fed == Some(version) => {
                 let node = &mut self.nodes[index];
                 node.windows_due = false;
                 if let Some(windows) = windows {

@@ -112,7 +112,7 @@ impl Replica {
         };
         if now >= limit {
             self.missing = None;
-            self.outputs.push_back(Output::Event(Event::Windows { version, windows: None }));
+            self.tell_windows(now, version, None);
             return;
         }
         let Some(to) = same.into_iter().find(|id| !missing.failed.contains(id)) else { return };
@@ -121,6 +121,11 @@ impl Replica {
         missing.pieces = 0;
         let request = Request { version: Some(version), offset: 0 };
         self.outputs.push_back(Output::Send { to, message: Message::WindowsRequest(request) });
+    }
+
+    fn tell_windows(&mut self, now: Instant, version: Version, windows: Option<Arc<Windows>>) {
+        let in_time = now + self.settings.commit_time();
+        self.outputs.push_back(Output::Event(Event::Windows { version, windows, in_time }));
     }
 
     /// When to ask another one, or to go on without.
@@ -188,8 +193,7 @@ impl Replica {
             Ok(windows) => {
                 self.missing = None;
                 self.next_beat = now;
-                let windows = Some(Arc::new(windows));
-                self.outputs.push_back(Output::Event(Event::Windows { version: chunk.version, windows }));
+                self.tell_windows(now, chunk.version, Some(Arc::new(windows)));
             }
             Err(error) => {
                 missing.asked = None;
