@@ -202,6 +202,8 @@ pub struct Dataplane {
     replicas: Replicas,
     export: Export,
     capture: Option<Buffers>,
+    /// Second at which the epoch under way was prepared.
+    under_way: Option<u32>,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -239,9 +241,9 @@ impl Dataplane {
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
         let (replicas, export) = (Replicas::new(pins as usize / 4 * 3), Export::default());
-        let capture = None;
+        let (capture, under_way) = (None, None);
         let mut dataplane =
-            Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture };
+            Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture, under_way };
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))

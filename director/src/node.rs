@@ -115,8 +115,6 @@ struct Node {
     prepared: Option<(Arc<TableSet>, Version)>,
     /// It is not known yet how slots stand at the others.
     windows_due: bool,
-    /// The epoch under way: windows of slots stay open until it is over.
-    under_way: Option<Version>,
     /// Tables were wanted that could not be proposed, or were refused: they are again.
     wish: bool,
     /// Why the node does not serve, if it should but cannot.
@@ -173,7 +171,6 @@ impl Node {
             fed: None,
             prepared: None,
             windows_due: false,
-            under_way: None,
             wish: false,
             trouble: None,
             watcher: None,
@@ -254,7 +251,8 @@ impl Node {
             }
             syncd::Event::Prepare { tables, version, .. } => self.prepare(&tables, version).await,
             syncd::Event::RolledBack { .. } => {
-                (self.under_way, self.prepared) = (None, None);
+                self.prepared = None;
+                self.dataplane.end_epoch();
                 self.wish = true;
                 self.feed_and_tell(None).await;
             }
@@ -263,7 +261,6 @@ impl Node {
                 self.take_windows(version, windows.as_deref(), in_time).await;
             }
             syncd::Event::TablesInForce { tables, version, follows, in_time, cause } => {
-                self.under_way = self.under_way.filter(|under_way| *under_way == version);
                 self.handle_tables(tables, version, &cause);
                 self.feed_and_tell(follows.filter(|_| Instant::now() <= in_time)).await;
                 self.ask_for_passed_over().await;
@@ -271,7 +268,7 @@ impl Node {
                 self.lead().await;
             }
             syncd::Event::Finished { .. } => {
-                self.under_way = None;
+                self.dataplane.end_epoch();
                 self.lead().await;
             }
             syncd::Event::NotInForce { .. } => self.wish = true,
@@ -382,8 +379,8 @@ impl Node {
         if self.trouble.is_some() {
             self.feed_and_tell(None).await;
         }
-        // Another director may still forward by the tables before; and nothing is over as long as not all is known.
-        if self.under_way.is_some() || self.windows_due || !self.exchange.is_whole() {
+        // Nothing is over as long as not all is known.
+        if self.windows_due || !self.exchange.is_whole() {
             return;
         }
         match self.dataplane.tick(monotonic_seconds()) {

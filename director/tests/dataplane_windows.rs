@@ -126,7 +126,7 @@ impl World {
             self.windows.extend(now);
         }
         let tcp = self.protocol == Protocol::Tcp;
-        if self.windows.close(self.timeouts.window(tcp, !tcp), MARGIN, now) != (0, 0) {
+        if self.windows.close(self.timeouts.window(tcp, !tcp), MARGIN, None, now) != (0, 0) {
             self.write();
         }
         let mut left = self.left.take().unwrap_or_else(|| {

@@ -23,6 +23,7 @@ impl Dataplane {
     pub fn prepare(&mut self, services: &[ServiceSpec<'_>]) -> Result<usize, ApplyError> {
         check(services, &self.options.tunnel_sources, &self.plan.classes)?;
         let now = monotonic_seconds();
+        self.under_way = Some(now);
         // Generations are given when servers take their seats.
         let (mut free, mut generation) = (Free::of(&self.plan), self.plan.generation);
         let mut seatings = Vec::new();
@@ -49,6 +50,11 @@ impl Dataplane {
         }
         self.rewrite_tables(changed)?;
         Ok(slots)
+    }
+
+    /// The epoch that was prepared is over, and with it the time for which nothing ends that has begun since.
+    pub fn end_epoch(&mut self) {
+        self.under_way = None;
     }
 
     /// Takes out of `free` what the service will need.

@@ -205,7 +205,7 @@ impl Dataplane {
         let mut changed = Vec::new();
         let margin = seconds(self.options.margin);
         for (name, placement) in &mut self.plan.services {
-            let (held, closed) = placement.slots.close(placement.window.window, margin, now);
+            let (held, closed) = placement.slots.close(placement.window.window, margin, self.under_way, now);
             if held > 0 {
                 // Noted before the slots change: a process that dies in between holds them for too long, not too short.
                 placement.window.opened = now;

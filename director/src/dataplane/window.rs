@@ -172,7 +172,7 @@ impl SlotWindows {
     }
 
     /// Slots that `owners` would give to another server look their connections up and pin them from second `now` on, and
-    /// go on belonging to whom they do; how many that are. Those that move already do so anyhow.
+    /// go on belonging to whom they do; how many that are. Those that move to another server do so anyhow.
     pub fn hold(&mut self, owners: &[u16], is_gone: impl Fn(u16) -> bool, now: u32) -> usize {
         if owners.len() != self.slots.len() {
             return 0;
@@ -242,10 +242,15 @@ impl SlotWindows {
     /// Ends what has had its time at second `now`: windows of `window` seconds, and after them, or after an epoch that
     /// has come to nothing, margins of `margin` seconds. Returns how many slots have ceased to move to another owner, and
     /// how many to move at all.
-    pub fn close(&mut self, window: u32, margin: u32, now: u32) -> (usize, usize) {
+    ///
+    /// What has begun since second `under_way`, that of an epoch which is not over, does not end: another director may
+    /// still forward by the tables before.
+    pub fn close(&mut self, window: u32, margin: u32, under_way: Option<u32>, now: u32) -> (usize, usize) {
         let time = |slot: Slot| u64::from(if slot.is_held() { margin } else { window }) + CLOCK_STEP;
-        let is_due =
-            |(at, opened): &(usize, u32)| u64::from(now.saturating_sub(*opened)) > time(self.slots[*at]);
+        let is_due = |(at, opened): &(usize, u32)| {
+            under_way.is_none_or(|since| *opened < since)
+                && u64::from(now.saturating_sub(*opened)) > time(self.slots[*at])
+        };
         let due: Vec<usize> = self.moving().filter(is_due).map(|(at, _)| at).collect();
         let (mut held, mut closed) = (0, 0);
         for at in &due {

@@ -17,7 +17,6 @@ impl Node {
     /// Makes the kernel ready for tables that may come into force:
     /// [`Dataplane::prepare`](crate::dataplane::Dataplane::prepare).
     pub(super) async fn prepare(&mut self, tables: &Arc<TableSet>, version: Version) {
-        self.under_way = Some(version);
         let specs = cluster::specs(&self.config, tables);
         let result = match self.dataplane.prepare(&specs).context("data plane") {
             Ok(slots) => {

@@ -90,6 +90,8 @@ pub(super) struct Node {
     fed: Option<Version>,
     /// What the kernel is prepared for.
     loaded: Option<(Arc<TableSet>, Version)>,
+    /// When the epoch under way was prepared.
+    under_way: Option<Instant>,
     /// It has not learned yet how slots stand.
     windows_due: bool,
     /// Until when the switches bring it packets, once it does not serve any more.
@@ -185,6 +187,7 @@ impl Cluster {
             kernel: Kernel::new(now),
             fed: None,
             loaded: None,
+            under_way: None,
             windows_due: false,
             reached_until: None,
             leading_since: None,
@@ -343,6 +346,7 @@ impl Cluster {
                 let result = answer(Refuses::ToLoad);
                 if result.is_ok() {
                     self.nodes[index].kernel.prepare(&tables, self.now);
+                    self.nodes[index].under_way = Some(self.now);
                     self.nodes[index].loaded = Some((tables, version));
                 }
                 self.with(index, |replica, now| replica.handle(now, Input::Loaded { version, result }));
@@ -704,8 +708,9 @@ impl Cluster {
             if let Some(replica) = &node.replica {
                 clients.settle(index, &mut node.kernel, now);
                 if replica.phase() == Phase::Settled {
-                    node.kernel.age(replica.settings().skew(), now);
+                    node.under_way = None;
                 }
+                node.kernel.age(replica.settings().skew(), node.under_way, now);
             }
         }
         let reached = self.reached();

@@ -30,8 +30,8 @@ const BARRIER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Missing {
     since: Instant,
-    /// When somebody was last seen to serve, or the search began.
-    served: Instant,
+    /// Somebody was seen to serve since.
+    served: bool,
     /// The director asked, and until when it may answer.
     asked: Option<(Ipv4Addr, Instant)>,
     /// Directors that did not answer, not asked again while there is another.
@@ -42,7 +42,7 @@ pub(super) struct Missing {
 }
 
 impl Missing {
-    fn new(since: Instant, served: Instant) -> Self {
+    fn new(since: Instant, served: bool) -> Self {
         Self { since, served, asked: None, failed: BTreeSet::new(), data: BytesMut::new(), pieces: 0 }
     }
 }
@@ -68,8 +68,9 @@ impl Replica {
 
     /// The tables in force are in the kernel, where slots do not follow from how they stood before.
     pub(super) fn miss_windows(&mut self, now: Instant) {
-        let since = self.missing.take().map_or(now, |missing| missing.since);
-        self.missing = Some(Missing::new(since, now));
+        let before = self.missing.take().map(|missing| (missing.since, missing.served));
+        let (since, served) = before.unwrap_or((now, false));
+        self.missing = Some(Missing::new(since, served));
         // Nobody shall ask here.
         self.next_beat = now;
     }
@@ -101,13 +102,12 @@ impl Replica {
         if same.iter().all(|id| missing.failed.contains(id)) {
             missing.failed.clear();
         }
-        if others_serve {
-            missing.served = now;
-        }
-        let limit = match (others_serve, others_hold) {
+        missing.served |= others_serve;
+        let limit = match (missing.served, others_hold) {
+            // It knows, and may come back: silent or not, it may be serving.
             (true, _) => missing.since + BARRIER,
-            // It may be about to serve, or to serve again.
-            (false, true) => missing.served + grace,
+            // It may be about to serve.
+            (false, true) => missing.since + grace,
             (false, false) => now,
         };
         if now >= limit {
@@ -133,7 +133,7 @@ impl Replica {
         let grace = self.settings.dead * 2;
         self.missing.iter().flat_map(move |missing| {
             let asked = missing.asked.map(|(_, until)| until);
-            [Some(missing.served + grace), Some(missing.since + BARRIER), asked].into_iter().flatten()
+            [Some(missing.since + grace), Some(missing.since + BARRIER), asked].into_iter().flatten()
         })
     }
 

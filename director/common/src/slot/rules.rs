@@ -44,11 +44,12 @@ impl Slot {
         self.is_moving() && self.raw_previous() == self.raw_current()
     }
 
-    /// PREPARE: the slot once it is certain that it may be given to `owner`; `None` if it stays as it is. `is_gone` tells
-    /// of positions whose server has nothing that could be kept.
+    /// PREPARE: the slot once it is certain that it may be given to `owner`, from now on; `None` if it stays as it is.
+    /// `is_gone` tells of positions whose server has nothing that could be kept.
     pub fn hold(self, owner: u16, is_gone: impl Fn(u16) -> bool) -> Option<Self> {
         let current = self.raw_current();
-        let stays = owner == current || self.state() == Some(SlotState::Moving);
+        // One that is held already must be until the epoch is over.
+        let stays = owner == current || self.state() == Some(SlotState::Moving) && !self.is_held();
         if stays || current == Self::NO_POSITION || is_gone(current) {
             return None;
         }
@@ -144,6 +145,7 @@ mod tests {
         assert_eq!(pinned(1).hold(2, nobody_is_gone), Some(moving(1, 1)));
         assert_eq!(Slot::settled(1).hold(1, nobody_is_gone), None);
         assert_eq!(moving(1, 0).hold(2, nobody_is_gone), None, "it is looked up anyhow");
+        assert_eq!(moving(1, 1).hold(2, nobody_is_gone), Some(moving(1, 1)), "for longer");
         assert_eq!(Slot::settled(1).hold(2, |position| position == 1), None, "nothing is to be kept");
         assert_eq!(Slot::EMPTY.hold(2, nobody_is_gone), None);
     }

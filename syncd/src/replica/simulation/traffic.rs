@@ -128,11 +128,12 @@ impl Kernel {
         }
     }
 
-    /// What time does to the slots, while no epoch is under way.
-    pub(super) fn age(&mut self, margin: Duration, now: Instant) {
+    /// What time does to the slots; an epoch is under way since `under_way`.
+    pub(super) fn age(&mut self, margin: Duration, under_way: Option<Instant>, now: Instant) {
         for at in 0..SLOTS {
             let time = if self.slots[at].is_held() { margin } else { WINDOW };
-            if self.slots[at].is_moving() && now >= self.opened[at] + time {
+            let ends = under_way.is_none_or(|since| self.opened[at] < since);
+            if ends && self.slots[at].is_moving() && now >= self.opened[at] + time {
                 self.set(at, Changed { slot: self.slots[at].close(), restarts: true }, now);
             }
         }
