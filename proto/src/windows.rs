@@ -201,7 +201,7 @@ mod tests {
         };
         assert_eq!(broken(|web| web.servers.truncate(1)), "previous is 1, out of range");
         assert_eq!(broken(|web| web.states.truncate(2)), "state is 2, out of range");
-        assert_eq!(broken(|web| drop(web.slots.insert(65_537, 0))), "slot is 65537, out of range");
+        assert_eq!(broken(|web| web.slots.extend([(65_537, 0)])), "slot is 65537, out of range");
         let nothing = Windows::decode(Bytes::new()).expect_err("no format");
         assert_eq!(nothing.to_string(), "format is 0, out of range");
     }
