@@ -237,7 +237,7 @@ fn a_slot_that_flaps_back_keeps_what_began_meanwhile() {
     assert_eq!([1, 2, 3].map(|port| world.send(port, ACK)), [Some(0), Some(1), Some(0)]);
     assert_eq!(world.pins(), 3);
     world.settle();
-    assert_eq!((world.state(1), world.pins()), (SlotState::Pinned, 1), "whatever has no pin is the owner's");
+    assert_eq!((world.state(2), world.pins()), (SlotState::Pinned, 1), "whatever has no pin is the owner's");
     world.wait(30);
     world.deal(&[1]);
     assert_eq!([1, 2, 4].map(|port| world.send(port, ACK)), [Some(0), Some(1), Some(0)]);

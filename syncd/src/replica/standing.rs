@@ -34,8 +34,8 @@ pub(super) struct Doubts {
     /// That, or the leader that others followed, is not seen any more. Who had prepared it may have put it in force, and
     /// has until then to withdraw.
     lingers_until: Option<Instant>,
-    /// The highest epoch that was in force or prepared here.
-    cover: Option<Epoch>,
+    /// The highest epoch that is in force or prepared anywhere, as far as is known.
+    doubted: Option<Epoch>,
     /// Tables prepared here are in force elsewhere.
     uncommitted: Option<Instant>,
     /// Others follow a leader that is not heard here.
@@ -118,7 +118,9 @@ impl Replica {
             true => Some(now + self.patience()),
             false => self.doubts.alone_until.filter(|until| now < *until),
         };
-        let vanished = self.doubts.unprepared.is_some() && !unprepared && cover == self.doubts.cover
+        let uncovered = self.highest() > cover;
+        // What this director has come to hold meanwhile may be less than what it doubted.
+        let vanished = self.doubts.doubted > cover && !unprepared && !uncovered
             || self.doubts.leaderless.is_some() && !leaderless;
         let lingers_until = match vanished {
             true => Some(now + self.settings.dead),
@@ -127,7 +129,7 @@ impl Replica {
         self.doubts = Doubts {
             alone_until,
             lingers_until,
-            cover,
+            doubted: prepared.max(self.highest()).max(cover),
             unprepared: since(self.doubts.unprepared, unprepared),
             uncommitted: since(self.doubts.uncommitted, uncommitted),
             leaderless: since(self.doubts.leaderless, leaderless),
