@@ -107,6 +107,8 @@ pub struct Report {
     pub hears: Vec<Ipv4Addr>,
     /// The sender serves, and can say how its slots stand.
     pub serves: bool,
+    /// Highest epoch number that the sender has met, in force anywhere or only prepared: what anybody decides is above it.
+    pub floor: u64,
 }
 
 /// Most directors in [`Report::hears`].

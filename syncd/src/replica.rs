@@ -7,6 +7,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `agreement` | epochs in three steps: prepare, commit, finish |
+//! | `claims` | what others had in force that this director lacks, remembered while they are silent |
 //! | `admission` | who may speak: cluster, protocol, router id |
 //! | `health` | what every director's checks say of the real servers, and what follows |
 //! | `input` | what the machine is told |
@@ -38,12 +39,14 @@ pub use member::Member;
 pub use output::{Event, Output, Standing};
 
 use agreement::{Prepared, Rejected, Round};
+use claims::Claims;
 use standing::Doubts;
 use transfer::Download;
 use windows::{Given, Missing};
 
 mod admission;
 mod agreement;
+mod claims;
 mod health;
 mod input;
 mod member;
@@ -104,6 +107,7 @@ pub struct Replica {
     /// The other directors that were there when all was well.
     roster: BTreeSet<Ipv4Addr>,
     doubts: Doubts,
+    claims: Claims,
     /// Reports sent.
     reports: u64,
     /// What this director's own health checks say.
@@ -153,6 +157,7 @@ impl Replica {
             rejected: None,
             roster: BTreeSet::new(),
             doubts: Doubts::default(),
+            claims: Claims::default(),
             reports: 0,
             observations: health::Own::default(),
             health: Arc::default(),
@@ -264,6 +269,7 @@ impl Replica {
             .chain(members)
             .chain(self.round_deadlines())
             .chain(self.standing_deadlines())
+            .chain(self.claims.deadlines())
             .chain(self.windows_deadlines())
             // What was due has been done: only the future needs a call.
             .filter(|deadline| *deadline > self.handled)
@@ -328,7 +334,7 @@ impl Replica {
             .into_iter()
             .flatten()
             .map(|version| version.epoch.number);
-        self.floor = numbers.fold(self.floor, u64::max);
+        self.floor = numbers.fold(self.floor.max(report.floor), u64::max);
         let edition = report.observations;
         if member.handle_report(now, report) {
             self.health_changed = true;
@@ -399,6 +405,7 @@ impl Replica {
             software: self.settings.software.clone(),
             observations: self.observations.edition(),
             serves: self.serves(),
+            floor: self.floor,
         }
     }
 

@@ -107,6 +107,7 @@ impl TryFrom<wire::Report> for Report {
             leader: Some(Ipv4Addr::from_bits(report.leads)).filter(|leader| !leader.is_unspecified()),
             hears: report.hears.into_iter().map(Ipv4Addr::from_bits).collect(),
             serves: report.serves,
+            floor: report.floor,
         })
     }
 }

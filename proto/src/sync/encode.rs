@@ -83,6 +83,7 @@ fn report(report: &Report, sent_at_us: u64) -> wire::Report {
         leads: report.leader.map_or(0, Ipv4Addr::to_bits),
         hears: report.hears.iter().map(|heard| heard.to_bits()).collect(),
         serves: report.serves,
+        floor: report.floor,
     }
 }
 

@@ -90,6 +90,7 @@ fn frames() -> Vec<Frame> {
                 leader: Some(Ipv4Addr::new(10, 255, 0, 1)),
                 hears: vec![Ipv4Addr::new(10, 255, 0, 2), Ipv4Addr::new(10, 255, 0, 3)],
                 serves: true,
+                floor: 44,
             },
             77,
         ),

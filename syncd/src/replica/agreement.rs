@@ -16,7 +16,9 @@
 //! put back, under an epoch of their own. So no member holds the cluster up for longer than two deadlines.
 //!
 //! A leader that dies leaves prepared tables behind. Where one live director holds them in force, the others follow it.
-//! Else the next leader, if it has them loaded, goes through the same steps with them; if not, its heartbeats tell those
+//! Else the next leader, if it has them loaded, goes through the same steps with them, under an epoch of its own where any
+//! director, a silent one too, is known to have had a higher one: what is resumed is above all that was ever in force, so
+//! that nobody takes it for less than it is. If the leader has not loaded them, its heartbeats tell those
 //! who have that nothing is under way, and they roll back.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -241,7 +243,11 @@ impl Replica {
                 Some((cause, _)) => cause.to_owned(),
                 None => prepared.cause,
             };
-            self.begin_round(now, prepared.held, format!("{cause} (begun by {leader})"), false);
+            let held = match prepared.held.version.epoch.number < self.floor {
+                true => self.renumbered(&prepared.held),
+                false => prepared.held,
+            };
+            self.begin_round(now, held, format!("{cause} (begun by {leader})"), false);
         } else {
             self.prepared = Some(prepared);
             self.roll_back("its leader is gone".to_owned());
@@ -506,10 +512,14 @@ impl Replica {
         if round.is_return {
             return;
         }
-        let epoch = Epoch { number: self.next_number(), leader: self.settings.router_id };
-        let tables = TableSet { epoch, ..TableSet::clone(&round.before.tables) };
         let cause = format!("epoch {} put back: {reason}", version.epoch);
-        self.begin_round(now, Held::new(tables), cause, true);
+        self.begin_round(now, self.renumbered(&round.before), cause, true);
+    }
+
+    /// The same tables under an epoch of this director's own, above everything ever met.
+    fn renumbered(&self, held: &Held) -> Held {
+        let epoch = Epoch { number: self.next_number(), leader: self.settings.router_id };
+        Held::new(TableSet { epoch, ..TableSet::clone(&held.tables) })
     }
 
     pub(super) fn handle_commit(&mut self, now: Instant, from: Ipv4Addr, version: Version) {

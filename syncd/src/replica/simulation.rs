@@ -528,7 +528,7 @@ impl Cluster {
         let line = |(index, node): (usize, &Node)| match &node.replica {
             None => format!("{index}: down\n"),
             Some(replica) => format!(
-                "{index}: {} {:?} {} {:?} leader {:?} fed {:?} roster {:?} doubts {:?} round {:?}\n",
+                "{index}: {} {:?} {} {:?} leader {:?} fed {:?} roster {:?} doubts {:?} {:?} round {:?}\n",
                 replica.standing(),
                 replica.version().map(|version| version.to_string()),
                 replica.phase(),
@@ -537,6 +537,7 @@ impl Cluster {
                 node.fed.map(|version| version.to_string()),
                 replica.roster,
                 replica.doubts,
+                replica.claims,
                 replica.round.as_ref().map(Round::epoch),
             ),
         };

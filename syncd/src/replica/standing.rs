@@ -7,13 +7,14 @@
 //! |---|---|
 //! | sees tables in force that it has not even prepared | at once |
 //! | sees tables prepared that it has not prepared itself | after *patience* |
-//! | has ceased to see such tables, or that others follow such a leader: they may be in force there | until *dead* after |
+//! | has not served since it saw such tables at a director that is heard without them now, or not at all | until *dead* after, or until that one has had its time to withdraw (`claims`) |
+//! | has ceased to see that others follow a leader that it does not hear | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
 //! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
 //!
-//! A director that does not serve begins to when there is nothing of this left. All of these times are less than the
-//! time for which a leader waits before it goes on without a director that did not answer (`agreement`). The roster are
+//! A director that does not serve begins to when there is nothing of this left. The times after which it ceases to are less
+//! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`). The roster are
 //! the directors that were there when all was well: one that falls silent is struck off while a majority remains of
 //! which nobody hears it, so that a cluster can shrink to a single director, one by one. Of two halves the one with the
 //! lowest router id goes on; and of two directors each, for to either the death of the other looks like a partition, and
@@ -31,11 +32,8 @@ use super::{Event, Isolation, Output, Replica, Standing};
 pub(super) struct Doubts {
     /// Somebody has prepared what this director has not.
     unprepared: Option<Instant>,
-    /// That, or the leader that others followed, is not seen any more. Who had prepared it may have put it in force, and
-    /// has until then to withdraw.
+    /// The leader that others followed is not seen any more, and has until then to withdraw.
     lingers_until: Option<Instant>,
-    /// The highest epoch that is in force or prepared anywhere, as far as is known.
-    doubted: Option<Epoch>,
     /// Tables prepared here are in force elsewhere.
     uncommitted: Option<Instant>,
     /// Others follow a leader that is not heard here.
@@ -75,7 +73,7 @@ impl Replica {
         self.live().any(|(_, member)| member.hears(router_id))
     }
 
-    fn hears(&self, router_id: Ipv4Addr) -> bool {
+    pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
         self.members.get(&router_id).is_some_and(|member| member.is_live())
     }
 
@@ -101,6 +99,7 @@ impl Replica {
 
     /// Notices since when there is something to doubt.
     pub(super) fn doubt(&mut self, now: Instant) {
+        self.weigh_claims(now);
         let cover = self.cover();
         let Some(held) = self.version() else {
             self.doubts = Doubts::default();
@@ -118,18 +117,13 @@ impl Replica {
             true => Some(now + self.patience()),
             false => self.doubts.alone_until.filter(|until| now < *until),
         };
-        let uncovered = self.highest() > cover;
-        // What this director has come to hold meanwhile may be less than what it doubted.
-        let vanished = self.doubts.doubted > cover && !unprepared && !uncovered
-            || self.doubts.leaderless.is_some() && !leaderless;
-        let lingers_until = match vanished {
+        let lingers_until = match self.doubts.leaderless.is_some() && !leaderless {
             true => Some(now + self.settings.dead),
             false => self.doubts.lingers_until.filter(|until| now < *until),
         };
         self.doubts = Doubts {
             alone_until,
             lingers_until,
-            doubted: prepared.max(self.highest()).max(cover),
             unprepared: since(self.doubts.unprepared, unprepared),
             uncommitted: since(self.doubts.uncommitted, uncommitted),
             leaderless: since(self.doubts.leaderless, leaderless),
@@ -137,7 +131,7 @@ impl Replica {
     }
 
     /// The highest epoch whose connections are forwarded rightly here: in force, or prepared.
-    fn cover(&self) -> Option<Epoch> {
+    pub(super) fn cover(&self) -> Option<Epoch> {
         let prepared = self.prepared.iter().filter(|prepared| prepared.loaded);
         prepared
             .map(|prepared| prepared.held.version.epoch)
@@ -150,6 +144,11 @@ impl Replica {
         self.doubts.leaderless.is_some()
     }
 
+    /// Whether this director has lost the others, or has only just found them again.
+    pub(super) fn is_alone(&self) -> bool {
+        self.doubts.alone_until.is_some()
+    }
+
     fn standing_at(&self, now: Instant) -> Standing {
         let (patience, dead) = (self.patience(), self.settings.dead);
         // A doubt has its time while it may yet prove unfounded; who does not serve anyhow waits for its end.
@@ -160,11 +159,11 @@ impl Replica {
             Standing::Joining
         } else if self.diverged_since.is_some() {
             Standing::Diverged
-        } else if doubts.alone_until.is_some() {
+        } else if self.is_alone() {
             Standing::Isolated
         } else if self.highest() > self.cover()
             || past(doubts.unprepared, patience)
-            || !serves && doubts.lingers_until.is_some()
+            || !serves && (doubts.lingers_until.is_some() || self.claims.are_open())
             || past(doubts.uncommitted, dead)
             || past(doubts.leaderless, patience)
         {

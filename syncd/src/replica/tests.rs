@@ -543,6 +543,81 @@ mod epochs {
         cluster.run_until(25 * SECOND, "its return", |cluster| cluster.forwards_by(epoch));
     }
 
+    /// Three directors of which the second has prepared an epoch that it is cut off from, and the third saw a later one
+    /// in force at the first: the two go on without the first from now on.
+    fn forked(seed: u64) -> (Cluster, Epoch) {
+        let mut cluster = agreed(seed, 3);
+        cluster.stalled.extend([(0, 2), (2, 0)]);
+        propose(&mut cluster, 0, 93).expect("leader");
+        cluster.run_until(SECOND, "PREPARE", |cluster| cluster.replica(1).phase() == Phase::Prepared);
+        cluster.cut.extend([(0, 1), (1, 0)]);
+        let settled = |cluster: &Cluster| cluster.replica(0).phase() == Phase::Settled;
+        cluster.run_until(10 * SECOND, "the change without the others", settled);
+        let later = propose(&mut cluster, 0, 94).expect("leader");
+        let in_force =
+            |cluster: &Cluster| cluster.replica(0).version().is_some_and(|held| held.epoch == later);
+        cluster.run_until(10 * SECOND, "the next one", |cluster| in_force(cluster) && settled(cluster));
+        cluster.run_for(SECOND / 2);
+        assert_eq!(cluster.replica(1).phase(), Phase::Prepared);
+        assert_eq!(cluster.replica(2).standing(), Standing::Behind);
+        cluster.stalled.clear();
+        cluster.cut.extend([(0, 2), (2, 0)]);
+        (cluster, later)
+    }
+
+    #[test]
+    fn a_director_that_lacked_what_a_silent_one_had_waits_until_that_one_has_withdrawn() {
+        let (mut cluster, later) = forked(48);
+        let (parted, settings) = (cluster.now, cluster.replica(2).settings().clone());
+        let serves = |cluster: &Cluster| cluster.replica(2).standing() == Standing::Current;
+        let follows = |cluster: &Cluster| cluster.replica(2).version().is_some_and(|held| held.epoch > later);
+        cluster.run_until(10 * SECOND, "an epoch without the first", follows);
+        assert!(!serves(&cluster), "a higher epoch says nothing of the one that was lacking");
+        cluster.run_until(10 * SECOND, "its return", serves);
+        let waited = cluster.now - parted;
+        assert!(waited >= settings.dead + settings.prepare_time() - settings.heartbeat, "{waited:?}");
+        assert_eq!(cluster.replica(0).standing(), Standing::Isolated);
+    }
+
+    #[test]
+    fn a_director_that_lacked_what_a_silent_one_had_serves_when_it_hears_it_and_follows() {
+        let (mut cluster, _) = forked(49);
+        cluster.run_for(2 * SECOND);
+        assert_ne!(cluster.replica(2).standing(), Standing::Current);
+        cluster.cut.clear();
+        cluster.run_until(3 * SECOND, "agreement", Cluster::agrees);
+    }
+
+    #[test]
+    fn what_a_new_leader_resumes_is_above_all_that_anybody_saw_in_force() {
+        let (mut cluster, later) = forked(50);
+        let resumed = |cluster: &Cluster| {
+            cluster.replica(1).tables().is_some_and(|tables| tables.services == services(93))
+        };
+        cluster.run_until(10 * SECOND, "what was prepared", resumed);
+        let epoch = cluster.replica(1).version().expect("tables").epoch;
+        assert!(epoch > later && epoch.leader == id(1), "{epoch} after {later}");
+    }
+
+    #[test]
+    fn a_director_that_has_lost_the_others_asks_them_how_slots_stand_when_it_hears_them_again() {
+        let mut cluster = agreed(51, 3);
+        cluster.part(&[0]);
+        cluster.run_until(5 * SECOND, "its isolation", |cluster| {
+            cluster.replica(0).standing() == Standing::Isolated
+        });
+        let version = cluster.replica(0).version().expect("tables");
+        // Its kernel lost the tables, and has them again.
+        let input = Input::Applied { version, result: Ok(Fed::Afresh) };
+        cluster.with(0, |replica, now| replica.handle(now, input));
+        cluster.run_for(5 * SECOND);
+        assert!(!cluster.replica(0).knows_windows(), "there may be others to ask");
+        cluster.cut.clear();
+        cluster.run_until(5 * SECOND, "how slots stand", |cluster| cluster.replica(0).knows_windows());
+        let told = |event: &Event| matches!(event, Event::Windows { windows: Some(_), .. });
+        assert_eq!(events(&cluster, 0, told), 1);
+    }
+
     #[test]
     fn what_one_director_cannot_load_comes_into_force_nowhere() {
         let mut cluster = agreed(42, 3);

@@ -3,7 +3,8 @@
 //!
 //! Tables do not say which slots are still moving, and from whom. So such a director asks one that serves under the same
 //! tables, and does not serve itself until it knows: the node waits for [`Event::Windows`]. Nobody may be there to ask,
-//! as when a whole cluster starts; then it goes on by what its kernel holds.
+//! as when a whole cluster starts; then it goes on by what its kernel holds. One that has lost the others does not know
+//! whether anybody is there, and waits until it hears them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -92,6 +93,7 @@ impl Replica {
         let others_serve = serving().next().is_some();
         let others_hold = self.live().any(|(_, member)| member.tables().is_some());
         let grace = self.settings.dead * 2;
+        let is_alone = self.is_alone();
         let Some(missing) = &mut self.missing else { return };
         if missing.asked.is_some_and(|(from, until)| now < until && same.contains(&from)) {
             return;
@@ -103,7 +105,11 @@ impl Replica {
             missing.failed.clear();
         }
         missing.served |= others_serve;
-        let limit = match (missing.served, others_hold) {
+        if is_alone {
+            // Who can be asked is known when enough are heard again: the search begins then.
+            missing.since = now;
+        }
+        let limit = match (missing.served, others_hold || is_alone) {
             // It knows, and may come back: silent or not, it may be serving.
             (true, _) => missing.since + BARRIER,
             // It may be about to serve.
