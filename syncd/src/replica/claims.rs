@@ -7,8 +7,10 @@
 //! No misroute can follow from the silence of a source, because while the source may still forward by its epoch this
 //! director either knows the epoch's tables or does not forward: nothing that happens meanwhile counts, not even a higher
 //! epoch of another leader, which begins at other tables and says nothing of the connections under this one. And after
-//! that time the source does not forward unless it hears a majority, of which this director then hears one too: that one
-//! tells what is in force, or that it follows a leader not heard here (`standing`).
+//! that time the source does not forward unless it hears a majority, of which this director, if it is not isolated itself,
+//! hears one too: that one tells what is in force, or that it follows a leader not heard here (`standing`). This holds
+//! where links fail both ways; two directors, and those that [`Isolation::Serve`](super::Isolation::Serve), do not withdraw
+//! from each other, as is said there.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | sees tables in force that it has not even prepared | at once |
 //! | sees tables prepared that it has not prepared itself | after *patience* |
-//! | has not served since it saw such tables at a director that is heard without them now, or not at all | until *dead* after, or until that one has had its time to withdraw (`claims`) |
+//! | was withdrawn when such tables vanished, or the director that had them fell silent | until *dead* after, or until that director has withdrawn (`claims`) |
 //! | has ceased to see that others follow a leader that it does not hear | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |

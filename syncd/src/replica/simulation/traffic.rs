@@ -92,8 +92,8 @@ impl Kernel {
 
     /// What is said of the slots to a director that has missed something.
     pub(super) fn windows(&self, now: Instant) -> Windows {
-        let mut web = ServiceWindows::default();
-        web.servers = (11..15).map(|host| (std::net::IpAddr::from([10, 0, 2, host]), 80)).collect();
+        let servers = (11..15).map(|host| (std::net::IpAddr::from([10, 0, 2, host]), 80)).collect();
+        let mut web = ServiceWindows { servers, ..ServiceWindows::default() };
         for (at, slot) in self.slots.iter().enumerate() {
             let age_ms = now.duration_since(self.opened[at]).as_millis() as u32;
             let state = match slot.state() {
