@@ -4,7 +4,7 @@
 //! Tables do not say which slots are still moving, and from whom. So such a director asks one that serves under the same
 //! tables, and does not serve itself until it knows: the node waits for [`Event::Windows`]. Nobody may be there to ask,
 //! as when a whole cluster starts; then it goes on by what its kernel holds. One that has lost the others does not know
-//! whether anybody is there, and waits until it hears them.
+//! whether anybody is there: it waits until it hears enough of them, and half a minute for each that had tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -24,7 +24,7 @@ const PIECES: usize = 4;
 /// Time for a request to be answered.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Longest time for which a director waits for others that serve and do not say how their slots stand.
+/// Longest time for which a director waits for others that serve, or may, and do not say how their slots stand.
 const BARRIER: Duration = Duration::from_secs(30);
 
 /// What is not known here, and the search for it.
@@ -94,6 +94,7 @@ impl Replica {
         let others_hold = self.live().any(|(_, member)| member.tables().is_some());
         let grace = self.settings.dead * 2;
         let is_alone = self.is_alone();
+        let silent_until = self.silent_until();
         let Some(missing) = &mut self.missing else { return };
         if missing.asked.is_some_and(|(from, until)| now < until && same.contains(&from)) {
             return;
@@ -116,6 +117,7 @@ impl Replica {
             (false, true) => missing.since + grace,
             (false, false) => now,
         };
+        let limit = silent_until.map_or(limit, |until| limit.max(until));
         if now >= limit {
             self.missing = None;
             self.tell_windows(now, version, None);
@@ -129,6 +131,12 @@ impl Replica {
         self.outputs.push_back(Output::Send { to, message: Message::WindowsRequest(request) });
     }
 
+    /// Until when it is waited for directors that had tables and are silent: they may serve, and know how slots stand.
+    fn silent_until(&self) -> Option<Instant> {
+        let silent = self.members.values().filter(|member| !member.is_live() && member.tables().is_some());
+        silent.filter_map(|member| member.heard()).max().map(|heard| heard + BARRIER)
+    }
+
     fn tell_windows(&mut self, now: Instant, version: Version, windows: Option<Arc<Windows>>) {
         let in_time = now + self.settings.commit_time();
         self.outputs.push_back(Output::Event(Event::Windows { version, windows, in_time }));
@@ -139,7 +147,8 @@ impl Replica {
         let grace = self.settings.dead * 2;
         self.missing.iter().flat_map(move |missing| {
             let asked = missing.asked.map(|(_, until)| until);
-            [Some(missing.since + grace), Some(missing.since + BARRIER), asked].into_iter().flatten()
+            let limits = [Some(missing.since + grace), Some(missing.since + BARRIER), self.silent_until()];
+            limits.into_iter().chain([asked]).flatten()
         })
     }
 
