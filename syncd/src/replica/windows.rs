@@ -95,6 +95,7 @@ impl Replica {
         let grace = self.settings.dead * 2;
         let is_alone = self.is_alone();
         let silent_until = self.silent_until();
+        let leads = self.leader == Some(self.settings.router_id);
         let Some(missing) = &mut self.missing else { return };
         if missing.asked.is_some_and(|(from, until)| now < until && same.contains(&from)) {
             return;
@@ -113,13 +114,16 @@ impl Replica {
         let limit = match (missing.served, others_hold || is_alone) {
             // It knows, and may come back: silent or not, it may be serving.
             (true, _) => missing.since + BARRIER,
-            // It may be about to serve.
+            // Of those that all have missed something the leader goes on first, and the others ask it.
+            (false, true) if !leads => missing.since + BARRIER,
             (false, true) => missing.since + grace,
             (false, false) => now,
         };
         let limit = silent_until.map_or(limit, |until| limit.max(until));
         if now >= limit {
             self.missing = None;
+            // The others may ask here from now on.
+            self.next_beat = now;
             self.tell_windows(now, version, None);
             return;
         }
