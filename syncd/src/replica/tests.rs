@@ -601,21 +601,38 @@ mod epochs {
 
     #[test]
     fn a_director_that_has_lost_the_others_asks_them_how_slots_stand_when_it_hears_them_again() {
-        let mut cluster = agreed(51, 3);
-        cluster.part(&[0]);
-        cluster.run_until(5 * SECOND, "its isolation", |cluster| {
-            cluster.replica(0).standing() == Standing::Isolated
-        });
+        for size in [2, 3] {
+            let mut cluster = agreed(51, size);
+            cluster.part(&[0]);
+            cluster.run_for(5 * SECOND);
+            let isolated = cluster.replica(0).standing() == Standing::Isolated;
+            assert_eq!(isolated, size == 3, "of two each takes itself for the survivor");
+            let version = cluster.replica(0).version().expect("tables");
+            // Its kernel lost the tables, and has them again.
+            let input = Input::Applied { version, result: Ok(Fed::Afresh) };
+            cluster.with(0, |replica, now| replica.handle(now, input));
+            cluster.run_for(5 * SECOND);
+            assert!(!cluster.replica(0).knows_windows(), "there may be others to ask");
+            cluster.cut.clear();
+            cluster.run_until(5 * SECOND, "how slots stand", |cluster| cluster.replica(0).knows_windows());
+            let told = |event: &Event| matches!(event, Event::Windows { windows: Some(_), .. });
+            assert_eq!(events(&cluster, 0, told), 1, "of {size}");
+        }
+    }
+
+    #[test]
+    fn of_directors_that_all_miss_how_slots_stand_the_others_ask_the_leader() {
+        let mut cluster = agreed(52, 3);
         let version = cluster.replica(0).version().expect("tables");
-        // Its kernel lost the tables, and has them again.
-        let input = Input::Applied { version, result: Ok(Fed::Afresh) };
-        cluster.with(0, |replica, now| replica.handle(now, input));
-        cluster.run_for(5 * SECOND);
-        assert!(!cluster.replica(0).knows_windows(), "there may be others to ask");
-        cluster.cut.clear();
-        cluster.run_until(5 * SECOND, "how slots stand", |cluster| cluster.replica(0).knows_windows());
-        let told = |event: &Event| matches!(event, Event::Windows { windows: Some(_), .. });
-        assert_eq!(events(&cluster, 0, told), 1);
+        for node in 0..3 {
+            cluster.nodes[node].events.clear();
+            let input = Input::Applied { version, result: Ok(Fed::Afresh) };
+            cluster.with(node, |replica, now| replica.handle(now, input));
+        }
+        let all_know = |cluster: &Cluster| (0..3).all(|node| cluster.replica(node).knows_windows());
+        cluster.run_until(40 * SECOND, "how slots stand", all_know);
+        let alone = |event: &Event| matches!(event, Event::Windows { windows: None, .. });
+        assert!((1..3).all(|node| events(&cluster, node, alone) == 0), "{}", cluster.describe());
     }
 
     #[test]

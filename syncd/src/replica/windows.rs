@@ -112,10 +112,11 @@ impl Replica {
             missing.since = now;
         }
         let limit = match (missing.served, others_hold || is_alone) {
+            // Of those that all have missed something the leader goes on first, and the others ask it.
+            (_, true) if !leads => missing.since + BARRIER + grace,
             // It knows, and may come back: silent or not, it may be serving.
             (true, _) => missing.since + BARRIER,
-            // Of those that all have missed something the leader goes on first, and the others ask it.
-            (false, true) if !leads => missing.since + BARRIER,
+            // It may be about to serve.
             (false, true) => missing.since + grace,
             (false, false) => now,
         };
@@ -151,8 +152,8 @@ impl Replica {
         let grace = self.settings.dead * 2;
         self.missing.iter().flat_map(move |missing| {
             let asked = missing.asked.map(|(_, until)| until);
-            let limits = [Some(missing.since + grace), Some(missing.since + BARRIER), self.silent_until()];
-            limits.into_iter().chain([asked]).flatten()
+            let limits = [grace, BARRIER, BARRIER + grace].map(|limit| Some(missing.since + limit));
+            limits.into_iter().chain([self.silent_until(), asked]).flatten()
         })
     }
 
