@@ -4,15 +4,18 @@
 # killed; and while a real server is added, another one drained and removed. Installs what is missing first.
 #
 #   lab/demo.sh [--keep] [--reconfigure] [--name LAB] [--connections N] [--rate N] [--json FILE] [--director BINARY]
+#               [--profile PROFILE]
 #
-# --keep leaves the lab up and prints the commands to look around; --reconfigure replaces one that is up. Exit code 0:
-# no connection of any service was reset, none was lost, no byte was wrong.
+# --keep leaves the lab up and prints the commands to look around; --reconfigure replaces one that is up; --profile
+# is cargo's, release unless given. Exit code 0: no connection of any service was reset, none was lost, no byte was
+# wrong.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 keep=no
 name=ecmp
 director=
+profile=release
 arguments=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -20,19 +23,20 @@ while [ $# -gt 0 ]; do
     --reconfigure) arguments+=("$1") ;;
     --name) name=${2:?--name needs a name}; arguments+=("$1" "$2"); shift ;;
     --director) director=${2:?--director needs a file}; shift ;;
+    --profile) profile=${2:?--profile needs a name}; shift ;;
     --connections | --rate | --json) arguments+=("$1" "${2:?$1 needs a value}"); shift ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "demo: unknown argument '$1' (see --help)" >&2; exit 2 ;;
   esac
   shift
 done
 
 lab/setup.sh
-packages=(-p lab)
-[ -n "$director" ] || packages+=(-p director)
-cargo build --release --quiet "${packages[@]}"
-lab=target/release/lab
-[ -n "$director" ] || director=target/release/director
+# All of the workspace, as the tests build it: what one of them built serves the other.
+cargo build --workspace --bins --locked --quiet --profile "$profile"
+built=target/${profile/#dev/debug}
+lab=$built/lab
+[ -n "$director" ] || director=$built/director
 LAB=$PWD/$lab lab/ecmp/prepare.sh
 
 # A lab that somebody else left up is not ours to remove when the demo refuses to start.

@@ -1,7 +1,9 @@
 //! The `director` command line: what each subcommand asks the running director, and how it is shown.
 
 mod capture;
+mod drain;
 mod explain;
+mod ospf;
 mod pcapng;
 mod show;
 mod table;
@@ -47,6 +49,14 @@ enum Command {
     Services(Ask),
     /// Show OSPF neighbours.
     Neighbors(Ask),
+    /// Show OSPF's link state databases.
+    Lsdb(ospf::Lsdb),
+    /// Show the routes that OSPF learned, whether the kernel has them, and why not.
+    Routes(ospf::Routes),
+    /// Show OSPF's interfaces: state, timers, authentication, and what was refused there.
+    Interfaces(ospf::Interfaces),
+    /// Show what happened in OSPF lately: states, LSAs, and calculations of routes with their triggers.
+    Events(ospf::Events),
     /// Show the other directors and whether they hold the same tables.
     Peers(Ask),
     /// Show flows that passed this director (needs `flow_accounting = true`).
@@ -67,6 +77,14 @@ enum Command {
     /// Packets are written as they came in, before anything in them changes. A capture ends by itself after
     /// --count or --duration, and with Ctrl-C. There can be one at a time.
     Capture(capture::Capture),
+    /// Take this director out of service without losing a connection.
+    ///
+    /// Raises the metric of all its VIPs, so that the switches send their traffic to the other directors, waits until
+    /// no packet arrives any more, and withdraws the VIPs. When it returns, the node can be powered off. The director
+    /// stays drained over restarts, until `director undrain`.
+    Drain(drain::Drain),
+    /// Take a drained director back into service.
+    Undrain(Ask),
     /// Make the running director read its configuration file again.
     Reload(Ask),
     /// Prepare a real server and end the directors' tunnels on it, until interrupted.
@@ -185,10 +203,16 @@ impl Cli {
             Command::Status(ask) => ask.status().await,
             Command::Services(ask) => ask.services().await,
             Command::Neighbors(ask) => ask.neighbors().await,
+            Command::Lsdb(lsdb) => lsdb.execute().await,
+            Command::Routes(routes) => routes.execute().await,
+            Command::Interfaces(interfaces) => interfaces.execute().await,
+            Command::Events(events) => events.execute().await,
             Command::Peers(ask) => ask.peers().await,
             Command::Connections { limit, ask } => ask.connections(limit).await,
             Command::Explain(explain) => explain.execute().await,
             Command::Capture(capture) => capture.execute().await,
+            Command::Drain(drain) => drain.execute().await,
+            Command::Undrain(ask) => ask.undrain().await,
             Command::Reload(ask) => ask.reload().await,
             Command::Agent(agent) => agent.execute().await,
             Command::Completions { shell } => {
@@ -237,6 +261,7 @@ impl Ask {
     question!(neighbors, list_neighbors, wire::NeighborsRequest {});
     question!(peers, list_peers, wire::PeersRequest {});
     question!(reload, reload, wire::ReloadRequest {});
+    question!(undrain, undrain, wire::UndrainRequest {});
 
     async fn connections(&self, limit: u32) -> anyhow::Result<()> {
         let mut client = self.socket.connect().await?;

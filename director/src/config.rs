@@ -8,6 +8,7 @@ mod areas;
 mod authentication;
 mod file;
 mod health;
+mod nat;
 mod overlap;
 mod real;
 mod service;
@@ -31,7 +32,7 @@ use toml::Spanned;
 pub use address::{Ports, Protocol, VirtualAddress, family};
 pub use health::HealthCheck;
 pub use real::Real;
-pub use service::{Datagrams, Forwarding, Service, Timeouts, Tunnel};
+pub use service::{Datagrams, Forwarding, Service, Timeouts, Tracking, Tunnel};
 
 /// Everything one director is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,10 @@ pub struct Node {
     pub echo: Echo,
     /// Most ICMP errors (packet too big) in a second, for each processor; 0 for none.
     pub icmp_rate: u32,
+    /// Room for connections, of tracked services and of slots that change; about 120 bytes each.
+    pub connections: u32,
+    /// Room for connections of tracked services that have begun and not gone on yet.
+    pub half_open: u32,
 }
 
 /// Outer source addresses of tunnels, by family of the real server. They should be addresses of this node, for
@@ -341,7 +346,18 @@ fn node(source: &Source<'_>, node: file::Node) -> Result<Node, ConfigError> {
             file::Echo::Kernel => Echo::Kernel,
         },
         icmp_rate: node.icmp_rate,
+        connections: capacity(source, "connections", &node.connections)?,
+        half_open: capacity(source, "half_open", &node.half_open)?,
     })
+}
+
+/// Room for connections in the kernel, of which all is taken from the start.
+fn capacity(source: &Source<'_>, name: &str, wanted: &Spanned<u32>) -> Result<u32, ConfigError> {
+    const MOST: u32 = 1 << 26;
+    match *wanted.get_ref() {
+        count @ 1..=MOST => Ok(count),
+        _ => Err(source.at(wanted, format!("{name} must be from 1 to {MOST}"))),
+    }
 }
 
 fn tunnel_sources(source: &Source<'_>, addresses: &[Spanned<IpAddr>]) -> Result<TunnelSources, ConfigError> {
@@ -373,9 +389,10 @@ fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<(), Con
 }
 
 /// Whether there is an IPv6 prefix to announce.
-fn announces_ipv6(announce: &[IpNet], services: &BTreeMap<String, Service>) -> bool {
+fn announces_ipv6(announce: &[Spanned<IpNet>], services: &BTreeMap<String, Service>) -> bool {
     let is_v6 = |prefix: &IpNet| matches!(prefix, IpNet::V6(_));
-    announce.iter().any(is_v6) || services.values().any(|service| service.prefixes().iter().any(is_v6))
+    announce.iter().any(|prefix| is_v6(prefix.get_ref()))
+        || services.values().any(|service| service.prefixes().iter().any(is_v6))
 }
 
 fn ospf(
@@ -441,10 +458,33 @@ fn ospf(
         hello_interval,
         dead_interval,
         ipv6,
-        announce: ospf.announce.iter().map(IpNet::trunc).collect(),
+        announce: own_prefixes(source, &ospf.announce, services)?,
         import: ospf.import,
         interfaces,
     })
+}
+
+/// `announce`: prefixes of the node itself. A VIP among them would be announced whether or not it can be served, and by
+/// a drained director too.
+fn own_prefixes(
+    source: &Source<'_>,
+    announce: &[Spanned<IpNet>],
+    services: &BTreeMap<String, Service>,
+) -> Result<Vec<IpNet>, ConfigError> {
+    let own = |entry: &Spanned<IpNet>| {
+        let prefix = entry.get_ref().trunc();
+        match services.iter().find(|(_, service)| service.prefixes().contains(&prefix)) {
+            None => Ok(prefix),
+            Some((name, _)) => {
+                let message = format!(
+                    "{prefix} is a VIP of service {name:?}, which announces it while it can be served; leave it out \
+                     of `announce`"
+                );
+                Err(source.at(entry, message))
+            }
+        }
+    };
+    announce.iter().map(own).collect()
 }
 
 fn bfd(source: &Source<'_>, wanted: &file::Bfd) -> Result<Bfd, ConfigError> {

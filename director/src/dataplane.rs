@@ -8,10 +8,13 @@
 //! | `maps` | typed handles of the maps |
 //! | `shelves` | slot tables in maps of maps |
 //! | `plan` | which service has which index, table and block of real servers |
+//! | `replies` | whose answers a real server's packets are, in services with NAT |
 //! | `seats` | positions of a service's real servers |
 //! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
 //! | `prepare` | what comes before a change that all directors make together |
+//! | `rosters` | whom tracked services choose from |
+//! | `loads` | real servers' connections, in memory shared with the kernel |
 //! | [`window`] | states of a service's slots, pure |
 //! | `sweep` | what time does: closing windows, expiry of pins |
 //! | `batch` | the map of connections' pins, many at a time |
@@ -36,12 +39,15 @@ mod export;
 mod follow;
 mod free;
 mod keys;
+mod loads;
 mod maps;
 pub(crate) mod pins;
 mod plan;
 mod prepare;
 mod probe;
 mod replicas;
+mod replies;
+mod rosters;
 mod seats;
 mod shelves;
 mod spec;
@@ -57,6 +63,7 @@ use std::time::Duration;
 use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
 use aya::{Ebpf, EbpfLoader};
+use director_common::hash::FlowHash;
 use director_common::siphash::HashKey;
 use director_common::tables::{CONFIG_MAGIC, Config, LAYOUT_VERSION, RealEntry};
 use nix::time::{ClockId, clock_gettime};
@@ -70,9 +77,10 @@ pub use explain::{
 };
 pub use probe::{Probe, ProbeError, TcpFlags};
 pub use replicas::PinReport;
+pub use replies::{ReplyClaim, conflict as reply_conflict};
 pub use spec::{
-    Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError,
-    TunnelSources,
+    Datagrams, Forwarding, HashInput, Method, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec,
+    SpecError, Thresholds, Tracking, TunnelSources, WhenFull,
 };
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters, SlotStates};
 pub use sweep::{PinRecord, TickReport, Window};
@@ -90,6 +98,8 @@ use sweep::Sweep;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director.bpf.o"));
 /// Name of the program in it.
 const PROGRAM: &str = "director";
+/// Name of the one that answers about routes: see `explain`.
+const ROUTE_PROGRAM: &str = "route";
 
 /// How the program is run on an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,6 +145,9 @@ pub struct Options {
     /// How long two directors may be apart in the steps of an epoch, and by their clocks: slots go on pinning for that
     /// time after their windows.
     pub margin: Duration,
+    /// Connections of tracked services that can be half-open at one time, apart from those: a flood of what begins and
+    /// never goes on fills this and nothing else. A data plane that is adopted keeps the number it was made with.
+    pub half_open: u32,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
@@ -155,6 +168,7 @@ impl Default for Options {
             flow_capacity: 65_536,
             pins: 1 << 20,
             margin: Duration::from_secs(6),
+            half_open: 1 << 16,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),
@@ -226,14 +240,22 @@ impl Dataplane {
         let adopted = pins::check(&options.pin_dir)?;
         let flows = if options.flow_accounting { options.flow_capacity.max(1) } else { 1 };
         pins::drop_resized(&options.pin_dir, "FLOWS", flows)?;
-        let pins = pins_to_have(options)?;
-        let mut ebpf = load(&options.pin_dir, &[("FLOWS", flows), ("PINS", pins)])?;
+        let pins = entries_to_have(options, "PINS", options.pins)?;
+        let half_open = entries_to_have(options, "HALF_OPEN", options.half_open)?;
+        let sizes = [("FLOWS", flows), ("PINS", pins), ("HALF_OPEN", half_open)];
+        let mut ebpf = load(&options.pin_dir, &sizes)?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or(OpenError::Object("it has no program 'director'"))?
             .try_into()
             .map_err(OpenError::Program)?;
         program.load().map_err(OpenError::Program)?;
+        let routes: &mut Xdp = ebpf
+            .program_mut(ROUTE_PROGRAM)
+            .ok_or(OpenError::Object("it has no program 'route'"))?
+            .try_into()
+            .map_err(OpenError::Program)?;
+        routes.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.write_config(|config| fresh_config(config, options))?;
         let plan = Plan::read(&mut maps)?;
@@ -244,6 +266,9 @@ impl Dataplane {
         let (capture, under_way) = (None, None);
         let mut dataplane =
             Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture, under_way };
+        if adopted {
+            dataplane.recount()?;
+        }
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };
         Ok((dataplane, adoption))
@@ -256,7 +281,9 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn set_hash_key(&mut self, key: [u8; 16]) -> Result<(), ApplyError> {
         let key = HashKey::from_bytes(key);
-        self.maps.write_config(|config| Config { hash_key: key, ..config }).map_err(ApplyError::Map)
+        self.maps
+            .write_config(|config| Config { hash_key: key, hash: FlowHash::new(key), ..config })
+            .map_err(ApplyError::Map)
     }
 
     /// Sets or, by `None`, forgets the way to the real server with this address, for all services that have it,
@@ -308,6 +335,12 @@ impl Dataplane {
             .map_err(OpenError::Program)
     }
 
+    /// The program that answers about routes.
+    fn route_program(&self) -> &Xdp {
+        let program = self.ebpf.program(ROUTE_PROGRAM).and_then(|program| program.try_into().ok());
+        program.expect("invariant: it was there when it was loaded")
+    }
+
     /// Declares an interface's link address to the program without attaching to it: a test's packets come in by
     /// the loopback interface.
     ///
@@ -331,15 +364,16 @@ pub fn monotonic_seconds() -> u32 {
     u32::try_from(now.tv_sec()).unwrap_or(u32::MAX)
 }
 
-/// The number of connections that the map of pins is made for, or was.
-fn pins_to_have(options: &Options) -> Result<u32, OpenError> {
-    let wanted = options.pins.max(1);
-    let found = pins::size_of_map(&options.pin_dir, "PINS")?.unwrap_or(wanted);
+/// The number of connections that a map is made for, or was.
+fn entries_to_have(options: &Options, map: &str, wanted: u32) -> Result<u32, OpenError> {
+    let wanted = wanted.max(1);
+    let found = pins::size_of_map(&options.pin_dir, map)?.unwrap_or(wanted);
     if found != wanted {
         tracing::warn!(
+            map,
             found,
             wanted,
-            "the map of connections' pins keeps its size until a start with --fresh"
+            "the map of connections keeps its size until a start with --fresh"
         );
     }
     Ok(found)

@@ -1,6 +1,7 @@
 //! Ways to real servers: which interface, which link address, and that the kernel keeps knowing.
 //!
-//! The XDP program looks up no routes and no neighbours; this module does it for it, over rtnetlink. A way is
+//! The XDP program looks up no routes and no neighbours of real servers; this module does it for it, over rtnetlink.
+//! (The way back to a client, which packets take by NAT, it asks the kernel for: there are too many to know them.) A way is
 //! what a route look-up says (interface, gateway) together with the gateway's neighbour entry. Events of links,
 //! routes and neighbours are only hints to look again, and every [`LOOK_AGAIN`] it looks without one: an event
 //! lost (ENOBUFS) costs that time at most.

@@ -14,9 +14,12 @@
 
 mod answers;
 mod cluster;
+pub(crate) mod drain;
 mod epoch;
 mod explain;
+mod forwarding;
 mod health;
+mod ospf;
 mod plan;
 mod replication;
 mod views;
@@ -105,6 +108,8 @@ struct Node {
     /// Whether OSPF has been let loose.
     routing_enabled: bool,
     announced: BTreeMap<IpNet, Announcement>,
+    /// Whether an operator took this director out of service.
+    drain: drain::Drain,
     /// Services that have their quorum.
     quorate: BTreeSet<String>,
     /// Version of the tables.
@@ -126,6 +131,7 @@ struct Node {
 impl Node {
     async fn start(start: Start) -> anyhow::Result<Self> {
         let Start { config_path, config, fresh, .. } = start;
+        let drain = drain::Drain::load(&config.node.state_dir)?;
         let (dataplane, adoption) = Dataplane::open(&cluster::dataplane_options(&config, fresh))?;
         match &adoption {
             Adoption::Fresh => tracing::info!("data plane loaded"),
@@ -166,6 +172,7 @@ impl Node {
             routing,
             routing_enabled: false,
             announced: BTreeMap::new(),
+            drain,
             quorate: BTreeSet::new(),
             version: None,
             fed: None,
@@ -202,6 +209,7 @@ impl Node {
                     }
                 }
                 () = watch::due(&mut self.watcher) => self.read_capture(),
+                () = drain::due(self.drain.look_at()) => self.advance_drain().await,
                 Some(question) = questions.recv() => self.answer(question).await,
                 _ = hangup.recv() => match self.reload().await {
                     Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
@@ -363,6 +371,9 @@ impl Node {
         self.dataplane.set_hash_key(tables.hash_key).context("hash key")?;
         let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
         tracing::debug!(?report, "services applied");
+        if !report.is_unchanged() {
+            forwarding::warn_if_off(&self.config);
+        }
         let (reals, leaving) = (cluster::real_addresses(&self.config, tables), self.dataplane.retained());
         self.resolver.watch(reals.union(&leaving).copied());
         if !self.attached {
@@ -404,13 +415,16 @@ impl Node {
         let serving = self.serving();
         let dataplane = &self.dataplane;
         self.quorate = plan::quorate(&self.config, self.tables.as_deref(), &self.quorate);
-        let wanted = plan::announcements(
+        let mut wanted = plan::announcements(
             &self.config,
             self.tables.as_deref(),
             &self.quorate,
             |real: IpAddr| dataplane.next_hop(real).is_some(),
             serving,
         );
+        if let (Some(phase), Some(ospf)) = (self.drain.phase(), &self.config.ospf) {
+            phase.apply(&mut wanted, &ospf.aggregates);
+        }
         self.tell_routing(wanted);
         if let Some(routing) = self.routing.as_ref().filter(|_| serving && !self.routing_enabled) {
             routing.enable();
@@ -465,15 +479,17 @@ impl Node {
             return Ok(changes);
         }
         self.health.watch(&config).map_err(|error| error.to_string())?;
+        if let (Some(routing), Some(wanted)) = (&self.routing, cluster::routing_config(&config))
+            && let Err(error) = routing.reconfigure(wanted)
+        {
+            let _ = self.health.watch(&self.config); // as before, which was good
+            return Err(format!("[ospf] {error}"));
+        }
         self.config = config;
         // What is no longer checked has no vote any more.
         self.publish_health().await;
         if let Some(routing) = &self.routing {
             routing.protect(plan::vips(&self.config));
-            for interface in self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces) {
-                let rekeyed = routing.authenticate(&interface.name, interface.authentication.clone());
-                rekeyed.map_err(|error| error.to_string())?;
-            }
         }
         self.sync
             .set_config_digest(self.config.services_digest())
@@ -494,11 +510,17 @@ impl Node {
             Question::Status(reply) => reply_with(reply, self.status().await),
             Question::Services(reply) => reply_with(reply, self.services()),
             Question::Neighbors(reply) => reply_with(reply, self.neighbors().await),
+            Question::Lsdb(request, reply) => reply_with(reply, self.lsdb(request).await),
+            Question::Routes(reply) => reply_with(reply, self.routes().await),
+            Question::OspfInterfaces(reply) => reply_with(reply, self.ospf_interfaces().await),
+            Question::Events(reply) => reply_with(reply, self.events().await),
             Question::Peers(reply) => reply_with(reply, self.peers().await),
             Question::Connections(limit, reply) => reply_with(reply, self.connections(limit)),
             Question::Reload(reply) => {
                 reply_with(reply, self.reload().await.map(|changes| ReloadReply { changes }));
             }
+            Question::Drain(request, reply) => reply_with(reply, self.start_drain(request).await),
+            Question::Undrain(reply) => reply_with(reply, self.undrain()),
             Question::Explain(request, reply) => reply_with(reply, self.explain(&request)),
             Question::Capture(request, reply) => reply_with(reply, self.start_capture(request)),
         }

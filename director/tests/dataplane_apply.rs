@@ -15,7 +15,7 @@ use director::dataplane::{
     Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, Timeouts, TunnelSources,
 };
 use director_common::SLOTS;
-use director_common::tables::LAYOUT_VERSION;
+use director_common::tables::{Config, LAYOUT_VERSION};
 
 const VIP: &str = "203.0.113.10";
 
@@ -41,6 +41,7 @@ fn web<'a>(name: &'a str, reals: &[&str], slots: &'a [u16]) -> ServiceSpec<'a> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 
@@ -264,7 +265,7 @@ fn maps_of_another_version_are_refused_with_the_way_out() {
         drop(first);
         let pin = options().pin_dir.join("CONFIG");
         let map = Map::Array(MapData::from_pin(pin).expect("pin"));
-        let mut config: Array<MapData, [u32; 16]> = map.try_into().expect("array");
+        let mut config: Array<MapData, [u32; size_of::<Config>() / 4]> = map.try_into().expect("array");
         let mut value = config.get(&0, 0).expect("config");
         assert_eq!(value[1], LAYOUT_VERSION);
         value[1] += 1;

@@ -124,6 +124,7 @@ fn service(slots: &[u16]) -> ServiceSpec<'_> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 

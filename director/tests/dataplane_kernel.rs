@@ -87,6 +87,19 @@ fn kernel_agrees_without_an_address_of_its_own() {
     });
 }
 
+/// It gives up after a million, and what it goes through grows with the program: not by accident. Linux 6.1 goes through
+/// 900,000 for what 6.18 does in 680,000.
+#[test]
+fn the_verifier_has_room_to_spare() {
+    isolated(|| {
+        let dataplane = open(&options());
+        let info = dataplane.program().expect("program").info().expect("what the kernel says of it");
+        let instructions = info.verified_instruction_count().expect("Linux 5.16 or later");
+        println!("{instructions} instructions verified");
+        assert!(instructions < 950_000, "{instructions}");
+    });
+}
+
 /// How many damaged packets: some in every run, more where somebody asks for it.
 fn fuzz_cases() -> u32 {
     let asked = std::env::var("DIRECTOR_FUZZ_CASES").ok();
@@ -131,7 +144,7 @@ fn kernel_agrees_on_damaged_packets() {
             let decision = memory.run(INGRESS, &mut want);
             let (verdict, follows): (Verdict, bool) = (decision.verdict, decision.forward.follows != 0);
             let (got, out) = kernel(&dataplane, &frame);
-            if follows && got == code(Action::Drop) && out == frame {
+            if follows && (got == code(Action::Drop) || got == code(Action::Pass)) && out == frame {
                 // The kernel's memory of first fragments is bounded, and has forgotten this one.
                 return Ok(());
             }

@@ -86,6 +86,7 @@ fn with_spec<T>(reals: &[RealSpec], action: impl FnOnce(ServiceSpec<'_>) -> T) -
         slots: &slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     };
     action(service)
 }

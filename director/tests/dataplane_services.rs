@@ -40,6 +40,7 @@ fn service<'a>(name: &'a str, addresses: &[&str], real: &str, slots: &'a [u16]) 
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 

@@ -54,6 +54,7 @@ impl World {
             slots: &slots,
             timeouts: Timeouts::default(),
             datagrams: Datagrams::Tracked,
+            tracking: None,
         };
         let mut memory = Memory::new(KEY);
         memory.add(&spec, |_| Some(HERE));
@@ -140,7 +141,7 @@ impl World {
             let server = pin.server();
             let is_known = server.is(&self.memory.reals[usize::from(server.position())]);
             let slot = slot_of_flow(
-                self.memory.config.hash_key,
+                &self.memory.config.hash,
                 flow.source,
                 flow.source_port,
                 HashInput::SourcePort,
@@ -176,8 +177,7 @@ impl World {
     /// The state of the slot that the connection from this port is in.
     fn state(&self, port: u16) -> SlotState {
         let client = mapped(V4.client.parse().expect("client"));
-        let slot =
-            slot_of_flow(self.memory.config.hash_key, client, port, HashInput::SourcePort, SLOTS as u32);
+        let slot = slot_of_flow(&self.memory.config.hash, client, port, HashInput::SourcePort, SLOTS as u32);
         self.windows.slots()[slot as usize].state().expect("state")
     }
 }

@@ -7,7 +7,7 @@
 //! Options: `--e1` and `--tag=N` for external prefixes, `--aggregate=PREFIX`. A metric that ends in `e` is that of an
 //! external prefix. It speaks OSPFv2, with `-6` OSPFv3 in its place, with `-4 -6` both. Commands come on
 //! standard input, one a line: `announce PREFIX=METRIC...` (the whole set), `keys NAME KEY...` (the whole
-//! set of an interface), `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
+//! set of an interface), `reconfigure INTERFACE...`, `status` (prints JSON), `stop`, `keep`. The end of the input stops it, too.
 
 use std::{
     collections::BTreeMap,
@@ -114,7 +114,7 @@ async fn main() -> Result<()> {
             _ => return Err(format!("unknown option {option}").into()),
         }
     }
-    let (handle, task) = routing::spawn(config, seed)?;
+    let (handle, task) = routing::spawn(config.clone(), seed)?;
     handle.announce(announced)?;
     handle.enable();
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
@@ -127,6 +127,13 @@ async fn main() -> Result<()> {
                 let name = words.next().unwrap_or_default();
                 let keys = words.map(key).collect::<Result<_>>()?;
                 handle.authenticate(name, Authentication::Keys(keys))?;
+            }
+            Some("reconfigure") => {
+                let interfaces = words.map(interface).collect::<Result<_>>()?;
+                match handle.reconfigure(Config { interfaces, ..config.clone() }) {
+                    Ok(changes) => eprintln!("{changes:?}"),
+                    Err(error) => eprintln!("{error}"),
+                }
             }
             Some("status") => println!("{}", serde_json::to_string(&handle.status().await)?),
             Some("stop") => break,

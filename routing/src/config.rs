@@ -2,6 +2,7 @@
 //! [`Config::validate`] is the only judge of whether it can work.
 
 mod bfd;
+mod change;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
@@ -9,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use bfd::BfdConfig;
+pub use change::ChangeError;
 
 use crate::{
     auth::{Authentication, KeyError},
@@ -85,6 +87,16 @@ pub enum Network {
     PointToPoint,
     /// Any number of neighbours with a designated router.
     Broadcast,
+}
+
+impl Network {
+    /// The name in a configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PointToPoint => "point-to-point",
+            Self::Broadcast => "broadcast",
+        }
+    }
 }
 
 /// One interface that takes part in OSPF.

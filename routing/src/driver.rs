@@ -13,7 +13,7 @@ mod transport;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ipnet::IpNet;
@@ -27,9 +27,9 @@ use crate::{
     announce::{AnnounceAs, Announcement},
     auth::{Authentication, KeyError},
     bfd,
-    config::{Config, ConfigError, Metric},
+    config::{ChangeError, Config, ConfigError, Metric},
     packet::{V2, v3::V3},
-    speaker::{Event, MAX_ANNOUNCED, Status, Stop},
+    speaker::{Event, LsaDetail, MAX_ANNOUNCED, RouteStatus, Status, Stop},
 };
 
 /// Inputs that may wait; readers of sockets pause when it is full.
@@ -107,12 +107,35 @@ pub enum RekeyError {
     },
 }
 
+/// Why another configuration is not followed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconfigureError {
+    /// It cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A setting that needs another process.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// It asks for BFD, which cannot run.
+    #[error("cannot start BFD: {0}")]
+    Bfd(#[from] bfd::StartError),
+    /// The speaker has stopped.
+    #[error("the OSPF speaker has stopped")]
+    Stopped,
+}
+
 enum Command {
     Enable,
     Announce(BTreeMap<IpNet, Announcement>),
     Protect(BTreeSet<IpNet>),
-    Authenticate(String, Authentication),
+    Reconfigure(Box<Config>),
+    /// BFD is there from now on.
+    Liveness(Liveness),
     Status(oneshot::Sender<Status>),
+    /// With what the LSAs say, or without.
+    Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
+    Routes(oneshot::Sender<Vec<RouteStatus>>),
+    Settled(oneshot::Sender<bool>),
     Shutdown(Stop, oneshot::Sender<()>),
 }
 
@@ -125,12 +148,15 @@ type Commands = mpsc::UnboundedSender<Command>;
 pub struct Handle {
     v2: Option<Commands>,
     v3: Option<Commands>,
-    /// Names of the interfaces.
-    interfaces: Arc<[String]>,
-    liveness: Option<Liveness>,
+    shared: Arc<Mutex<Shared>>,
     events: broadcast::Sender<Event>,
-    /// Whether an area takes external prefixes.
-    externals: bool,
+}
+
+/// What changes with the configuration.
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    liveness: Option<Liveness>,
 }
 
 impl Handle {
@@ -153,6 +179,8 @@ impl Handle {
         prefixes: BTreeMap<N, A>,
     ) -> Result<(), AnnounceError> {
         let (mut v4, mut v6) = (BTreeMap::new(), BTreeMap::new());
+        let takes = |interface: &crate::config::InterfaceConfig| interface.area_kind.takes_externals();
+        let externals = self.shared().config.interfaces.iter().any(takes);
         for (prefix, announcement) in prefixes {
             let (prefix, announcement) = (prefix.into(), announcement.into());
             let (family, speaker) = match prefix {
@@ -165,7 +193,7 @@ impl Handle {
             if speaker.is_none() {
                 return Err(AnnounceError::NotSpoken { prefix });
             }
-            if announcement.kind == AnnounceAs::External && !self.externals {
+            if announcement.kind == AnnounceAs::External && !externals {
                 return Err(AnnounceError::StubAreas { prefix });
             }
             family.insert(prefix, announcement);
@@ -199,35 +227,95 @@ impl Handle {
     /// The authentication cannot work; nothing changes then. [`RekeyError::Interface`] if there is none of
     /// this name.
     pub fn authenticate(&self, interface: &str, authentication: Authentication) -> Result<(), RekeyError> {
-        if !self.interfaces.iter().any(|known| known == interface) {
-            return Err(RekeyError::Interface { name: interface.to_owned() });
-        }
+        let mut shared = self.shared();
+        let known = shared.config.interfaces.iter_mut().find(|known| known.name == interface);
+        let Some(known) = known else { return Err(RekeyError::Interface { name: interface.to_owned() }) };
         authentication
             .validate(self.v3.is_some())
             .map_err(|error| RekeyError::Key { name: interface.to_owned(), error })?;
+        known.authentication = authentication;
         for commands in self.versions() {
-            Self::send(commands, Command::Authenticate(interface.to_owned(), authentication.clone()));
+            Self::send(commands, Command::Reconfigure(Box::new(shared.config.clone())));
         }
         Ok(())
     }
 
+    /// Follows another configuration without losing an adjacency by itself: costs, timers, priorities, BFD, keys,
+    /// imports, aggregates and what externals have in common. Where the neighbours must agree (timers, keys), an
+    /// adjacency lives on if they follow within the dead interval. Returns what changed, one line each.
+    ///
+    /// # Errors
+    /// See [`ReconfigureError`]; nothing changes then.
+    pub fn reconfigure(&self, mut next: Config) -> Result<Vec<String>, ReconfigureError> {
+        next.validate()?;
+        let mut shared = self.shared();
+        let changes = shared.config.changes_to(&next)?;
+        if changes.is_empty() {
+            return Ok(changes);
+        }
+        // Interfaces keep their places, which are their ids.
+        let known: Vec<_> = shared.config.interfaces.iter().map(|interface| interface.name.clone()).collect();
+        next.interfaces.sort_by_key(|interface| known.iter().position(|name| *name == interface.name));
+        match &shared.liveness {
+            Some(liveness) => liveness.configure(&next.interfaces),
+            None if next.interfaces.iter().any(|interface| interface.bfd.is_some()) => {
+                let liveness = Liveness::start(&next.interfaces)?;
+                for commands in self.versions() {
+                    Self::send(commands, Command::Liveness(liveness.clone()));
+                }
+                shared.liveness = Some(liveness);
+            }
+            None => {}
+        }
+        shared.config = next;
+        let send = |commands| Self::send(commands, Command::Reconfigure(Box::new(shared.config.clone())));
+        // Both, whatever becomes of the first.
+        let sent: Vec<bool> = self.versions().map(send).collect();
+        if sent.contains(&false) { Err(ReconfigureError::Stopped) } else { Ok(changes) }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn liveness(&self) -> Option<Liveness> {
+        self.shared().liveness.clone()
+    }
+
     /// What the speaker knows, of both versions in one view; none once it has stopped.
     pub async fn status(&self) -> Option<Status> {
-        let mut merged: Option<Status> = None;
-        for commands in self.versions() {
-            let (answer, status) = oneshot::channel();
-            Self::send(commands, Command::Status(answer));
-            if let Ok(status) = status.await {
-                merged = Some(match merged {
-                    Some(first) => first.merge(status),
-                    None => status,
-                });
-            }
-        }
-        if let (Some(liveness), Some(status)) = (&self.liveness, &mut merged) {
+        let mut merged = self.ask(Command::Status).await.into_iter().reduce(Status::merge);
+        if let (Some(liveness), Some(status)) = (self.liveness(), &mut merged) {
             status.neighbors = liveness.describe(std::mem::take(&mut status.neighbors)).await;
         }
         merged
+    }
+
+    /// The databases of both versions, with what the LSAs say if `with_bodies`; empty once the speaker has stopped.
+    pub async fn lsdb(&self, with_bodies: bool) -> Vec<LsaDetail> {
+        self.ask(|answer| Command::Lsdb(with_bodies, answer)).await.into_iter().flatten().collect()
+    }
+
+    /// Every route that is known, with what became of it in the kernel; empty once the speaker has stopped.
+    pub async fn routes(&self) -> Vec<RouteStatus> {
+        self.ask(Command::Routes).await.into_iter().flatten().collect()
+    }
+
+    /// Whether all that was announced so far is known to the neighbours: our LSAs say it, and everybody who is to
+    /// acknowledge them has. With nobody to tell, it is.
+    pub async fn is_settled(&self) -> bool {
+        self.ask(Command::Settled).await.into_iter().all(|settled| settled)
+    }
+
+    /// The answers of the versions that have not stopped.
+    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
+        let mut answers = Vec::new();
+        for commands in self.versions() {
+            let (sender, answer) = oneshot::channel();
+            Self::send(commands, command(sender));
+            answers.extend(answer.await); // an error means that it has stopped
+        }
+        answers
     }
 
     /// News from now on.
@@ -246,7 +334,7 @@ impl Handle {
         for done in stopping {
             let _ = done.await; // an error means that it has stopped already
         }
-        if let Some(liveness) = &self.liveness {
+        if let Some(liveness) = self.liveness() {
             liveness.end().await;
         }
     }
@@ -274,10 +362,8 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
     let mut handle = Handle {
         v2: None,
         v3: None,
-        interfaces: config.interfaces.iter().map(|interface| interface.name.clone()).collect(),
-        liveness: liveness.clone(),
+        shared: Arc::new(Mutex::new(Shared { config: config.clone(), liveness: liveness.clone() })),
         events: events.clone(),
-        externals: config.interfaces.iter().any(|interface| interface.area_kind.takes_externals()),
     };
     let mut tasks = Vec::new();
     if config.ipv4 {
@@ -286,16 +372,18 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
         tasks.push(task);
     }
     if config.ipv6 {
-        let (commands, task) = run::start::<V3>(&config, seed, events, liveness.clone())?;
+        let (commands, task) = run::start::<V3>(&config, seed, events, liveness)?;
         handle.v3 = Some(commands);
         tasks.push(task);
     }
+    let shared = Arc::clone(&handle.shared);
     let all = tokio::spawn(async move {
         for task in tasks {
             if let Err(error) = task.await {
                 tracing::error!(%error, "an OSPF speaker failed");
             }
         }
+        let liveness = shared.lock().unwrap_or_else(PoisonError::into_inner).liveness.clone();
         if let Some(liveness) = liveness {
             liveness.end().await;
         }

@@ -22,10 +22,10 @@ pub use self::{
     announce::{AnnounceAs, Announcement},
     auth::{Algorithm, Authentication, Key, KeyError, Secret, Window},
     config::{
-        AreaKind, BfdConfig, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric, MetricType,
-        Network,
+        AreaKind, BfdConfig, ChangeError, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric,
+        MetricType, Network,
     },
-    driver::{AnnounceError, Handle, RekeyError, StartError, spawn},
+    driver::{AnnounceError, Handle, ReconfigureError, RekeyError, StartError, spawn},
     speaker::{Event, NeighborState, Refusal, Status, Stop},
     time::Time,
 };

@@ -5,6 +5,7 @@
 //! own. The names at the root are version 2's.
 
 pub mod checksum;
+pub mod grace;
 mod lsa;
 mod message;
 mod reader;

@@ -5,9 +5,9 @@
 //! so a recording of inputs is a test.
 //!
 //! One file per concept of the RFC: `interface` and `election` (section 9), `hello` and `neighbor` (10),
-//! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4),
-//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405); `liveness` joins BFD to the neighbours
-//! (RFC 5882), `history` is for whoever looks back. All of it is one machine for both versions; [`Protocol`] is
+//! `exchange` (10.6 to 10.9), `flooding` (13), `lsdb` and `ageing` (14), `origination` and `external` (12.4), `reconfiguration`,
+//! `spf`, `calculation` and `route` (16), `spf_delay` (RFC 8405), `graceful` (RFC 3623); `liveness` joins BFD to the neighbours
+//! (RFC 5882), `history` is for whoever looks back, `inspection` and `status` for whoever looks. All of it is one machine for both versions; [`Protocol`] is
 //! the seam, `v2` and `v3` what is on either side of it.
 
 mod ageing;
@@ -16,14 +16,17 @@ mod election;
 mod exchange;
 mod external;
 mod flooding;
+mod graceful;
 mod hello;
 mod history;
+mod inspection;
 mod interface;
 mod io;
 mod liveness;
 mod lsdb;
 mod neighbor;
 mod origination;
+mod reconfiguration;
 mod refusal;
 mod route;
 mod spf;
@@ -58,7 +61,9 @@ use self::{
     stop::Stopping,
 };
 pub use self::{
-    history::{Extent, LsaAction, LsaEvent, SpfEvent},
+    graceful::HelpEnd,
+    history::{Extent, LsaAction, LsaEvent, SpfEvent, StateEvent},
+    inspection::{LsaDetail, RouteHop, RouteStatus, Selection},
     interface::InterfaceState,
     liveness::Watched,
     neighbor::{NeighborEvent, NeighborState},
@@ -71,8 +76,7 @@ pub use self::{
     version::Protocol,
 };
 use crate::{
-    announce::{AnnounceAs, Announcement, aggregated},
-    auth::Authentication,
+    announce::Announcement,
     config::{AreaKind, Config, ConfigError},
     packet::{
         MAX_AGE, V2,
@@ -179,14 +183,9 @@ pub enum Input<V: Protocol> {
         /// What each side says.
         detail: String,
     },
-    /// Authenticate differently from now on. Not part of a recording, as it holds secrets.
-    #[serde(skip)]
-    Authenticate {
-        /// Where.
-        interface: InterfaceId,
-        /// How.
-        authentication: Authentication,
-    },
+    /// Follow another configuration, as far as [`Config::changes_to`] says that it can be followed; otherwise nothing
+    /// changes. Secrets are not part of a recording.
+    Reconfigure(Box<Config>),
     /// Announce exactly these prefixes from now on, or the aggregates that they lie in; those of the other family
     /// are none of ours.
     Announce(BTreeMap<IpNet, Announcement>),
@@ -263,6 +262,24 @@ pub enum Event {
         /// What each side says.
         detail: String,
     },
+    /// A neighbour restarts gracefully: its adjacency is kept (RFC 3623).
+    Helping {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+        /// For how long at most.
+        seconds: u64,
+    },
+    /// From now on its adjacency is what its state says.
+    HelpEnded {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
+        /// Why.
+        reason: HelpEnd,
+    },
     /// An interface sends with another key than before, or with one that has expired because there is no
     /// other (RFC 2328 section D.3).
     SendingKey {
@@ -309,6 +326,8 @@ pub struct Machine<V: Protocol> {
     interfaces: BTreeMap<InterfaceId, Interface<V>>,
     databases: BTreeMap<Scope, Lsdb<V>>,
     originator: Originator<V>,
+    /// What is to be announced, as it was said.
+    wishes: BTreeMap<IpNet, Announcement>,
     /// What others are told: aggregates in place of what lies in them.
     announced: BTreeMap<IpNet, Announcement>,
     /// Something was announced as external since the start.
@@ -347,6 +366,7 @@ impl<V: Protocol> Machine<V> {
             interfaces,
             databases: BTreeMap::new(),
             originator: Originator::default(),
+            wishes: BTreeMap::new(),
             announced: BTreeMap::new(),
             boundary: false,
             prefix_ids: BTreeMap::new(),
@@ -380,18 +400,12 @@ impl<V: Protocol> Machine<V> {
             Input::Refused { interface, source, reason, detail } => {
                 self.refuse(interface, source, reason, || detail);
             }
-            Input::Authenticate { interface, authentication } => {
-                if let Some(interface) = self.interfaces.get_mut(&interface) {
-                    interface.guard.replace(authentication);
-                }
-            }
             Input::Announce(prefixes) => {
-                self.announced = aggregated(prefixes, &self.config.aggregates);
-                let boundary = self.announced_as(AnnounceAs::External).next().is_some();
-                self.boundary |= boundary;
-                V::note_announced(self);
+                self.wishes = prefixes;
+                self.tell_announced();
                 self.request_spf(Extent::Selection, Trigger::Announcements);
             }
+            Input::Reconfigure(config) => self.reconfigure(*config),
             Input::Protect(prefixes) => {
                 self.protected = prefixes.into_iter().map(|net| net.trunc()).collect();
                 self.request_spf(Extent::Selection, Trigger::Protection);
@@ -421,6 +435,7 @@ impl<V: Protocol> Machine<V> {
     /// Runs the timers that are due, then brings out what follows from the new state.
     fn settle(&mut self) {
         self.run_interface_timers();
+        self.run_help_timers();
         self.run_neighbor_timers();
         self.tell_watched();
         self.expire_lsas();
@@ -503,6 +518,7 @@ impl<V: Protocol> Machine<V> {
     }
 
     fn event(&mut self, event: Event) {
+        self.record_state(&event);
         self.outputs.push_back(Output::Event(event));
     }
 

@@ -9,6 +9,8 @@ use lab::deploy::{Lab, Options};
 use lab::topology::Topology;
 use serde_json::Value;
 
+use crate::requirement::{Requirement, met};
+
 /// The virtual IP of the topology.
 pub const VIP: &str = "203.0.113.10";
 
@@ -16,6 +18,27 @@ pub const VIP: &str = "203.0.113.10";
 pub struct Ecmp {
     /// The lab itself.
     pub lab: Lab,
+}
+
+/// Lets `history` happen in a lab of that name, where there is all it takes; the directors' logs are shown if it fails.
+///
+/// # Errors
+/// Those of the lab, and what `history` says.
+pub fn in_a_lab(name: &str, history: impl FnOnce(&Ecmp) -> Result<()>) -> Result<()> {
+    let programs = ["bird", "nginx", "curl", "openssl", "ethtool"].map(Requirement::Program);
+    if !met(&[Requirement::Root]) || !met(&programs) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let ecmp = Ecmp::up(&format!("{name}-{}", std::process::id()), folder.path())?;
+    let told = history(&ecmp);
+    if told.is_err() {
+        for director in ["director1", "director2", "director3"] {
+            let log = ecmp.lab.sh(director, "tail -n 40 /var/log/director.log").unwrap_or_default();
+            eprintln!("--- {director}\n{log}");
+        }
+    }
+    told
 }
 
 impl Ecmp {

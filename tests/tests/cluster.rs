@@ -156,7 +156,7 @@ fn a_dead_real_server_is_passed_over(ecmp: &Ecmp, before: &str) -> Result<String
 fn a_bad_file_changes_nothing(ecmp: &Ecmp, digest: &str) -> Result<()> {
     edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"fastest\"/")?;
     let refused = ecmp.ask("director1", "reload").expect_err("a bad file is refused").to_string();
-    ensure!(refused.contains("use \"mh\" or \"ch\""), "{refused}");
+    ensure!(refused.contains("use one of mh, ch, rr"), "{refused}");
     ensure!(ecmp.digest("director1")? == digest, "tables changed by a file that was refused");
     edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"mh\"/")
 }

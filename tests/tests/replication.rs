@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use cluster_tests::ecmp::{Ecmp, VIP, wait};
-use cluster_tests::requirement::{Requirement, met};
+use cluster_tests::ecmp::{Ecmp, VIP, in_a_lab, wait};
 use serde_json::Value;
 
 const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
@@ -16,20 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn connections_of_a_draining_server_outlive_the_director_that_saw_them() -> Result<()> {
-    let programs = ["bird", "nginx", "curl", "openssl", "ethtool"].map(Requirement::Program);
-    if !met(&[Requirement::Root]) || !met(&programs) {
-        return Ok(());
-    }
-    let folder = tempfile::tempdir()?;
-    let ecmp = Ecmp::up(&format!("repl-{}", std::process::id()), folder.path())?;
-    let told = history(&ecmp);
-    if told.is_err() {
-        for director in DIRECTORS {
-            let log = ecmp.lab.sh(director, "tail -n 40 /var/log/director.log").unwrap_or_default();
-            eprintln!("--- {director}\n{log}");
-        }
-    }
-    told
+    in_a_lab("repl", history)
 }
 
 fn history(ecmp: &Ecmp) -> Result<()> {

@@ -8,11 +8,14 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 8] = [
+const SUITES: [&str; 11] = [
     "dataplane_kernel",
+    "dataplane_nat",
     "dataplane_apply",
     "dataplane_forwarding",
     "dataplane_pins",
+    "dataplane_tracking",
+    "ipvs_oracle",
     "dataplane_explain",
     "seeing",
     "agent_kernel",
@@ -93,6 +96,11 @@ fn program_decides_under_stock_kernel() {
 }
 
 #[test]
+fn addresses_are_translated_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_nat");
+}
+
+#[test]
 fn tables_are_fed_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_apply");
 }
@@ -100,6 +108,17 @@ fn tables_are_fed_under_stock_kernel() {
 #[test]
 fn connections_are_pinned_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_pins");
+}
+
+#[test]
+fn connections_are_tracked_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_tracking");
+}
+
+/// This kernel has IPVS, which gives the same answers as when they were recorded.
+#[test]
+fn schedulers_choose_as_ipvs_does_under_stock_kernel() {
+    passes_under_stock_kernel("ipvs_oracle");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use crate::tables::Plain;
 
 /// Traffic of one service or one real server. In the kernel there is one of these per processor.
 ///
-/// Bytes are those of the IP packets, headers included, link-layer framing excluded (as IPVS counts). With
-/// direct return the answers never pass the director, so `*_out` stays zero there.
+/// Bytes are those of the IP packets, headers included, link-layer framing excluded (as IPVS counts). Only with NAT the
+/// answers pass the director: else `*_out` stays zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TrafficCounters {

@@ -8,16 +8,24 @@ mod fragment;
 mod icmp;
 mod owner;
 mod quic;
+mod reply;
+mod schedule;
 mod track;
 
 use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
-use crate::packet::{self, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, TransportError};
+use crate::packet::{
+    self, End, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, Translation, TransportError,
+};
 use crate::pin::{ServerId, signal};
-use crate::slot::{Slot, entropy_of, hash_of_flow, slot_of};
-use crate::tables::{Address, Config, FlowKey, Interface, RealEntry, ServiceEntry, Tables, table_slots};
-use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict};
+use crate::slot::{Slot, entropy_of, slot_of};
+use crate::tables::{
+    Address, Config, FlowKey, Interface, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry,
+    Tables, table_slots,
+};
+use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
 use owner::{find_owner, unless_vip};
+pub use reply::decide_reply;
 
 /// A verdict, and what it is accounted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +51,39 @@ pub struct Decision<'a> {
     /// Our address, if it is forwarded by a tunnel; if it is answered as a router does, where that comes from, or
     /// `None` for the VIP.
     pub tunnel_source: Option<&'a Address>,
+    /// As whose it leaves, if it is a real server's answer.
+    pub reply: Option<&'a ReplyEntry>,
+    /// The way to the client then.
+    pub route: Option<&'a RouteEntry>,
 }
 
 impl Decision<'_> {
     /// [`Self::service`] of a packet that no service owns.
     pub const NO_SERVICE: u32 = u32::MAX;
+
+    /// That no service owns the packet, before anything is known of it.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self {
+            verdict: Verdict::Pass(PassReason::NoService),
+            service: Decision::NO_SERVICE,
+            bytes: 0,
+            mtu: 0,
+            forward: Forward::default(),
+            ip: Ip::default(),
+            way: None,
+            entry: None,
+            tunnel_source: None,
+            reply: None,
+            route: None,
+        }
+    }
+}
+
+impl Default for Decision<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Decides what becomes of the packet in `frame`, which came in by the interface `ifindex`. Changes no byte of
@@ -57,35 +93,58 @@ impl Decision<'_> {
 pub fn decide<'a>(
     frame: &impl Frame,
     ifindex: u32,
+    tables: &'a (impl Tables + Routes),
+    flow: &mut FlowKey,
+) -> Decision<'a> {
+    let mut decision = decide_request(frame, ifindex, tables, flow);
+    if may_be_reply(decision.verdict, tables) {
+        decide_reply(frame, ifindex, tables, tables, flow, &mut decision);
+    }
+    decision
+}
+
+/// Whether a packet on which [`decide_request`] has this verdict is one for [`decide_reply`].
+#[inline(always)]
+pub fn may_be_reply(verdict: Verdict, tables: &impl Tables) -> bool {
+    matches!(verdict, Verdict::Pass(PassReason::NoService))
+        && tables.config().is_some_and(|config| config.has(Config::FLAG_NAT))
+}
+
+/// The part of [`decide()`] that is about packets to a VIP. (In the kernel each part is checked by itself.)
+#[inline(always)]
+pub fn decide_request<'a>(
+    frame: &impl Frame,
+    ifindex: u32,
     tables: &'a impl Tables,
     flow: &mut FlowKey,
 ) -> Decision<'a> {
     *flow = FlowKey::default();
-    let mut decision = Decision {
-        verdict: Verdict::Pass(PassReason::NoService),
-        service: Decision::NO_SERVICE,
-        bytes: 0,
-        mtu: 0,
-        forward: Forward::default(),
-        ip: Ip::default(),
-        way: None,
-        entry: None,
-        tunnel_source: None,
-    };
+    let mut decision = Decision::new();
     decision.verdict = match judge(frame, ifindex, tables, flow, &mut decision) {
         Ok(()) if decision.forward.ifindex == ifindex => Verdict::Transmit,
         Ok(()) => Verdict::Redirect,
         Err(verdict) => verdict,
     };
-    if decision.forward.pin == Forward::PIN_STORED && !decision.verdict.is_forward() {
-        tables.remove_pin(flow);
+    if !decision.verdict.is_forward() {
+        forget(tables, flow, &decision.forward);
     }
     decision
 }
 
+/// Forgets what was stored for a packet that is not forwarded after all.
+#[inline(always)]
+pub fn forget(tables: &impl Tables, flow: &FlowKey, forward: &Forward) {
+    if forward.pin == Forward::PIN_STORED {
+        tables.remove_pin(flow);
+    }
+    if forward.pin == Forward::PIN_OPENED {
+        schedule::forget(tables, flow, forward.real);
+    }
+}
+
 /// Applies a decision to answer or forward to the frame it was made for: the answer instead of the question, or hop
-/// limit, checksum, the headers of a tunnel, link
-/// addresses. A VLAN tag stays as it is.
+/// limit, checksum, the headers of a tunnel or the addresses and ports that NAT exchanges, link addresses. A VLAN tag
+/// stays as it is.
 ///
 /// The hop limit is decremented, as a router does and as LVS does on its way to a real server: should two
 /// directors ever send a packet to each other, it dies instead of circling for ever.
@@ -102,13 +161,24 @@ pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), Dr
             }
             AnswerReason::TooBig => (ErrorKind::TooBig, None),
             AnswerReason::TimeExceeded => (ErrorKind::TimeExceeded, decision.tunnel_source),
+            AnswerReason::Hairpin => (ErrorKind::Prohibited, None),
         };
         let answered = emit_error(frame, &decision.ip, kind, decision.mtu, source);
         return answered.ok_or(DropReason::RewriteFailed);
     }
+    if let Verdict::Reply(reason) = decision.verdict {
+        return rewrite_reply(frame, decision, reason).ok_or(DropReason::RewriteFailed);
+    }
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
     let entry = decision.entry.ok_or(DropReason::RewriteFailed)?;
     decision.ip.emit_decremented_hop_limit(frame).ok_or(DropReason::RewriteFailed)?;
+    if entry.is_nat() {
+        let real = Translation { end: End::Destination, address: &way.address, port: way.port };
+        let inner = usize::from(decision.forward.inner);
+        real.emit(frame, &decision.ip, inner).ok_or(DropReason::RewriteFailed)?;
+        // Never with a tunnel: the verifier need not go through each of those for every way through this.
+        return emit_way(frame, way);
+    }
     if let Some(encapsulation) = entry.encapsulation() {
         let outer = Outer {
             encapsulation,
@@ -119,7 +189,25 @@ pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), Dr
         };
         outer.emit(frame, &decision.ip).ok_or(DropReason::RewriteFailed)?;
     }
+    emit_way(frame, way)
+}
+
+#[inline(always)]
+fn emit_way(frame: &mut impl Frame, way: &RealEntry) -> Result<(), DropReason> {
     Ethernet::emit_addresses(frame, way.destination_mac, way.source_mac).ok_or(DropReason::RewriteFailed)
+}
+
+/// Makes a real server's answer come from the VIP, and sends it on unless the kernel does, which then is the router
+/// that it passes.
+#[inline(always)]
+fn rewrite_reply(frame: &mut impl Frame, decision: &Decision<'_>, reason: ReplyReason) -> Option<()> {
+    let (reply, route) = (decision.reply?, decision.route?);
+    if reason != ReplyReason::ByKernel {
+        decision.ip.emit_decremented_hop_limit(frame)?;
+        Ethernet::emit_addresses(frame, route.destination_mac, route.source_mac)?;
+    }
+    let vip = Translation { end: End::Source, address: &reply.vip, port: reply.port };
+    vip.emit(frame, &decision.ip, usize::from(decision.forward.inner))
 }
 
 /// Fills in `decision`; an error is the verdict of a packet that is not forwarded.
@@ -146,6 +234,7 @@ fn judge<'a>(
     let forward = &mut decision.forward;
     forward.follows = frame.launder(usize::from(forward.follows)) as u16;
     forward.related = frame.launder(usize::from(forward.related)) as u16;
+    forward.inner = frame.launder(usize::from(forward.inner)) as u16;
     let interface = match tables.interface(ifindex) {
         Some(interface) if interface.mac == ethernet.destination => interface,
         _ => return Err(Verdict::Pass(PassReason::OtherStation)),
@@ -157,11 +246,16 @@ fn judge<'a>(
     decision.forward.opens = decision.forward.signals & signal::OPENS;
     // Before a real server is asked for: it is about the way here, whoever serves.
     if ip.hop_limit <= 1 {
+        return Err(answer_expired(config, tables, flow, decision));
+    }
+    if service.is_nat()
+        && decision.forward.related == 0
+        && tables.reply(&ReplyKey::marker(flow.source)).is_some()
+    {
         if !may_answer(decision, flow) || !tables.take_token(config.icmp_rate) {
-            return Err(Verdict::Drop(DropReason::TtlExpired));
+            return Err(Verdict::Drop(DropReason::Hairpin));
         }
-        decision.tunnel_source = config.tunnel_source(!ip.is_v6());
-        return Err(Verdict::Answer(AnswerReason::TimeExceeded));
+        return Err(Verdict::Answer(AnswerReason::Hairpin));
     }
     let way = match choose(frame, tables, config, service, interface, flow, decision) {
         Err(DropReason::TooBig)
@@ -178,11 +272,27 @@ fn judge<'a>(
         return Err(Verdict::Drop(DropReason::VlanRedirect));
     }
     if ip.more_fragments && ip.fragment_offset == 0 {
-        fragment::note(tables, service, way, flow, decision);
+        let position = decision.forward.real.wrapping_sub(service.real_base);
+        fragment::note(tables, flow, decision.ip.identification, position, way.generation);
     }
     decision.way = Some(way);
     decision.entry = Some(service);
     Ok(())
+}
+
+/// The verdict on a packet whose life ends here.
+#[inline(always)]
+fn answer_expired<'a>(
+    config: &'a Config,
+    tables: &impl Tables,
+    flow: &FlowKey,
+    decision: &mut Decision<'a>,
+) -> Verdict {
+    if !may_answer(decision, flow) || !tables.take_token(config.icmp_rate) {
+        return Verdict::Drop(DropReason::TtlExpired);
+    }
+    decision.tunnel_source = config.tunnel_source(!decision.ip.is_v6());
+    Verdict::Answer(AnswerReason::TimeExceeded)
 }
 
 /// The service for the packet's destination. Completes the flow on the way; a later fragment whose first one was
@@ -271,6 +381,10 @@ fn choose<'a>(
     if real.ifindex == 0 {
         return Err(DropReason::NoNextHop);
     }
+    // NAT changes addresses and not families.
+    if service.is_nat() && real.address.is_v4() == ip.is_v6() {
+        return Err(DropReason::BadTable);
+    }
     let (mut bytes, mut overhead) = (decision.bytes, 0);
     if let Some(encapsulation) = service.encapsulation() {
         let source = config.tunnel_source(real.address.is_v4());
@@ -305,7 +419,7 @@ fn pick_real<'a>(
     flow: &FlowKey,
     forward: &mut Forward,
 ) -> Result<&'a RealEntry, DropReason> {
-    let hash = hash_of_flow(config.hash_key, flow.source, flow.source_port, service.hash_input());
+    let hash = config.hash.of(flow.source, flow.source_port, service.hash_input());
     forward.entropy = entropy_of(hash, flow.source_port);
     let slot =
         tables.slot(service.table, slot_of(hash, table_slots(service.table))).ok_or(DropReason::BadTable)?;
@@ -319,6 +433,9 @@ fn pick_real<'a>(
         && let Some(real) = quic::find(frame, ip, tables, service, forward)
     {
         return Ok(real);
+    }
+    if service.is_tracked() {
+        return schedule::pick(tables, service, slot, flow, forward);
     }
     let one_packet = service.has(ServiceEntry::FLAG_ONE_PACKET) && flow.protocol == PROTOCOL_UDP;
     if slot.is_settled() || one_packet {

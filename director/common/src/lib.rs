@@ -7,7 +7,9 @@
 //! | module | owns |
 //! |---|---|
 //! | [`packet`] | bounds-checked access to a frame, and the headers found in it |
-//! | [`siphash`] | the keyed hash |
+//! | [`schedulers`] | which real server a new connection goes to |
+//! | [`hash`] | the slot hash: of what a flow's slot is picked |
+//! | [`siphash`] | how its secrets follow from the key |
 //! | [`slot`] | slots, their packing, and how a hash picks one |
 //! | [`pin`] | connections that do not follow their slot |
 //! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
@@ -25,8 +27,10 @@ pub mod capture;
 pub mod counters;
 pub mod decapsulate;
 pub mod decide;
+pub mod hash;
 pub mod packet;
 pub mod pin;
+pub mod schedulers;
 pub mod shortcut;
 pub mod siphash;
 pub mod slot;

@@ -9,6 +9,7 @@ mod ip;
 mod ipv4;
 mod ipv6;
 mod outer;
+mod translate;
 mod transport;
 
 pub use ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, Ethernet};
@@ -19,6 +20,7 @@ pub(crate) use outer::{
     LEN_GRE, LEN_GUE, LEN_UDP, LEN_V4 as OUTER_V4_LEN, PROTOCOL_GRE, PROTOCOL_IPV4, PROTOCOL_IPV6,
 };
 pub use outer::{Outer, overhead};
+pub use translate::{End, Translation};
 pub use transport::{Ports, TransportError, UDP_LEN, check as check_transport};
 pub(crate) use transport::{
     TCP_MIN_LEN, TCP_OFFSET_FLAGS, UDP_LENGTH, tcp_header_len, tcp_opens, tcp_signals,

@@ -107,6 +107,12 @@ impl PinState {
         }
     }
 
+    /// Whether IPVS counts a TCP connection in this state among the active ones. Flows of datagrams are all inactive.
+    #[inline(always)]
+    pub const fn is_active(self) -> bool {
+        matches!(self, Self::Opening | Self::Open)
+    }
+
     /// A packet that begins a connection begins another one, with the ports of one that has ended.
     #[inline(always)]
     pub const fn is_closing(self) -> bool {
@@ -155,6 +161,12 @@ impl Pin {
         ServerId(self.word & SERVER_MASK)
     }
 
+    /// Server and state as one word.
+    #[inline(always)]
+    pub const fn word(&self) -> u64 {
+        self.word
+    }
+
     /// What the connection was last seen to do.
     #[inline(always)]
     pub const fn state(&self) -> PinState {
@@ -174,14 +186,14 @@ pub struct PinCell {
 
 /// The value of a word, read once: the compiler may neither split nor repeat it.
 #[inline(always)]
-fn read(word: &Cell<u64>) -> u64 {
+pub(crate) fn read(word: &Cell<u64>) -> u64 {
     // SAFETY: a pointer to a live, aligned word.
     unsafe { word.as_ptr().read_volatile() }
 }
 
 /// Makes a word another, if it is.
 #[inline(always)]
-fn write(word: &Cell<u64>, old: u64, new: u64) {
+pub(crate) fn write(word: &Cell<u64>, old: u64, new: u64) {
     if old != new {
         // SAFETY: as in `read`; a cell may be written through a shared reference.
         unsafe { word.as_ptr().write_volatile(new) };
@@ -209,6 +221,24 @@ impl PinCell {
     pub fn note(&self, pin: &Pin, signals: u16, now: u32) {
         let next = Pin::new(pin.server(), pin.state().after(signals), now);
         self.replace(pin, &next);
+    }
+
+    /// Where server and state are, for whoever can exchange them at once.
+    #[inline(always)]
+    pub fn word(&self) -> *mut u64 {
+        self.word.as_ptr()
+    }
+
+    /// The pin that has this word, and was seen when this one was.
+    #[inline(always)]
+    pub fn with_word(&self, word: u64) -> Pin {
+        Pin { word, seen: read(&self.seen) }
+    }
+
+    /// Notes that a packet came in second `now`.
+    #[inline(always)]
+    pub fn touch(&self, pin: &Pin, now: u32) {
+        write(&self.seen, pin.seen, u64::from(now));
     }
 
     /// Makes the pin another, of which `pin` is what [`Self::load`] gave for it.

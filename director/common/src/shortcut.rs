@@ -14,9 +14,10 @@ use crate::packet::{
     UDP_LEN, UDP_LENGTH, checksum_for_ttl, folded, tcp_header_len, tcp_opens, tcp_signals,
 };
 use crate::pin::{PinCell, signal};
-use crate::slot::{entropy_of, hash_of_flow, slot_of};
+use crate::slot::{entropy_of, slot_of};
 use crate::tables::{
-    Address, Config, Encapsulation, FlowKey, RealEntry, ServiceEntry, ServiceKey, Tables, table_slots,
+    Address, Config, Encapsulation, FlowKey, RealEntry, ServiceEntry, ServiceKey, ServiceKeyV4, Tables,
+    table_slots,
 };
 
 /// Where the IP header begins.
@@ -125,7 +126,10 @@ fn forward_v4(
         bytes: bytes as u32,
         segment,
     };
-    let way = find(frame, &packet, ifindex, config, tables)?;
+    is_for_us(frame, ifindex, tables)?;
+    let service =
+        tables.service_v4(&ServiceKeyV4 { address: destination, port: [p2, p3], protocol, reserved: 0 })?;
+    let way = find(service, &packet, config, tables)?;
     // Made before the frame grows, since what is written then lies elsewhere.
     let ip = Ip {
         version: 4,
@@ -205,7 +209,9 @@ fn forward_v6(
     if packet.source.is_v4() || packet.destination.is_v4() {
         return None;
     }
-    let way = find(frame, &packet, ifindex, config, tables)?;
+    is_for_us(frame, ifindex, tables)?;
+    let key = ServiceKey::service(packet.destination, packet.protocol, packet.destination_port);
+    let way = find(tables.service(&key)?, &packet, config, tables)?;
     if way.tunnel.is_some() {
         return None;
     }
@@ -241,30 +247,29 @@ fn check<const FLAGS: usize, const LENGTH: usize>(
     }
 }
 
-/// Where a packet goes, if its service is found by its exact key, its slot is settled and the way is known and wide
+/// `Some` if the frame is for the interface it came in by.
+#[inline(always)]
+fn is_for_us(frame: &impl Frame, ifindex: u32, tables: &impl Tables) -> Option<()> {
+    tables.interface(ifindex)?.has(&frame.peek::<{ Ethernet::ADDRESSES }, 6>()).then_some(())
+}
+
+/// Where a packet goes, whose service is found by its exact key, if its slot is settled and the way is known and wide
 /// enough.
 #[inline(always)]
 fn find<'a>(
-    frame: &impl Frame,
+    service: &'a ServiceEntry,
     packet: &Packet,
-    ifindex: u32,
     config: &'a Config,
     tables: &'a impl Tables,
 ) -> Option<Way<'a>> {
-    let interface = tables.interface(ifindex)?;
-    if !interface.has(&frame.peek::<{ Ethernet::ADDRESSES }, 6>()) {
-        return None;
-    }
-    let key = ServiceKey::service(packet.destination, packet.protocol, packet.destination_port);
-    let service = tables.service(&key)?;
     let one_packet = service.has(ServiceEntry::FLAG_ONE_PACKET) && packet.protocol == PROTOCOL_UDP;
-    let hash = hash_of_flow(config.hash_key, packet.source, packet.source_port, service.hash_input());
+    let hash = config.hash.of(packet.source, packet.source_port, service.hash_input());
     let slot = tables.slot(service.table, slot_of(hash, table_slots(service.table)))?;
     if service.has(ServiceEntry::FLAG_QUIC) {
         return None;
     }
     let (mut position, mut pin) = (slot.raw_current(), None);
-    if !slot.is_settled() && !one_packet {
+    if (service.is_tracked() || !slot.is_settled()) && !one_packet {
         let cell = find_pin(packet, tables)?;
         position = cell.load().server().position();
         pin = Some(cell);
@@ -292,7 +297,7 @@ fn find<'a>(
     }
     // Last: what is not forwarded here leaves no trace.
     if let Some(cell) = pin {
-        follow(cell, real, packet, tables)?;
+        follow(cell, real, packet, service.is_tracked(), tables)?;
     }
     Some(Way { service, real, index, tunnel, entropy: entropy_of(hash, packet.source_port) })
 }
@@ -318,11 +323,21 @@ fn find_pin<'a>(packet: &Packet, tables: &'a impl Tables) -> Option<&'a PinCell>
 /// another
 /// connection.
 #[inline(always)]
-fn follow(cell: &PinCell, real: &RealEntry, packet: &Packet, tables: &impl Tables) -> Option<()> {
+fn follow(
+    cell: &PinCell,
+    real: &RealEntry,
+    packet: &Packet,
+    is_tracked: bool,
+    tables: &impl Tables,
+) -> Option<()> {
     let pin = cell.load();
     let signals = tcp_signals(packet.segment.flags, packet.segment.data);
     let ended = signals & signal::OPENS != 0 && pin.state().is_closing();
     if ended || !pin.server().is(real) {
+        return None;
+    }
+    // What changes the state of a tracked connection is counted: not here.
+    if is_tracked && pin.state().after(signals) as u8 != pin.state() as u8 {
         return None;
     }
     cell.note(&pin, signals, tables.now());

@@ -1,10 +1,6 @@
 //! SipHash-c-d (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012).
 //!
-//! Slots are picked by SipHash-1-3: a keyed hash, so that nobody who does not know the cluster's secret can
-//! aim traffic at one real server. One compression and three finalisation rounds are what Rust's own hash
-//! tables and the Linux kernel (`hsiphash`) rest on; a source address fits one 8-byte block, so a packet
-//! costs five rounds. The length is part of the last block: inputs of different lengths never collide by
-//! encoding.
+//! Makes the secrets of the [slot hash](crate::hash) out of the cluster's key.
 
 /// A 16-byte key, as the two little-endian words the algorithm uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,21 +99,7 @@ pub fn siphash<const C: usize, const D: usize, const N: usize>(key: HashKey, inp
     state.end::<C, D>(pending | ((N as u64) << 56))
 }
 
-/// The slot hash: SipHash-1-3 of the 8 bytes of each of `blocks` (the first byte lowest) and of up to 7 bytes in
-/// `rest`,
-/// `len` bytes in all. It takes words because that is what addresses are in the kernel: as bytes they would pass
-/// through
-/// the small stack there.
-#[inline(always)]
-pub fn siphash13_words<const B: usize>(key: HashKey, blocks: [u64; B], rest: u64, len: u8) -> u64 {
-    let mut state = State::new(key);
-    for block in blocks {
-        state.block::<1>(block);
-    }
-    state.end::<1, 3>(rest | ((len as u64) << 56))
-}
-
-/// The slot hash: SipHash-1-3.
+/// SipHash-1-3, which Rust's own hash tables rest on.
 #[inline(always)]
 pub fn siphash13<const N: usize>(key: HashKey, input: [u8; N]) -> u64 {
     siphash::<1, 3, N>(key, input)

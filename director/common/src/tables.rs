@@ -4,17 +4,25 @@
 //! assertion beside each. Whatever changes their meaning or layout increments [`LAYOUT_VERSION`].
 
 mod class;
+mod reply;
+mod route;
 mod shelf;
+mod tracking;
 
+use crate::hash::FlowHash;
 use crate::pin::{Pin, PinCell, QuicEntry, QuicKey};
+use crate::schedulers::Method;
 use crate::siphash::HashKey;
 use crate::slot::Slot;
 
 pub use class::RangeKey;
+pub use reply::{ReplyEntry, ReplyKey};
+pub use route::{RouteEntry, RouteQuery, Routes};
 pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small, shelf_of, table_slots};
+pub use tracking::{LoadEntry, MAX_CANDIDATES, Roster};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
@@ -35,6 +43,8 @@ pub const MAX_TABLES: usize = MAX_SERVICES * 2;
 pub const MAX_FRAGMENTS: usize = 16_384;
 /// Most QUIC server ids of all services together.
 pub const MAX_QUIC_IDS: usize = MAX_REALS;
+/// Most addresses, ports and protocols of real servers that answer by NAT, markers included.
+pub const MAX_REPLY_KEYS: usize = 131_072;
 /// Most interfaces with the program on them.
 pub const MAX_INTERFACES: usize = 64;
 /// Interfaces with an index below this are found in an array too, which costs a packet less than a hash does.
@@ -132,8 +142,10 @@ pub struct Config {
     pub magic: u32,
     /// [`LAYOUT_VERSION`] of the daemon that made the maps.
     pub layout: u32,
-    /// Key of the slot hash.
+    /// What the secrets of the slot hash follow from.
     pub hash_key: HashKey,
+    /// Those secrets.
+    pub hash: FlowHash,
     /// Sum of `FLAG_*`.
     pub flags: u32,
     /// Most ICMP errors that are sent in a second, by each processor.
@@ -144,8 +156,8 @@ pub struct Config {
     pub tunnel_v6: Address,
 }
 
-const _: () = assert!(size_of::<Config>() == 64);
-// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 2 x 4 + 2 x 16 = 64).
+const _: () = assert!(size_of::<Config>() == 120);
+// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + 2 x 8 + 7 x 8 + 2 x 4 + 2 x 16 = 120).
 unsafe impl Plain for Config {}
 
 impl Config {
@@ -155,6 +167,8 @@ impl Config {
     pub const FLAG_ANY_PORT: u32 = 2;
     /// Some service owns a prefix or a range of ports: look for the address's class last.
     pub const FLAG_CLASSES: u32 = 4;
+    /// Some service forwards by NAT: what is for no service may be a real server's answer.
+    pub const FLAG_NAT: u32 = 8;
     /// Packets that [`CaptureFilter`](crate::capture::CaptureFilter) wants are captured as they came.
     pub const FLAG_CAPTURE: u32 = 1 << 30;
     /// The same, as they leave.
@@ -221,6 +235,42 @@ impl ServiceKey {
     }
 }
 
+/// What a packet of IPv4 is matched by first: a [`ServiceKey`] of the ordinary kind in 8 bytes, as it stands in the
+/// packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServiceKeyV4 {
+    /// The VIP.
+    pub address: [u8; 4],
+    /// Destination port in network order, 0 for all ports.
+    pub port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+const _: () = assert!(size_of::<ServiceKeyV4>() == 8);
+// SAFETY: `repr(C)` of bytes.
+unsafe impl Plain for ServiceKeyV4 {}
+
+impl ServiceKeyV4 {
+    /// The short form of a key that has one.
+    pub const fn of(key: &ServiceKey) -> Option<Self> {
+        if !key.address.is_v4() || key.kind != ServiceKey::KIND_SERVICE {
+            return None;
+        }
+        let (address, port) = (key.address.low(), key.port.to_be_bytes());
+        Some(Self { address, port, protocol: key.protocol, reserved: 0 })
+    }
+
+    /// The key that this is the short form of.
+    pub const fn whole(&self) -> ServiceKey {
+        let (address, port) = (Address::from_ipv4(self.address), u16::from_be_bytes(self.port));
+        ServiceKey::service(address, self.protocol, port)
+    }
+}
+
 /// What a service key leads to. Replacing this value is the moment a service switches to another table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -260,6 +310,11 @@ impl ServiceEntry {
     pub const FLAG_ECHO: u32 = 1 << 8;
     /// Of a VIP's marker: leave echo requests to the kernel, which answers if it owns the address.
     pub const FLAG_ECHO_KERNEL: u32 = 1 << 9;
+    /// New connections that find no room to be tracked are refused, as is whatever belongs to none; else both go by
+    /// their slot. Only in tracked services.
+    pub const FLAG_REFUSE: u32 = 1 << 10;
+    /// First bit of the scheduler's number, [`Method`], of a tracked service: 4 bits, 0 in any other.
+    const METHOD_SHIFT: u32 = 24;
     /// The link addresses change and nothing else.
     pub const FORWARD_DIRECT: u16 = 0;
     /// In a tunnel, see [`Encapsulation::Ipip`].
@@ -268,6 +323,8 @@ impl ServiceEntry {
     pub const FORWARD_GRE: u16 = 2;
     /// In a tunnel, see [`Encapsulation::Gue`].
     pub const FORWARD_GUE: u16 = 3;
+    /// The destination becomes the real server, and answers pass here: see [`ReplyEntry`].
+    pub const FORWARD_NAT: u16 = 4;
 
     /// The tunnel to the real servers, if they are reached by one.
     #[inline(always)]
@@ -280,10 +337,33 @@ impl ServiceEntry {
         }
     }
 
+    /// Whether the real servers are reached by NAT.
+    #[inline(always)]
+    pub const fn is_nat(&self) -> bool {
+        self.forwarding == Self::FORWARD_NAT
+    }
+
     /// Whether every bit of `flag` is set.
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag == flag
+    }
+
+    /// Flags of a service whose connections are tracked, each with the server that `method` chooses.
+    pub const fn tracking_flags(method: Method) -> u32 {
+        (method as u32) << Self::METHOD_SHIFT
+    }
+
+    /// Whether every connection of it is tracked.
+    #[inline(always)]
+    pub const fn is_tracked(&self) -> bool {
+        self.flags >> Self::METHOD_SHIFT & 15 != 0
+    }
+
+    /// How a tracked service chooses.
+    #[inline(always)]
+    pub const fn method(&self) -> Method {
+        Method::from_bits(self.flags >> Self::METHOD_SHIFT & 15)
     }
 
     /// Flags of a service whose QUIC server ids have `length` bytes (1 to 4) and begin `offset` bytes (0 to 19) into
@@ -441,9 +521,9 @@ pub struct FragmentEntry {
     pub source_port: u16,
     /// The service's port.
     pub destination_port: u16,
-    /// Position of the real server within its service.
+    /// Position of the real server within its service; 0 if it is who sent the datagram.
     pub position: u32,
-    /// [`RealEntry::generation`] of the entry there.
+    /// [`RealEntry::generation`] of the entry there; 0 likewise.
     pub generation: u32,
     /// When it came: seconds of [`Tables::now`].
     pub seen: u32,
@@ -505,6 +585,10 @@ pub trait Tables {
     fn config(&self) -> Option<&Config>;
     /// The service that owns `key`.
     fn service(&self, key: &ServiceKey) -> Option<&ServiceEntry>;
+    /// The same, by the short form of an IPv4 key.
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<&ServiceEntry> {
+        self.service(&key.whole())
+    }
     /// The class of the longest prefix that has `address`.
     fn class(&self, address: &Address) -> Option<&u32>;
     /// The service that owns the narrowest range of `key`'s class with its port.
@@ -525,10 +609,30 @@ pub trait Tables {
     fn pin(&self, key: &FlowKey) -> Option<&PinCell>;
     /// Pins a flow that has no pin; false if there is no room, or it has one by now.
     fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool;
-    /// Removes the pin that [`Self::add_pin`] made for a packet which was not forwarded after all.
-    fn remove_pin(&self, key: &FlowKey);
+    /// Removes the pin of a flow; false if it has none.
+    fn remove_pin(&self, key: &FlowKey) -> bool;
+    /// The entry of a flow of a tracked service that has begun and not gone on yet.
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell>;
+    /// Adds such an entry; false if there is no room, or one by now.
+    fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool;
+    /// Removes such an entry; false if there is none.
+    fn remove_half_open(&self, key: &FlowKey) -> bool;
+    /// Makes an entry of a tracked service another at once; what it was until then. So of several processors that
+    /// change it each counts what itself has replaced.
+    fn exchange(&self, cell: &PinCell, next: &Pin) -> Pin {
+        let old = cell.load();
+        cell.replace(&old, next);
+        old
+    }
+    /// Adds to the counts of real server number `index`, and marks it if it has enough now.
+    fn count(&self, index: u32, active: i64, inactive: i64);
+    /// The position of the server that a tracked service's scheduler chooses for a new connection,
+    /// [`Roster::NOBODY`] if there is none.
+    fn schedule(&self, service: &ServiceEntry) -> u32;
     /// The real server that a QUIC server id stands for.
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry>;
+    /// As whose a real server's answer leaves.
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry>;
     /// The interface a packet came in by.
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
 }

@@ -23,6 +23,8 @@ pub enum Verdict {
     Redirect,
     /// Back to where it came from, as an answer.
     Answer(AnswerReason),
+    /// A real server's answer, to the client, with the VIP as its source.
+    Reply(ReplyReason),
     /// It is the kernel's.
     Pass(PassReason),
     /// It ends here.
@@ -52,8 +54,8 @@ pub struct Forward {
     pub related: u16,
     /// What part a pin had in it: one of `PIN_*`.
     pub pin: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// In an ICMP error, offset of the transport header of the packet it is about, from the start of the frame; else 0.
+    pub inner: u16,
     /// Generation of the server that the first fragment of the same datagram went to.
     pub generation: u32,
 }
@@ -67,6 +69,8 @@ impl Forward {
     pub const PIN_STORED: u16 = 2;
     /// It should have got a pin, and there was no room.
     pub const PIN_REFUSED: u16 = 3;
+    /// It begins a tracked connection, and got an entry among the half-open ones.
+    pub const PIN_OPENED: u16 = 4;
 }
 
 macro_rules! reasons {
@@ -112,6 +116,22 @@ reasons! {
         /// tunnel source of the packet's family, so that a traced route shows which director it was; from the VIP
         /// where none is configured.
         TimeExceeded = "ttl-expired-answered",
+        /// An ICMP error: a real server of a service with NAT is no client of one. Its packet would arrive with its own
+        /// address as the source, and be answered past the director.
+        Hairpin = "hairpin-answered",
+    }
+}
+
+reasons! {
+    /// How a real server's answer leaves, in a service with NAT.
+    ReplyReason {
+        /// By the interface it came in by.
+        Transmitted = "reply-transmitted",
+        /// By another interface.
+        Redirected = "reply-redirected",
+        /// By the kernel, which has it with the VIP as its source: it has to find the next hop's link address first,
+        /// or to cut the packet into fragments, or the way leads through an interface without this program.
+        ByKernel = "reply-by-kernel",
     }
 }
 
@@ -138,13 +158,16 @@ reasons! {
         ProtocolToVip = "protocol-to-vip",
         /// For a service, but sent to another station on the link (flooded, or the interface is promiscuous).
         OtherStation = "other-station",
+        /// A real server's answer by NAT, but the kernel does not forward what comes in by that interface, so there is no
+        /// telling where it goes: set net.ipv4.ip_forward and net.ipv6.conf.all.forwarding to 1.
+        ForwardingOff = "forwarding-off",
         /// The data plane has no settings yet.
         NotConfigured = "not-configured",
     }
 }
 
 reasons! {
-    /// Why a packet is discarded. All of these are packets to a VIP.
+    /// Why a packet is discarded. All of these are packets to a VIP, or a real server's answers by NAT.
     DropReason {
         /// The frame ends within the transport header.
         ShortTransport = "short-transport",
@@ -191,6 +214,15 @@ reasons! {
         BadTable = "bad-table",
         /// It came with a VLAN tag, which holds on its own link only, and would leave by another interface.
         VlanRedirect = "vlan-redirect",
+        /// From a real server of a service with NAT to such a service, and it cannot be answered about, or too many answers
+        /// were given.
+        Hairpin = "hairpin",
+        /// A real server's answer to a client whose route says that it is to be refused.
+        ReplyRefused = "reply-refused",
+        /// It belongs to no connection that is known, and its service refuses such.
+        NoConnection = "no-connection",
+        /// It begins a connection, there is no room to track it, and its service refuses such.
+        TableFull = "table-full",
         /// A bounds check failed while the frame was rewritten.
         RewriteFailed = "rewrite-failed",
     }
@@ -207,12 +239,16 @@ const PASSED: u32 = 8;
 /// First counter of [`DropReason`].
 const DROPPED: u32 = 32;
 
-/// Counters of outcomes: one per way to forward, [`PassReason`] and [`DropReason`].
-pub const OUTCOME_COUNTERS: usize = 72;
+/// First counter of [`ReplyReason`].
+const REPLIED: u32 = 72;
+
+/// Counters of outcomes: one per way to forward, [`PassReason`], [`DropReason`] and [`ReplyReason`].
+pub const OUTCOME_COUNTERS: usize = 76;
 
 const _: () = assert!(AnswerReason::ALL.len() <= (PASSED - ANSWERED) as usize);
 const _: () = assert!(PassReason::ALL.len() <= (DROPPED - PASSED) as usize);
-const _: () = assert!(DropReason::ALL.len() <= OUTCOME_COUNTERS - DROPPED as usize);
+const _: () = assert!(DropReason::ALL.len() <= (REPLIED - DROPPED) as usize);
+const _: () = assert!(ReplyReason::ALL.len() <= OUTCOME_COUNTERS - REPLIED as usize);
 
 impl Verdict {
     /// What the kernel is told, and which counter counts it.
@@ -222,6 +258,7 @@ impl Verdict {
             Self::Transmit => (Action::Transmit, TRANSMITTED),
             Self::Redirect => (Action::Redirect, REDIRECTED),
             Self::Answer(reason) => (Action::Transmit, ANSWERED.wrapping_add(reason as u32)),
+            Self::Reply(reason) => (reason.action(), REPLIED.wrapping_add(reason as u32)),
             Self::Pass(reason) => (Action::Pass, PASSED.wrapping_add(reason as u32)),
             Self::Drop(reason) => (Action::Drop, DROPPED.wrapping_add(reason as u32)),
         }
@@ -233,12 +270,20 @@ impl Verdict {
         const ECHO: u32 = ANSWERED + AnswerReason::Echo as u32;
         const TOO_BIG: u32 = ANSWERED + AnswerReason::TooBig as u32;
         const TIME_EXCEEDED: u32 = ANSWERED + AnswerReason::TimeExceeded as u32;
+        const HAIRPIN: u32 = ANSWERED + AnswerReason::Hairpin as u32;
+        const BACK: u32 = REPLIED + ReplyReason::Transmitted as u32;
+        const ELSEWHERE: u32 = REPLIED + ReplyReason::Redirected as u32;
+        const BY_KERNEL: u32 = REPLIED + ReplyReason::ByKernel as u32;
         match counter {
             TRANSMITTED => Some(Self::Transmit),
             REDIRECTED => Some(Self::Redirect),
             ECHO => Some(Self::Answer(AnswerReason::Echo)),
             TOO_BIG => Some(Self::Answer(AnswerReason::TooBig)),
             TIME_EXCEEDED => Some(Self::Answer(AnswerReason::TimeExceeded)),
+            HAIRPIN => Some(Self::Answer(AnswerReason::Hairpin)),
+            BACK => Some(Self::Reply(ReplyReason::Transmitted)),
+            ELSEWHERE => Some(Self::Reply(ReplyReason::Redirected)),
+            BY_KERNEL => Some(Self::Reply(ReplyReason::ByKernel)),
             _ => None,
         }
     }
@@ -249,10 +294,28 @@ impl Verdict {
         matches!(self, Self::Transmit | Self::Redirect)
     }
 
+    /// The packet is a real server's, and goes to a client.
+    #[inline(always)]
+    pub const fn is_reply(self) -> bool {
+        matches!(self, Self::Reply(_))
+    }
+
     /// The frame is to be rewritten before it leaves.
     #[inline(always)]
     pub const fn rewrites(self) -> bool {
-        self.is_forward() || matches!(self, Self::Answer(_))
+        self.is_forward() || matches!(self, Self::Answer(_) | Self::Reply(_))
+    }
+}
+
+impl ReplyReason {
+    /// What the kernel is told.
+    #[inline(always)]
+    pub const fn action(self) -> Action {
+        match self {
+            Self::Transmitted => Action::Transmit,
+            Self::Redirected => Action::Redirect,
+            Self::ByKernel => Action::Pass,
+        }
     }
 }
 
@@ -265,6 +328,8 @@ pub enum Outcome {
     Redirected,
     /// Sent back as an answer.
     Answered(AnswerReason),
+    /// A real server's answer, sent to the client.
+    Replied(ReplyReason),
     /// Left to the kernel.
     Passed(PassReason),
     /// Discarded.
@@ -278,6 +343,7 @@ impl Outcome {
             Self::Transmitted => "transmitted",
             Self::Redirected => "redirected",
             Self::Answered(reason) => reason.name(),
+            Self::Replied(reason) => reason.name(),
             Self::Passed(reason) => reason.name(),
             Self::Dropped(reason) => reason.name(),
         }
@@ -289,6 +355,7 @@ impl Outcome {
             Self::Transmitted => "It goes to the real server, out of the interface it came in by.",
             Self::Redirected => "It goes to the real server, out of another interface than it came in by.",
             Self::Answered(reason) => reason.words(),
+            Self::Replied(reason) => reason.words(),
             Self::Passed(reason) => reason.words(),
             Self::Dropped(reason) => reason.words(),
         };
@@ -305,11 +372,15 @@ impl Outcome {
         let dropped = DropReason::ALL
             .iter()
             .map(|reason| (DROPPED.wrapping_add(*reason as u32), Self::Dropped(*reason)));
+        let replied = ReplyReason::ALL
+            .iter()
+            .map(|reason| (REPLIED.wrapping_add(*reason as u32), Self::Replied(*reason)));
         [(TRANSMITTED, Self::Transmitted), (REDIRECTED, Self::Redirected)]
             .into_iter()
             .chain(answered)
             .chain(passed)
             .chain(dropped)
+            .chain(replied)
     }
 }
 
@@ -317,7 +388,7 @@ impl Outcome {
 impl core::fmt::Display for Outcome {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Self::Transmitted | Self::Redirected => f.write_str(self.name()),
+            Self::Transmitted | Self::Redirected | Self::Replied(_) => f.write_str(self.name()),
             Self::Answered(reason) => write!(f, "answered: {reason}"),
             Self::Passed(reason) => write!(f, "passed: {reason}"),
             Self::Dropped(reason) => write!(f, "dropped: {reason}"),

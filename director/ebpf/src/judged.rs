@@ -1,15 +1,16 @@
 //! What was decided about a packet, on the way from where it was decided to where it is done.
 
 use director_common::packet::Ip;
-use director_common::tables::{Config, FlowKey, ServiceEntry};
+use director_common::tables::{Config, FlowKey, ReplyEntry, ServiceEntry};
 use director_common::{Action, Decision, Forward, Tables as _, Verdict};
 
 use crate::maps::KernelTables;
+use crate::routes;
 
 /// [`Judged::action`]s.
 pub const PASS: u32 = Action::Pass as u32;
-/// Also that of a packet which leaves by another interface.
 pub const TRANSMIT: u32 = Action::Transmit as u32;
+pub const REDIRECT: u32 = Action::Redirect as u32;
 
 /// A [`Decision`] in memory that the kernel's verifier knows nothing of. References into tables cannot be in such, so
 /// there are numbers instead, and what is small is copied.
@@ -27,9 +28,12 @@ pub struct Judged {
     /// As in [`Decision`].
     pub bytes: u32,
     mtu: u32,
+    /// 1 if it comes from a real server, else 0.
+    pub from_real: u32,
     /// As in [`Decision`].
     pub forward: Forward,
     entry: ServiceEntry,
+    reply: ReplyEntry,
     ip: Ip,
 }
 
@@ -48,6 +52,16 @@ impl Judged {
         if let Some(entry) = decision.entry {
             self.entry = *entry;
         }
+        self.from_real = u32::from(decision.reply.is_some());
+        if let Some(reply) = decision.reply {
+            self.reply = *reply;
+        }
+    }
+
+    /// The packet is a real server's, and goes to a client.
+    #[inline(always)]
+    pub fn is_reply(&self) -> bool {
+        Verdict::that_rewrites(self.outcome).is_some_and(Verdict::is_reply)
     }
 
     /// The packet goes to a real server.
@@ -67,6 +81,10 @@ impl Judged {
             over_v4 = real.address.is_v4();
             (way, entry) = (Some(real), Some(&self.entry));
         }
+        let (mut reply, mut route) = (None, None);
+        if verdict.is_reply() {
+            (reply, route) = (Some(&self.reply), routes::found());
+        }
         Some(Decision {
             verdict,
             service: self.service,
@@ -77,6 +95,8 @@ impl Judged {
             way,
             entry,
             tunnel_source: config.tunnel_source(over_v4),
+            reply,
+            route,
         })
     }
 }

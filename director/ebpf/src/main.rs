@@ -1,7 +1,8 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 //!
-//! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`] and goes its way by
-//! [`finish`].
+//! Most packets take the [`shortcut`], by [`hasten`]; what is left is judged by [`judge`], and by [`judge_reply`] if it
+//! may be a real server's answer, and goes its way by [`finish`]. Where a new connection's server is to be chosen,
+//! [`judge`] asks for it, [`appoint`] chooses, and [`judge`] runs once more.
 //! Each is a function of its own in the kernel too, for two reasons: the verifier checks it by itself, whereas in one
 //! piece it would follow every way through the last once for every way that leads there, and give up; and they use the
 //! same 512 bytes of stack, one after the other.
@@ -10,10 +11,12 @@
 // Inline assembly for BPF is not stable yet; building `core` for it is not either.
 #![feature(asm_experimental_arch)]
 
+mod appointment;
 mod capture;
 mod frame;
 mod judged;
 mod maps;
+mod routes;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
@@ -22,15 +25,18 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
-use director_common::decide::rewrite;
+use director_common::decide::{decide_reply, decide_request, forget, may_be_reply, rewrite};
 use director_common::shortcut::{self, Forwarded};
 use director_common::tables::Config;
-use director_common::{Decision, Forward, Tables as _, Verdict, decide};
+#[cfg(doc)]
+use director_common::tables::{RouteEntry, RouteQuery};
+use director_common::{Decision, Forward, Tables as _, Verdict};
 
 use capture::capture;
 use frame::XdpFrame;
 use judged::Judged;
 use maps::KernelTables;
+use routes::KernelRoutes;
 
 /// Entry point for every packet of an interface.
 #[xdp]
@@ -39,8 +45,21 @@ pub fn director(context: XdpContext) -> u32 {
     if action != NOT_TAKEN {
         return action;
     }
-    judge(context.ctx);
+    if judge(context.ctx) == MAY_BE_REPLY {
+        judge_reply(context.ctx);
+    } else if appoint() != 0 {
+        // With the server that it asked for.
+        judge(context.ctx);
+        appointment::dismiss();
+    }
     finish(context.ctx)
+}
+
+/// Tells what the kernel's routes say, for whoever asks by `BPF_PROG_TEST_RUN`: the packet is a [`RouteQuery`], and
+/// becomes a [`RouteEntry`] where there is an answer.
+#[xdp]
+pub fn route(context: XdpContext) -> u32 {
+    routes::tell(&mut XdpFrame::new(&context), &KernelRoutes(&context)).map_or(XDP_DROP, |()| XDP_PASS)
 }
 
 /// What [`hasten`] returns of a packet that it has left as it was.
@@ -80,13 +99,22 @@ fn leave(interface: u32, ingress: u32) -> u32 {
         return XDP_TX;
     }
     maps::count_outcome(Verdict::Redirect.disposition().1);
-    // The interface is that of a next hop which user space keeps fresh, so there is no map of devices to
-    // keep in step with; the kernel batches these as it does redirects through a map.
+    redirect(interface)
+}
+
+/// Sends a packet out of another interface than it came in by.
+#[inline(always)]
+fn redirect(interface: u32) -> u32 {
+    // The interface is that of a next hop which user space or the kernel itself keeps fresh, so there is no map of
+    // devices to keep in step with; the kernel batches these as it does redirects through a map.
     // SAFETY: a helper without memory arguments.
     unsafe { bpf_redirect(interface, 0) as u32 }
 }
 
-/// Decides what becomes of a packet; 0 if there was no room to note that.
+/// What [`judge`] returns of a packet that is for no service, where it may be from one.
+const MAY_BE_REPLY: u32 = 2;
+
+/// Decides what becomes of a packet; 0 if there was no room to note that, else 1 or [`MAY_BE_REPLY`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn judge(context: *mut xdp_md) -> u32 {
@@ -94,9 +122,31 @@ pub extern "C" fn judge(context: *mut xdp_md) -> u32 {
     // SAFETY: as in `hasten`.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     let Some(judged) = maps::scratch() else { return 0 };
-    let decision = decide(&XdpFrame::new(&context), ifindex, &KernelTables, &mut judged.flow);
+    let decision = decide_request(&XdpFrame::new(&context), ifindex, &KernelTables, &mut judged.flow);
+    judged.set(&decision);
+    if may_be_reply(decision.verdict, &KernelTables) { MAY_BE_REPLY } else { 1 }
+}
+
+/// Decides what becomes of a packet that is for no service; 0 if there was no room to note that.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_reply(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    // SAFETY: as in `hasten`.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let Some(judged) = maps::scratch() else { return 0 };
+    let (frame, routes) = (XdpFrame::new(&context), KernelRoutes(&context));
+    let mut decision = Decision::new();
+    decide_reply(&frame, ifindex, &KernelTables, &routes, &mut judged.flow, &mut decision);
     judged.set(&decision);
     1
+}
+
+/// Chooses the server that [`judge`] has asked for; 0 if it has asked for none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn appoint() -> u32 {
+    appointment::answer()
 }
 
 /// Does what [`judge`] has decided.
@@ -106,9 +156,9 @@ pub extern "C" fn finish(context: *mut xdp_md) -> u32 {
     let context = XdpContext::new(context);
     let (Some(judged), Some(config)) = (maps::scratch(), KernelTables.config()) else { return XDP_PASS };
     let (mut action, mut outcome) = (judged.action, judged.outcome);
-    let mut forwarded = judged.is_forward();
+    let (mut forwarded, mut replied) = (judged.is_forward(), judged.is_reply());
     if config.has(Config::FLAG_CAPTURE) {
-        watch(&context, judged, outcome, forwarded);
+        watch(&context, judged, outcome, forwarded || replied);
     }
     let mut frame = XdpFrame::new(&context);
     if let Some(decision) = judged.decision(config)
@@ -116,15 +166,13 @@ pub extern "C" fn finish(context: *mut xdp_md) -> u32 {
     {
         let (dropped, counter) = Verdict::Drop(reason).disposition();
         (action, outcome) = (dropped as u32, counter);
-        forwarded = false;
-        if judged.forward.pin == Forward::PIN_STORED {
-            KernelTables.remove_pin(&judged.flow);
-        }
+        (forwarded, replied) = (false, false);
+        forget(&KernelTables, &judged.flow, &judged.forward);
     }
     if config.has(Config::FLAG_CAPTURE_AFTER) {
-        watch(&context, judged, outcome, forwarded);
+        watch(&context, judged, outcome, forwarded || replied);
     }
-    account(judged, forwarded, config);
+    account(judged, forwarded, replied, config);
     if forwarded {
         // SAFETY: as in `hasten`.
         return leave(judged.forward.ifindex, unsafe { (*context.ctx).ingress_ifindex });
@@ -133,22 +181,27 @@ pub extern "C" fn finish(context: *mut xdp_md) -> u32 {
     match action {
         judged::PASS => XDP_PASS,
         judged::TRANSMIT => XDP_TX,
+        // What is forwarded has left by now.
+        judged::REDIRECT => redirect(judged.forward.ifindex),
         _ => XDP_DROP,
     }
 }
 
 /// Captures the packet as it is now, if somebody wants it.
 #[inline(always)]
-fn watch(context: &XdpContext, judged: &Judged, outcome: u32, forwarded: bool) {
-    let real = if forwarded { judged.forward.real } else { CaptureEvent::NO_REAL };
+fn watch(context: &XdpContext, judged: &Judged, outcome: u32, has_real: bool) {
+    let real = if has_real { judged.forward.real } else { CaptureEvent::NO_REAL };
     capture(context.ctx, outcome, judged.service, real);
 }
 
 /// Counts a packet that a service owns: for the service, its real server and, if wanted, its flow.
 #[inline(always)]
-fn account(judged: &Judged, forwarded: bool, config: &Config) {
+fn account(judged: &Judged, forwarded: bool, replied: bool, config: &Config) {
     if judged.service == Decision::NO_SERVICE {
         return;
+    }
+    if judged.from_real != 0 {
+        return account_reply(judged, replied);
     }
     let (forward, bytes) = (&judged.forward, u64::from(judged.bytes));
     let opens = u64::from(forwarded && forward.opens != 0);
@@ -169,6 +222,25 @@ fn account(judged: &Judged, forwarded: bool, config: &Config) {
         let now = unsafe { bpf_ktime_get_ns() };
         maps::count_flow(&judged.flow, judged.service, forward.real, bytes, now);
     }
+}
+
+/// Counts a packet of a real server, for it and its service.
+#[inline(always)]
+fn account_reply(judged: &Judged, replied: bool) {
+    let bytes = u64::from(judged.bytes);
+    if let Some(counters) = maps::service_counters(judged.service) {
+        count_out(counters, replied, bytes);
+        counters.dropped += u64::from(!replied);
+    }
+    if let Some(counters) = maps::real_counters(judged.forward.real) {
+        count_out(counters, replied, bytes);
+    }
+}
+
+#[inline(always)]
+fn count_out(counters: &mut TrafficCounters, replied: bool, bytes: u64) {
+    counters.packets_out += u64::from(replied);
+    counters.bytes_out += if replied { bytes } else { 0 };
 }
 
 #[inline(always)]

@@ -10,10 +10,10 @@ use super::{Ask, said};
 /// What is asked.
 #[derive(Args)]
 pub(super) struct Explain {
-    /// Client: address and port.
+    /// Whom it comes from, address and port: a client, or a real server that answers by NAT.
     #[arg(long, value_name = "ADDRESS:PORT")]
     src: std::net::SocketAddr,
-    /// VIP: address and port.
+    /// Whom it goes to, address and port: a VIP, or the client of a real server.
     #[arg(long, value_name = "ADDRESS:PORT")]
     dst: std::net::SocketAddr,
     /// Transport protocol.
@@ -95,6 +95,9 @@ fn show(answer: &wire::Explanation) -> String {
     }
     if answer.service.is_some() {
         line("real server", &server(answer.real.as_ref()));
+    }
+    if !answer.translated.is_empty() {
+        line("NAT", &answer.translated);
     }
     if let Some(way) = &answer.way {
         line("next hop", &format!("{} on {} (from {})", way.destination_mac, way.interface, way.source_mac));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use director_proto::control::{
     Bfd, Connections, Neighbors, Peers, RealServer, ReloadReply, Services, SlotStates, Status, Traffic,
-    VirtualService,
+    UndrainReply, VirtualService,
 };
 
 use super::table::render;
@@ -109,7 +109,10 @@ fn service(service: &VirtualService) -> String {
         slots(service.slots.as_ref()),
         if service.announced { "announced" } else { "not announced" },
     );
-    let rows: Vec<[String; 9]> = service
+    // Whose connections are not tracked has none to count.
+    let count =
+        |connections: Option<u32>| connections.map_or("-".to_owned(), |connections| connections.to_string());
+    let rows: Vec<[String; 11]> = service
         .reals
         .iter()
         .map(|real| {
@@ -122,6 +125,8 @@ fn service(service: &VirtualService) -> String {
                 },
                 real.slots.to_string(),
                 format!("{:.1}", real.ideal_slots),
+                count(real.active_connections),
+                count(real.inactive_connections),
                 connections,
                 packets,
                 size,
@@ -130,10 +135,20 @@ fn service(service: &VirtualService) -> String {
             ]
         })
         .collect();
-    let table = render(
-        ["real server", ">weight", ">slots", ">ideal", ">conns", ">packets", ">bytes", "next hop", "health"],
-        &rows,
-    );
+    let titles = [
+        "real server",
+        ">weight",
+        ">slots",
+        ">ideal",
+        ">active",
+        ">inactive",
+        ">conns",
+        ">packets",
+        ">bytes",
+        "next hop",
+        "health",
+    ];
+    let table = render(titles, &rows);
     for line in table.lines() {
         let _ = writeln!(text, "  {line}");
     }
@@ -231,7 +246,7 @@ pub(super) fn peers(peers: &Peers) -> String {
 }
 
 pub(super) fn connections(connections: &Connections) -> String {
-    let rows: Vec<[String; 8]> = connections
+    let rows: Vec<[String; 10]> = connections
         .connections
         .iter()
         .map(|connection| {
@@ -244,18 +259,40 @@ pub(super) fn connections(connections: &Connections) -> String {
                 connection.packets.to_string(),
                 bytes(connection.bytes),
                 format!("{:.1} s ago", connection.last_seen_ms as f64 / 1000.0),
+                dash(&connection.state),
+                if connection.state.is_empty() {
+                    "-".to_owned()
+                } else {
+                    format!("{} s", connection.expires_s)
+                },
             ]
         })
         .collect();
-    render(
-        ["proto", "source", "destination", "service", "real server", ">packets", ">bytes", ">last seen"],
-        &rows,
-    )
+    let titles = [
+        "proto",
+        "source",
+        "destination",
+        "service",
+        "real server",
+        ">packets",
+        ">bytes",
+        ">last seen",
+        "state",
+        ">expires",
+    ];
+    render(titles, &rows)
 }
 
 pub(super) fn reload(reply: &ReloadReply) -> String {
     match reply.changes.is_empty() {
         true => "nothing changed\n".to_owned(),
         false => reply.changes.iter().map(|change| format!("{change}\n")).collect(),
+    }
+}
+
+pub(super) fn undrain(reply: &UndrainReply) -> String {
+    match reply.was.as_str() {
+        "" => "it was in service\n".to_owned(),
+        was => format!("in service again (it was {was})\n"),
     }
 }

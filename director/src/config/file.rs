@@ -38,6 +38,10 @@ pub(super) struct Node {
     pub(super) echo: Echo,
     #[serde(default = "default_icmp_rate")]
     pub(super) icmp_rate: u32,
+    #[serde(default = "default_connections")]
+    pub(super) connections: Spanned<u32>,
+    #[serde(default = "default_half_open")]
+    pub(super) half_open: Spanned<u32>,
 }
 
 fn default_pin_dir() -> PathBuf {
@@ -46,6 +50,14 @@ fn default_pin_dir() -> PathBuf {
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/director".into()
+}
+
+fn default_connections() -> Spanned<u32> {
+    unplaced(1 << 20)
+}
+
+fn default_half_open() -> Spanned<u32> {
+    unplaced(1 << 16)
 }
 
 fn default_icmp_rate() -> u32 {
@@ -87,7 +99,7 @@ pub(super) struct Ospf {
     pub(super) dead_interval: Option<Spanned<u32>>,
     /// Prefixes of the node itself, announced as stub links beside the VIPs.
     #[serde(default)]
-    pub(super) announce: Vec<IpNet>,
+    pub(super) announce: Vec<Spanned<IpNet>>,
     /// Which learned prefixes are installed; absent: all but VIPs and our own.
     pub(super) import: Option<Vec<IpNet>>,
     /// Speak OSPFv3 too; absent: if there is an IPv6 prefix to announce.
@@ -273,6 +285,9 @@ pub(super) struct Service {
     pub(super) hash: Hash,
     pub(super) slots: Option<Spanned<u32>>,
     pub(super) timeouts: Option<Spanned<Timeouts>>,
+    pub(super) when_full: Option<Spanned<WhenFull>>,
+    /// Takes new connections that nobody else takes.
+    pub(super) sorry_server: Option<Spanned<IpAddr>>,
     pub(super) one_packet: Option<Spanned<bool>>,
     pub(super) quic: Option<Spanned<Quic>>,
     /// OSPF metric of the VIP.
@@ -290,6 +305,14 @@ pub(super) struct Service {
     pub(super) hysteresis: u32,
     #[serde(default)]
     pub(super) real: Vec<Real>,
+}
+
+/// Of connections that find no room to be tracked.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum WhenFull {
+    Forward,
+    Refuse,
 }
 
 /// One more address of a service; what is left out is as for the first.
@@ -369,6 +392,8 @@ pub(super) enum Protocol {
     Sctp,
 }
 
+/// With `nat` real servers must send their answers to the directors, any of them: these are their gateway, or whoever
+/// is sends on to them what comes from there (the lab's switches do).
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Forwarding {
@@ -397,6 +422,10 @@ pub(super) struct Real {
     pub(super) port: Option<Spanned<u16>>,
     #[serde(default = "default_weight")]
     pub(super) weight: Spanned<u32>,
+    /// Connections with which it takes no more.
+    pub(super) upper: Option<Spanned<u32>>,
+    /// Connections below which it takes some again.
+    pub(super) lower: Option<Spanned<u32>>,
     pub(super) quic_id: Option<Spanned<u32>>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use director_common::schedulers::Thresholds;
 use director_proto::tables::MAX_REALS;
 use ipnet::IpNet;
 use toml::Spanned;
@@ -16,8 +17,12 @@ use super::{ConfigError, Source, TunnelSources, file};
 pub struct Real {
     /// Its address.
     pub address: IpAddr,
+    /// Its port; that which the service is known by where packets keep theirs.
+    pub port: u16,
     /// Share of new flows relative to the others; 0 takes none: it is drained.
     pub weight: u32,
+    /// How many connections it takes.
+    pub thresholds: Thresholds,
     /// What connection ids name it by; only, and always, in a QUIC service.
     pub quic_id: Option<u32>,
 }
@@ -27,6 +32,7 @@ pub(super) fn reals(
     source: &Source<'_>,
     service: &Service,
     list: Vec<file::Real>,
+    sorry: Option<&Spanned<IpAddr>>,
     tunnel_sources: &TunnelSources,
 ) -> Result<Vec<Real>, ConfigError> {
     if let Some(real) = list.get(MAX_REALS) {
@@ -42,9 +48,10 @@ pub(super) fn reals(
         if !seen.insert(address) {
             return Err(source.at(&real.address, format!("real server {address} is listed twice")));
         }
-        if let Some(port) = &real.port {
-            real_port(source, service, port)?;
-        }
+        let port = match &real.port {
+            Some(port) => real_port(source, service, port)?,
+            None => service.port(),
+        };
         if *real.weight.get_ref() > 65_535 {
             return Err(source.at(&real.weight, "weight must be from 0 to 65535"));
         }
@@ -55,7 +62,19 @@ pub(super) fn reals(
             let message = format!("quic_id {id} is taken by real server {other}; each needs its own");
             return Err(source.at(place, message));
         }
-        reals.push(Real { address, weight: *real.weight.get_ref(), quic_id });
+        let threshold = |written: &Option<Spanned<u32>>| written.as_ref().map_or(0, |it| *it.get_ref());
+        let thresholds = Thresholds { upper: threshold(&real.upper), lower: threshold(&real.lower) };
+        reals.push(Real { address, port, weight: *real.weight.get_ref(), thresholds, quic_id });
+    }
+    if let Some(sorry) = sorry {
+        let address = *sorry.get_ref();
+        real_address(source, service, sorry, tunnel_sources)?;
+        if seen.contains(&address) {
+            return Err(source.at(
+                sorry,
+                format!("{address} is a real server of the service; use another, or leave it out"),
+            ));
+        }
     }
     Ok(reals)
 }
@@ -79,12 +98,13 @@ fn real_address(
         return Err(source.at(real, message));
     }
     match service.forwarding {
-        Forwarding::Dr => {
+        Forwarding::Dr | Forwarding::Nat => {
             let other = |vip: &&VirtualAddress| vip.prefix.addr().is_ipv4() != address.is_ipv4();
             let Some(vip) = service.addresses.iter().find(other) else { return Ok(()) };
             let message = format!(
-                "dr cannot take packets for the {} VIP {} to an {} real server: use its {0} address, or forwarding = \
+                "{} cannot take packets for the {} VIP {} to an {} real server: use its {1} address, or forwarding = \
                  \"tunnel\"",
+                service.forwarding,
                 family(vip.prefix.addr()),
                 vip.vip(),
                 family(address),
@@ -103,12 +123,16 @@ fn real_address(
     }
 }
 
-/// Neither direct return nor a tunnel changes ports: a real server's is the service's, if that has one.
-fn real_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> Result<(), ConfigError> {
+/// The port of a real server. Neither direct return nor a tunnel changes ports: it is the service's there, if that has
+/// one.
+fn real_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> Result<u16, ConfigError> {
+    if service.forwarding == Forwarding::Nat {
+        return mapped_port(source, service, port);
+    }
     let wanted = service.addresses.first().map_or(Ports::ALL, |address| address.ports);
     let alone = wanted.is_one() && service.addresses.iter().all(|address| address.ports == wanted);
     if alone && *port.get_ref() == wanted.first {
-        return Ok(());
+        return Ok(*port.get_ref());
     }
     let kind = if service.forwarding == Forwarding::Dr { "dr" } else { "a tunnel" };
     Err(source.at(
@@ -120,6 +144,18 @@ fn real_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> Res
             false => format!("{kind} does not rewrite ports, and the service has several: leave it out"),
         },
     ))
+}
+
+/// The port that NAT makes of the service's.
+fn mapped_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> Result<u16, ConfigError> {
+    if *port.get_ref() == 0 {
+        return Err(source.at(port, "port 0 is no port of a real server; leave it out to keep the packet's"));
+    }
+    if service.one_port().is_none() {
+        let message = "the service has several ports, of which nat makes no single one: leave it out, and packets keep theirs";
+        return Err(source.at(port, message));
+    }
+    Ok(*port.get_ref())
 }
 
 fn quic_id(source: &Source<'_>, datagrams: Datagrams, real: &file::Real) -> Result<Option<u32>, ConfigError> {

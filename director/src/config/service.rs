@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
+use director_common::schedulers::{MAX_WHEEL, Method};
 use director_common::tables::MAX_SERVICE_NAME;
 use director_proto::tables::MAX_SERVICES;
 use ipnet::IpNet;
@@ -13,6 +15,7 @@ use toml::Spanned;
 
 use super::address::{self, Protocol, VirtualAddress};
 use super::health::{self, HealthCheck};
+use super::nat;
 use super::overlap::{self, Claim};
 use super::real::{self, Real};
 use super::{ConfigError, Source, TunnelSources, file};
@@ -28,6 +31,8 @@ pub struct Service {
     pub forwarding: Forwarding,
     /// How slots are dealt.
     pub scheduler: Scheduler,
+    /// How each new connection's real server is chosen, if they are tracked; the slots are for the others then.
+    pub tracking: Option<Tracking>,
     /// How many slots there are.
     pub slots: u32,
     /// Whether the slot depends on the source port, besides the source address.
@@ -49,20 +54,32 @@ pub struct Service {
 }
 
 impl Service {
-    /// The port the service is known by, which its real servers are known by too: the lowest of its first
-    /// address, 0 for all.
+    /// The port the service is known by: the lowest of its first address, 0 for all.
     pub fn port(&self) -> u16 {
         self.addresses.first().map_or(0, |address| address.ports.first)
     }
 
+    /// The port of all its addresses, if it is one and the same.
+    pub fn one_port(&self) -> Option<u16> {
+        let first = self.addresses.first()?.ports;
+        let same = self.addresses.iter().all(|address| address.ports == first);
+        (same && first.is_one()).then_some(first.first)
+    }
+
+    /// The name of the scheduler, as in the configuration.
+    pub fn scheduler_name(&self) -> &'static str {
+        self.tracking.as_ref().map_or(self.scheduler.name(), |tracking| tracking.method.name())
+    }
+
+    /// Who takes new connections that nobody else takes.
+    pub fn sorry_server(&self) -> Option<IpAddr> {
+        self.tracking.as_ref().and_then(|tracking| tracking.sorry_server)
+    }
+
     /// The real servers, as slots are dealt to them.
     pub fn members(&self) -> Vec<Member> {
-        let member = |real: &Real| Member {
-            address: real.address,
-            port: self.port(),
-            weight: real.weight,
-            dead: false,
-        };
+        let member =
+            |real: &Real| Member { address: real.address, port: real.port, weight: real.weight, dead: false };
         self.reals.iter().map(member).collect()
     }
 
@@ -74,14 +91,33 @@ impl Service {
     /// All of it that directors must have alike, as text, equal for services that are the same: real servers in any
     /// order, and without the checks, which may name a node's own files.
     pub(super) fn canonical(&self) -> String {
-        let Self { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = self;
+        let tracking = self.tracking.map(|tracking| tracking.to_string()).unwrap_or_default();
+        let Self { addresses, forwarding, slots, hash_port, timeouts, datagrams, .. } = self;
         let Self { metric, announce, quorum, reals, .. } = self;
         let mut reals = reals.clone();
         reals.sort();
-        let scheduler = scheduler.name();
+        let scheduler = self.scheduler_name();
         format!(
-            "{addresses:?} {forwarding} {scheduler} {slots} {hash_port} {timeouts} {datagrams:?} {metric} {announce:?} {quorum:?} {reals:?}"
+            "{addresses:?} {forwarding} {scheduler} {tracking} {slots} {hash_port} {timeouts} {datagrams:?} {metric} {announce:?} {quorum:?} {reals:?}"
         )
+    }
+}
+
+/// What it is to track every connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// The scheduler.
+    pub method: Method,
+    /// Connections that find no room, and packets of none that is known, are refused; else they go by their slots.
+    pub refuse: bool,
+    /// Takes new connections that nobody else takes.
+    pub sorry_server: Option<IpAddr>,
+}
+
+impl fmt::Display for Tracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "when full {}", if self.refuse { "refuse" } else { "forward" })?;
+        self.sorry_server.map_or(Ok(()), |sorry| write!(f, ", sorry server {sorry}"))
     }
 }
 
@@ -92,6 +128,9 @@ pub enum Forwarding {
     Dr,
     /// In a tunnel, between any two families.
     Tunnel(Tunnel),
+    /// By network address translation, both ways: real servers are of the VIP's family, and send their answers to the
+    /// directors.
+    Nat,
 }
 
 /// Kind of a tunnel.
@@ -112,6 +151,7 @@ impl fmt::Display for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dr => f.write_str("dr"),
+            Self::Nat => f.write_str("nat"),
             Self::Tunnel(Tunnel::Ipip) => f.write_str("tunnel ipip"),
             Self::Tunnel(Tunnel::Gre) => f.write_str("tunnel gre"),
             Self::Tunnel(Tunnel::Gue { port }) => write!(f, "tunnel gue port {port}"),
@@ -189,8 +229,10 @@ pub(super) fn services(
         return Err(source.at(&entry.name, format!("at most {MAX_SERVICES} services are possible")));
     }
     let mut services = BTreeMap::new();
-    let mut claims = Vec::new();
+    let (mut claims, mut nat) = (Vec::new(), nat::Claims::default());
     for entry in list {
+        let reals: Vec<_> = entry.real.iter().map(|real| real.address.span()).collect();
+        let sorry = entry.sorry_server.as_ref().map(Spanned::span);
         let (name, place) = (entry.name.get_ref().clone(), entry.name.span());
         if name.is_empty()
             || name.len() > MAX_SERVICE_NAME
@@ -208,11 +250,16 @@ pub(super) fn services(
             }
             claims.push(Claim { address: *address, service: name.clone(), place });
         }
+        nat.add(&name, &service, &reals);
+        if let Some(place) = sorry {
+            nat.add_sorry(&name, &service, place);
+        }
         if services.insert(name.clone(), service).is_some() {
             return Err(source.error(Some(place), format!("two services are called {name:?}")));
         }
     }
     overlap::check(source, claims)?;
+    nat.check(source)?;
     Ok(services)
 }
 
@@ -224,14 +271,16 @@ fn service(
 ) -> Result<(Service, Vec<Range<usize>>), ConfigError> {
     let (addresses, places): (Vec<_>, Vec<_>) = addresses(source, &entry)?.into_iter().unzip();
     let forwarding = forwarding(source, &entry)?;
-    let scheduler = match &entry.scheduler {
-        None => Scheduler::Maglev,
-        Some(name) => Scheduler::from_name(name.get_ref()).ok_or_else(|| {
-            let message =
-                format!("scheduler {:?} is not known to this version; use \"mh\" or \"ch\"", name.get_ref());
-            source.at(name, message)
-        })?,
-    };
+    let many = |(address, _): &(&VirtualAddress, &Range<usize>)| !address::is_host(&address.prefix);
+    if forwarding == Forwarding::Nat
+        && let Some((_, place)) = addresses.iter().zip(&places).find(many)
+    {
+        let message = "nat needs single VIPs, for of a prefix nobody could tell which one an answer is to come from; list \
+                       the addresses in `also`";
+        return Err(source.error(Some(place.clone()), message.to_owned()));
+    }
+    let (scheduler, method) = scheduler(source, entry.scheduler.as_ref())?;
+    let tracking = tracking(source, &entry, method)?;
     let slots = match &entry.slots {
         Some(slots) if !SLOTS.contains(slots.get_ref()) => {
             let message = "slots must be 65537, or 4093 for one of many small services";
@@ -249,6 +298,7 @@ fn service(
         addresses,
         forwarding,
         scheduler,
+        tracking,
         slots,
         hash_port: matches!(entry.hash, file::Hash::SourcePort),
         metric: *entry.metric.get_ref(),
@@ -260,13 +310,88 @@ fn service(
         quorum: Quorum { needed: entry.quorum, hysteresis: entry.hysteresis },
         reals: Vec::new(),
     };
-    service.reals = real::reals(source, &service, entry.real, tunnel_sources)?;
+    let sorry = entry.sorry_server.as_ref();
+    service.reals = real::reals(source, &service, entry.real, sorry, tunnel_sources)?;
     if let Some(health) = entry.health {
-        let targets: Vec<_> = service.reals.iter().map(|real| (real.address, service.port())).collect();
+        let targets: Vec<_> = service.reals.iter().map(|real| (real.address, real.port)).collect();
         let health = health::check(source, health, &targets)?;
         service.health = Some(health).filter(|health| health.check != Check::None);
     }
     Ok((service, places))
+}
+
+/// How slots are dealt, and how connections' servers are chosen, if that is another thing.
+fn scheduler(
+    source: &Source<'_>,
+    name: Option<&Spanned<String>>,
+) -> Result<(Scheduler, Option<Method>), ConfigError> {
+    let Some(place) = name else { return Ok((Scheduler::Maglev, None)) };
+    let name = place.get_ref().as_str();
+    if let Some(scheduler) = Scheduler::from_name(name) {
+        return Ok((scheduler, None));
+    }
+    if let Some(method) = Method::from_name(name) {
+        return Ok((Scheduler::Maglev, Some(method)));
+    }
+    let instead = match name {
+        "sh" => "use \"mh\", which hashes the source too, and moves fewer clients when servers change",
+        "dh" | "lblc" | "lblcr" => "use \"mh\", or \"wlc\"",
+        _ => {
+            let methods = Method::ALL.map(Method::name).join(", ");
+            let message = format!("scheduler {name:?} is not known; use one of mh, ch, {methods}");
+            return Err(source.at(place, message));
+        }
+    };
+    Err(source.unsupported(place, &format!("scheduler {name:?}"), instead))
+}
+
+/// What it is to track the connections of a service, if its scheduler needs that.
+fn tracking(
+    source: &Source<'_>,
+    entry: &file::Service,
+    method: Option<Method>,
+) -> Result<Option<Tracking>, ConfigError> {
+    let only = |what: &str| {
+        let methods = Method::ALL.map(Method::name).join(", ");
+        format!(
+            "{what} is for services whose connections are tracked: with scheduler = one of {methods}; or leave it out"
+        )
+    };
+    let Some(method) = method else {
+        if let Some(when_full) = &entry.when_full {
+            return Err(source.at(when_full, only("when_full")));
+        }
+        if let Some(sorry) = &entry.sorry_server {
+            return Err(source.at(sorry, only("sorry_server")));
+        }
+        let place = entry.real.iter().find_map(|real| real.upper.as_ref().or(real.lower.as_ref()));
+        return place.map_or(Ok(None), |place| Err(source.at(place, only("a threshold"))));
+    };
+    if let Some(one_packet) = entry.one_packet.as_ref().filter(|one_packet| *one_packet.get_ref()) {
+        let message = "datagrams that stand for themselves are not tracked: use scheduler = \"mh\", or leave one_packet out";
+        return Err(source.at(one_packet, message));
+    }
+    if let Some(quic) = &entry.quic {
+        let message =
+            "QUIC connections are found by their ids, not tracked: use scheduler = \"mh\", or leave quic out";
+        return Err(source.at(quic, message));
+    }
+    if let Some(real) = entry.real.get(MAX_WHEEL) {
+        let message = format!("at most {MAX_WHEEL} real servers are possible with this scheduler");
+        return Err(source.at(&real.address, message));
+    }
+    for real in &entry.real {
+        let (upper, lower) = (real.upper.as_ref(), real.lower.as_ref());
+        let most = upper.map_or(0, |upper| *upper.get_ref());
+        if let Some(lower) = lower.filter(|lower| *lower.get_ref() > most) {
+            return Err(source.at(lower, "lower must not be above upper, the threshold that it takes back"));
+        }
+    }
+    Ok(Some(Tracking {
+        method,
+        refuse: entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
+        sorry_server: entry.sorry_server.as_ref().map(|sorry| *sorry.get_ref()),
+    }))
 }
 
 fn addresses(
@@ -298,16 +423,17 @@ fn addresses(
 
 fn forwarding(source: &Source<'_>, entry: &file::Service) -> Result<Forwarding, ConfigError> {
     match entry.forwarding.get_ref() {
-        file::Forwarding::Dr => match &entry.tunnel {
+        plain @ (file::Forwarding::Dr | file::Forwarding::Nat) => match &entry.tunnel {
+            None if *plain == file::Forwarding::Nat => Ok(Forwarding::Nat),
             None => Ok(Forwarding::Dr),
             Some(tunnel) => Err(source.at(tunnel, "a tunnel needs forwarding = \"tunnel\"; or leave it out")),
         },
         file::Forwarding::Tunnel => {
             tunnel(source, entry.tunnel.as_ref().map(Spanned::get_ref)).map(Forwarding::Tunnel)
         }
-        other @ (file::Forwarding::Nat | file::Forwarding::Fullnat | file::Forwarding::Local) => {
+        other @ (file::Forwarding::Fullnat | file::Forwarding::Local) => {
             let what = format!("forwarding {other:?}").to_lowercase();
-            Err(source.unsupported(&entry.forwarding, &what, "use \"dr\" or \"tunnel\""))
+            Err(source.unsupported(&entry.forwarding, &what, "use \"dr\", \"tunnel\" or \"nat\""))
         }
     }
 }

@@ -1,3 +1,5 @@
+mod tracking;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -88,6 +90,12 @@ fn every_mistake_is_named_with_its_place() {
         ("announce = [\"10.255.0.1/32\"]", "external = { type = 3 }", "d.toml:9:21: ", "use 1"),
         (
             "announce = [\"10.255.0.1/32\"]",
+            "announce = [\"10.255.0.1/32\", \"203.0.113.10/32\"]",
+            "d.toml:9:30: ",
+            "is a VIP of service \"web\", which announces it while it can be served; leave it out",
+        ),
+        (
+            "announce = [\"10.255.0.1/32\"]",
             "aggregate = [\"203.0.113.1/24\"]",
             "d.toml:9:14: ",
             "write 203.0.113.0/24",
@@ -129,8 +137,9 @@ fn every_mistake_is_named_with_its_place() {
         ("\"203.0.113.10\"", "\"2001:db8::1\"", "d.toml:31:11: ", "forwarding = \"tunnel\""),
         ("protocol = \"tcp\"", "protocol = \"sctp\"", "d.toml:23:12: ", "use \"tcp\" or \"udp\""),
         ("port = 80\nforwarding", "port = 65536\nforwarding", "d.toml:24:8: ", "65536"),
-        ("\"dr\"", "\"nat\"", "d.toml:25:14: ", "use \"dr\" or \"tunnel\""),
-        ("\"mh\"", "\"wlc\"", "d.toml:26:13: ", "use \"mh\" or \"ch\""),
+        ("\"dr\"", "\"fullnat\"", "d.toml:25:14: ", "use \"dr\", \"tunnel\" or \"nat\""),
+        ("\"dr\"", "\"nat\"\ntunnel = {}", "d.toml:26:10: ", "needs forwarding = \"tunnel\""),
+        ("\"mh\"", "\"fair\"", "d.toml:26:13: ", "use one of mh, ch, rr"),
         ("\"none\"", "\"telnet\"", "d.toml:29:9: ", "unknown variant `telnet`"),
         ("\"10.0.2.11\"\nport = 80", "\"10.0.2.11\"\nport = 8080", "d.toml:32:8: ", "write port = 80"),
         ("weight = 100", "weight = 70000", "d.toml:33:10: ", "0 to 65535"),
@@ -222,6 +231,51 @@ fn vips_of_both_families_are_direct_or_in_a_tunnel() {
     ] {
         let forwarding = web(&[TUNNEL, SOURCES, ("scheduler", &format!("{keys}\nscheduler"))]).forwarding;
         assert_eq!((forwarding, forwarding.to_string().as_str()), (Forwarding::Tunnel(kind), text));
+    }
+}
+
+const NAT: Edit<'_> = ("\"dr\"", "\"nat\"");
+
+#[test]
+fn nat_gives_real_servers_ports_of_their_own() {
+    let mapped = web(&[NAT, ("\nport = 80\nweight", "\nport = 8080\nweight")]);
+    assert_eq!((mapped.forwarding, mapped.forwarding.to_string().as_str()), (Forwarding::Nat, "nat"));
+    assert_eq!((mapped.reals[0].port, mapped.members()[0].port, mapped.port()), (8080, 8080, 80));
+    assert_eq!(web(&[NAT, ("\nport = 80\nweight", "\nweight")]).reals[0].port, 80);
+    for (edits, part) in [
+        (&[NAT, ("\nport = 80\nweight", "\nport = 0\nweight")][..], "port 0"),
+        (&[NAT, ("port = 80\nforwarding", "ports = \"80-89\"\nforwarding")], "leave it out"),
+        (&[NAT, ("\"203.0.113.10\"", "\"203.0.113.0/28\"")], "needs single VIPs"),
+        (&[NAT, ("\"203.0.113.10\"", "\"2001:db8::1\"")], "nat cannot take packets for the IPv6 VIP"),
+    ] {
+        let message = parse(&edited(edits)).expect_err(part);
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn a_port_of_a_real_server_has_one_vip_by_nat() {
+    let other = |vip: &str, more: &str, real: &str| {
+        let text = edited(&[NAT]);
+        parse(&format!(
+            "{text}\n[[service]]\nname = \"other\"\nvip = \"{vip}\"\n{more}forwarding = \"nat\"\n[[service.real]]\n{real}"
+        ))
+    };
+    let message =
+        other("203.0.113.11", "port = 443\n", "address = \"10.0.2.11\"\nport = 80\n").expect_err("port 80");
+    assert!(message.contains("services \"web\" and \"other\"") && message.contains("10.0.2.11"), "{message}");
+    assert!(message.starts_with("d.toml:41:11: "), "{message}");
+    let all = other("203.0.113.11", "port = 0\n", "address = \"10.0.2.11\"\n").expect_err("all ports");
+    assert!(all.contains("services \"web\" and \"other\""), "{all}");
+    let also = "port = 443\nalso = [{ vip = \"203.0.113.12\" }]\n";
+    let same = other("203.0.113.11", also, "address = \"10.0.2.12\"\n").expect_err("two addresses");
+    assert!(same.contains("two addresses of service \"other\""), "{same}");
+    for (more, real) in [
+        ("port = 443\n", "address = \"10.0.2.11\"\n"),
+        ("port = 80\nprotocol = \"udp\"\n", "address = \"10.0.2.11\"\n"),
+        ("port = 80\n", "address = \"10.0.2.12\"\n"),
+    ] {
+        other("203.0.113.11", more, real).expect("another port, protocol or server");
     }
 }
 

@@ -17,8 +17,11 @@ use super::free::Free;
 use super::keys::{Key, Keys, Prefix, look_ups};
 use super::maps::{self, Shared};
 use super::plan::{Block, Placement};
+use super::rosters::Turn;
 use super::seats::Seating;
-use super::spec::{Datagrams, HashInput, Protocol, RealSpec, ServiceSpec, check};
+use super::spec::{
+    Datagrams, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceSpec, Tracking, check,
+};
 use super::window::{SlotWindows, seconds};
 use super::{Dataplane, EchoPolicy, monotonic_seconds, with_way};
 
@@ -61,6 +64,7 @@ impl Dataplane {
         // Where the program has to look, and that an address is a VIP, is told before there is anything to find.
         let (before, after) =
             (look_ups(self.plan.keys.keys(), !self.plan.classes.is_empty()), keys.look_ups());
+        let (before, after) = (before | self.nat_in_force(), after | nat(services));
         self.set_look_ups(before | after)?;
         for (vip, served) in &keys.vips {
             self.set_key(*vip, self.marker(*served), &mut report)?;
@@ -74,6 +78,7 @@ impl Dataplane {
         let wanted: BTreeSet<&str> = services.iter().map(|service| service.name).collect();
         self.remove_services(&wanted, &mut report)?;
         self.prune_quic_ids()?;
+        self.settle_replies(services)?;
         self.clear_retired()?;
         Ok(report)
     }
@@ -99,9 +104,15 @@ impl Dataplane {
 
     /// Sets the flags that say where the program looks besides for exact keys.
     fn set_look_ups(&mut self, wanted: u32) -> Result<(), ApplyError> {
-        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES;
+        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES | Config::FLAG_NAT;
         self.maps.write_config(|config| Config { flags: config.flags & !all | wanted, ..config })?;
         Ok(())
+    }
+
+    /// The flags for what services with NAT have left in the kernel.
+    fn nat_in_force(&self) -> u32 {
+        let any_port = self.plan.replies.keys().any(|key| key.protocol != 0 && key.port == 0);
+        nat_flags(!self.plan.replies.is_empty(), any_port)
     }
 
     /// Leads prefixes to their classes, which are complete, and others no longer to theirs.
@@ -153,28 +164,33 @@ impl Dataplane {
         };
         let window = self.note_window(index, window_entry(window, service, &slots, self.plan.generation))?;
         self.write_reals(&seating, block, kept_block.is_none(), report)?;
+        let turn = self.write_roster(service, &seating, index, block)?;
         let table = match kept_table {
             Some(table) => table,
             None => self.write_table(service, &slots, report)?,
         };
         self.add_quic_ids(index, service, &seating)?;
+        self.add_replies(service, index, block, &seating.servers)?;
         let hash = match service.hash {
             HashInput::Source => 0,
             HashInput::SourcePort => ServiceEntry::FLAG_HASH_PORT,
         };
-        let flags = hash | service.datagrams.flags();
+        let flags = hash | service.datagrams.flags() | service.tracking.map_or(0, Tracking::flags);
         let (forwarding, tunnel_port) = service.forwarding.packed();
         let (real_base, real_count) = (block.base, block.count);
         let entry =
             ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
         let Seating { servers, gone, .. } = seating;
         let (hash, timeouts) = (service.hash, service.timeouts);
-        let guests = Vec::new();
-        let new = Placement { index, table, block, hash, slots, servers, guests, timeouts, window };
+        let was_tracked = self.plan.services.get(service.name).map(Placement::is_tracked);
+        let (Turn { rota, begun }, guests) = (turn, Vec::new());
+        let new =
+            Placement { index, table, block, hash, slots, servers, guests, timeouts, rota, begun, window };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
         }
         keys.iter().try_for_each(|key| self.set_key(*key, entry, report))?;
+        self.end_roster(service, index, was_tracked, kept_block.is_none())?;
         if kept_block.is_some() {
             for position in gone {
                 self.maps.clear_real(block.base + u32::from(position))?;
@@ -337,6 +353,7 @@ impl Dataplane {
         for name in stale {
             if let Some(placement) = self.plan.services.remove(&name) {
                 self.maps.set_name(placement.index, None)?;
+                self.maps.remove_roster(placement.index)?;
                 self.retire(&placement, None);
             }
             report.removed.push(name);
@@ -380,17 +397,36 @@ fn slots_of(
     let Some(old) = old else { return (settled(), true) };
     let mut slots = old.slots.clone();
     // With another hash every connection has another slot, whose owners are no help.
-    let changed = if tracks(service) && old.hash == service.hash {
+    let mut changed = if tracks(service) && old.hash == service.hash {
         slots.change(&seating.owners, |position| seating.is_gone(position), now)
     } else {
         slots.settle_at(&seating.owners)
     };
+    if old.is_tracked() && service.tracking.is_none() {
+        slots.pin_all();
+        changed = true;
+    }
     (slots, changed)
 }
 
 /// Whether the service has connections to keep.
 pub(super) fn tracks(service: &ServiceSpec<'_>) -> bool {
     service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp)
+}
+
+/// The flags for what services with NAT need.
+fn nat(services: &[ServiceSpec<'_>]) -> u32 {
+    let nat = || services.iter().filter(|service| service.forwarding == Forwarding::Nat);
+    let any_port = nat().flat_map(|service| &service.addresses).any(|address| address.ports == Ports::ALL);
+    nat_flags(nat().next().is_some(), any_port)
+}
+
+const fn nat_flags(any: bool, any_port: bool) -> u32 {
+    match (any, any_port) {
+        (true, true) => Config::FLAG_NAT | Config::FLAG_ANY_PORT,
+        (true, false) => Config::FLAG_NAT,
+        _ => 0,
+    }
 }
 
 fn window_entry(

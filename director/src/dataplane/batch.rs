@@ -11,6 +11,7 @@ use director_common::tables::FlowKey;
 /// Commands of `bpf(2)` (`enum bpf_cmd`).
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
+const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_DELETE_BATCH: libc::c_long = 27;
 /// `BPF_NOEXIST`: not in place of another.
@@ -144,36 +145,39 @@ impl PinMap {
         Ok(())
     }
 
+    /// Does `command` with one pin.
+    fn element(&self, command: libc::c_long, key: &FlowKey, pin: *mut Pin, flags: u64) -> io::Result<()> {
+        let key = std::ptr::from_ref(key) as u64;
+        bpf(command, &mut ElementAttributes { map_fd: self.fd(), padding: 0, key, value: pin as u64, flags })
+    }
+
     /// The pin of a flow.
     ///
     /// # Errors
     /// [`MapError::KeyNotFound`] if it has none.
     pub(super) fn get(&self, key: &FlowKey) -> Result<Pin, MapError> {
         let mut pin = Pin::default();
-        let mut attributes = ElementAttributes {
-            map_fd: self.fd(),
-            padding: 0,
-            key: std::ptr::from_ref(key) as u64,
-            value: std::ptr::from_mut(&mut pin) as u64,
-            flags: 0,
-        };
-        match bpf(MAP_LOOKUP_ELEM, &mut attributes) {
+        match self.element(MAP_LOOKUP_ELEM, key, &mut pin, 0) {
             Ok(()) => Ok(pin),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Err(MapError::KeyNotFound),
             Err(error) => Err(MapError::IoError(error)),
         }
     }
 
+    /// Removes the pin of a flow and returns what it was, if it had one (Linux 5.14).
+    pub(super) fn take(&mut self, key: &FlowKey) -> Result<Option<Pin>, MapError> {
+        let mut pin = Pin::default();
+        match self.element(MAP_LOOKUP_AND_DELETE_ELEM, key, &mut pin, 0) {
+            Ok(()) => Ok(Some(pin)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(MapError::IoError(error)),
+        }
+    }
+
     /// Adds a pin for a flow that has none: false if it has one, or there is no room.
     pub(super) fn add(&mut self, key: &FlowKey, pin: &Pin) -> Result<bool, MapError> {
-        let mut attributes = ElementAttributes {
-            map_fd: self.fd(),
-            padding: 0,
-            key: std::ptr::from_ref(key) as u64,
-            value: std::ptr::from_ref(pin) as u64,
-            flags: NO_EXIST,
-        };
-        match bpf(MAP_UPDATE_ELEM, &mut attributes) {
+        let mut pin = *pin;
+        match self.element(MAP_UPDATE_ELEM, key, &mut pin, NO_EXIST) {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::E2BIG | libc::ENOMEM)) => {
                 Ok(false)

@@ -311,7 +311,8 @@ mod tests {
             assert_eq!(named(&[outcome.name()]).expect("short name"), 1, "{outcome}");
         }
         let kinds = ["transmitted", "redirected", "answered", "passed", "dropped"];
-        assert_eq!(named(&kinds).expect("kinds"), all);
+        let replies = ["reply-transmitted", "reply-redirected", "reply-by-kernel"];
+        assert_eq!(named(&[&kinds[..], &replies].concat()).expect("kinds"), all);
     }
 
     #[test]

@@ -8,13 +8,16 @@
 use std::cell::{OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 
+use aya::TestRunOptions;
 use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::programs::{TestRun as _, Xdp};
 use director_common::packet::Buffer;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
-use director_common::slot::{hash_of_flow, slot_of};
+use director_common::schedulers::{Method, Scan, choose};
+use director_common::slot::slot_of;
 use director_common::tables::{
-    Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ServiceEntry,
-    ServiceKey, Tables, TokenBucket, table_slots,
+    Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ReplyEntry, ReplyKey,
+    Roster, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables, TokenBucket, table_slots,
 };
 use director_common::verdict::Outcome;
 use director_common::{Decision, Slot, SlotState, decide};
@@ -23,6 +26,9 @@ use nix::time::{ClockId, clock_gettime};
 use super::error::ReadError;
 use super::maps::{Maps, Shared, ip_address};
 use super::{Dataplane, NextHop};
+
+/// What an XDP program returns to leave a packet to the kernel (`linux/bpf.h`).
+const XDP_PASS: u32 = 2;
 
 /// A look-up that the decision made, in the order made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +82,13 @@ pub enum Lookup {
         /// There is room.
         granted: bool,
     },
+    /// The choice of a server for a new connection.
+    Schedule {
+        /// By which scheduler.
+        method: Method,
+        /// Position of the server; [`Roster::NOBODY`] if there is none.
+        position: u32,
+    },
     /// The real server of a QUIC server id.
     Quic {
         /// Service and id.
@@ -113,6 +126,20 @@ pub enum Lookup {
         /// What would be remembered.
         entry: FragmentEntry,
     },
+    /// Whose answer what comes from a real server is.
+    Reply {
+        /// What was asked for.
+        key: ReplyKey,
+        /// As whose it leaves.
+        found: Option<ReplyEntry>,
+    },
+    /// The kernel's route of a packet.
+    Route {
+        /// What was asked for.
+        query: RouteQuery,
+        /// What the kernel says.
+        found: Option<RouteEntry>,
+    },
     /// The right to send an ICMP error.
     Token {
         /// Errors allowed in each second.
@@ -128,7 +155,7 @@ struct Recorder<'a, T> {
     lookups: RefCell<Vec<Lookup>>,
 }
 
-impl<'a, T: Tables> Recorder<'a, T> {
+impl<'a, T> Recorder<'a, T> {
     const fn new(tables: &'a T) -> Self {
         Self { tables, lookups: RefCell::new(Vec::new()) }
     }
@@ -169,8 +196,29 @@ impl<T: Tables> Tables for Recorder<'_, T> {
         self.note(Lookup::AddPin { key: *key, pin: *pin, granted });
         granted
     }
-    fn remove_pin(&self, key: &FlowKey) {
-        self.tables.remove_pin(key);
+    fn remove_pin(&self, key: &FlowKey) -> bool {
+        self.tables.remove_pin(key)
+    }
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
+        let found = self.tables.half_open(key);
+        self.note(Lookup::Pin { key: *key, found: found.map(PinCell::load) });
+        found
+    }
+    fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
+        let granted = self.tables.add_half_open(key, pin);
+        self.note(Lookup::AddPin { key: *key, pin: *pin, granted });
+        granted
+    }
+    fn remove_half_open(&self, key: &FlowKey) -> bool {
+        self.tables.remove_half_open(key)
+    }
+    fn count(&self, index: u32, active: i64, inactive: i64) {
+        self.tables.count(index, active, inactive);
+    }
+    fn schedule(&self, service: &ServiceEntry) -> u32 {
+        let position = self.tables.schedule(service);
+        self.note(Lookup::Schedule { method: service.method(), position });
+        position
     }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         let found = self.tables.quic(key);
@@ -204,9 +252,22 @@ impl<T: Tables> Tables for Recorder<'_, T> {
         self.tables.note_fragment(key, entry);
         self.note(Lookup::NoteFragment { key: *key, entry: *entry });
     }
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
+        let found = self.tables.reply(key);
+        self.note(Lookup::Reply { key: *key, found: found.copied() });
+        found
+    }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         let found = self.tables.interface(ifindex);
         self.note(Lookup::Interface { ifindex, found: found.copied() });
+        found
+    }
+}
+
+impl<T: Routes> Routes for Recorder<'_, T> {
+    fn route(&self, query: &RouteQuery) -> Option<&RouteEntry> {
+        let found = self.tables.route(query);
+        self.note(Lookup::Route { query: *query, found: found.copied() });
         found
     }
 }
@@ -232,6 +293,8 @@ impl<T> Kept<T> {
 /// the first such refusal is kept: an explanation that met one is none.
 struct Live<'a> {
     maps: &'a Maps,
+    /// The program that asks the kernel's routes, as the one on the interfaces does.
+    routes: &'a Xdp,
     configs: Kept<Config>,
     services: Kept<ServiceEntry>,
     reals: Kept<RealEntry>,
@@ -239,13 +302,16 @@ struct Live<'a> {
     classes: Kept<u32>,
     pins: Kept<PinCell>,
     quic_ids: Kept<QuicEntry>,
+    replies: Kept<ReplyEntry>,
+    ways: Kept<RouteEntry>,
     trouble: RefCell<Option<ReadError>>,
 }
 
 impl<'a> Live<'a> {
-    const fn new(maps: &'a Maps) -> Self {
+    const fn new(maps: &'a Maps, routes: &'a Xdp) -> Self {
         Self {
             maps,
+            routes,
             configs: Kept::new(),
             services: Kept::new(),
             reals: Kept::new(),
@@ -253,6 +319,8 @@ impl<'a> Live<'a> {
             classes: Kept::new(),
             pins: Kept::new(),
             quic_ids: Kept::new(),
+            replies: Kept::new(),
+            ways: Kept::new(),
             trouble: RefCell::new(None),
         }
     }
@@ -291,7 +359,34 @@ impl Tables for Live<'_> {
     fn add_pin(&self, _key: &FlowKey, _pin: &Pin) -> bool {
         true
     }
-    fn remove_pin(&self, _key: &FlowKey) {}
+    /// Removes none.
+    fn remove_pin(&self, _key: &FlowKey) -> bool {
+        false
+    }
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
+        Some(self.pins.keep(PinCell::new(self.read(self.maps.half_open.get(key))?)))
+    }
+    /// Adds none, as [`Self::add_pin`].
+    fn add_half_open(&self, _key: &FlowKey, _pin: &Pin) -> bool {
+        true
+    }
+    fn remove_half_open(&self, _key: &FlowKey) -> bool {
+        false
+    }
+    /// Counts nothing.
+    fn count(&self, _index: u32, _active: i64, _inactive: i64) {}
+    /// Whom the next connection goes to, whose turn that does not take. Of `twos` one of those that it may draw.
+    fn schedule(&self, service: &ServiceEntry) -> u32 {
+        let Some(Shared(roster)) = self.read(self.maps.rosters.get(&service.service, 0)) else {
+            return Roster::NOBODY;
+        };
+        let cursor = self.read(self.maps.cursors.get(&service.service, 0)).unwrap_or(0);
+        let load = |position: u32| {
+            let index = service.real_base.wrapping_add(position);
+            (position < service.real_count).then(|| self.maps.loads.get(index).server())
+        };
+        choose(service.method(), &roster, cursor, [0, 1], &Scan::default(), load).0
+    }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         let Shared(entry) = self.read(self.maps.quic_ids.get(&Shared(*key), 0))?;
         Some(self.quic_ids.keep(entry))
@@ -323,8 +418,22 @@ impl Tables for Live<'_> {
     }
     /// Notes nothing.
     fn note_fragment(&self, _key: &FlowKey, _entry: &FragmentEntry) {}
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
+        Some(self.replies.keep(self.read(self.maps.reply(*key))?))
+    }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         Some(self.interfaces.keep(self.maps.interface(ifindex)?))
+    }
+}
+
+impl Routes for Live<'_> {
+    fn route(&self, query: &RouteQuery) -> Option<&RouteEntry> {
+        let (question, mut answer) = (query.to_bytes(), [0; size_of::<RouteQuery>()]);
+        let options =
+            TestRunOptions { data_in: Some(&question), data_out: Some(&mut answer), ..TestRunOptions::new() };
+        let result = self.routes.test_run(options).ok()?;
+        let entry = RouteEntry::from_bytes(answer.first_chunk()?);
+        (result.return_value == XDP_PASS).then(|| self.ways.keep(entry))
     }
 }
 
@@ -362,6 +471,8 @@ pub enum MatchedKey {
     Exact(ServiceKey),
     /// A range of ports, or a prefix that has the address.
     Range(RangeKey),
+    /// The real server that it comes from.
+    Reply(ReplyKey),
 }
 
 /// The service that owns the packet.
@@ -401,8 +512,10 @@ pub struct Explanation {
     pub slot: Option<ExplainedSlot>,
     /// The real server that was chosen, also if it cannot be reached.
     pub real: Option<ExplainedReal>,
-    /// The way to it, if the packet is forwarded.
+    /// The way to it, if the packet is forwarded; the way to the client, if it is an answer of it.
     pub next_hop: Option<NextHop>,
+    /// Source and destination as NAT makes them, if it does.
+    pub translated: Option<(SocketAddr, SocketAddr)>,
     /// The tunnel to it, if the packet is forwarded by one.
     pub tunnel: Option<ExplainedTunnel>,
     /// It begins a connection.
@@ -420,7 +533,7 @@ impl Dataplane {
     /// # Errors
     /// [`ReadError`] if the kernel refuses to show a map.
     pub fn explain(&self, frame: &mut [u8], ifindex: u32) -> Result<Explanation, ReadError> {
-        let live = Live::new(&self.maps);
+        let live = Live::new(&self.maps, self.route_program());
         let recorder = Recorder::new(&live);
         let mut flow = FlowKey::default();
         let decision = decide(&Buffer(frame), ifindex, &recorder, &mut flow);
@@ -442,7 +555,10 @@ impl Dataplane {
         let (_, outcome) = Outcome::all()
             .find(|(index, _)| *index == number)
             .expect("invariant: every verdict has a counter");
-        let service = self.owner(decision, &lookups)?;
+        let (service, answering) = match decision.reply {
+            Some(reply) => self.answers(reply, &lookups)?,
+            None => (self.owner(decision, &lookups)?, None),
+        };
         let entry = service.as_ref().map(|service| service.entry);
         let slot = lookups.iter().rev().find_map(|lookup| match lookup {
             Lookup::Slot { slot, found: Some(found), .. } => Some((*slot, *found)),
@@ -461,7 +577,7 @@ impl Dataplane {
             Lookup::Real { index, found: Some(found) } => Some((*index, *found)),
             _ => None,
         });
-        let real = real.zip(entry).map(|((index, real), entry)| named(&entry, index, &real));
+        let real = real.zip(entry).map(|((index, real), entry)| named(&entry, index, &real)).or(answering);
         let hash = match &service {
             Some(service) => self.hash(&flow, service.hash)?,
             None => None,
@@ -477,7 +593,11 @@ impl Dataplane {
             hash,
             slot,
             real,
-            next_hop: decision.way.filter(|_| forwarded).map(way),
+            next_hop: match decision.route.filter(|_| decision.forward.ifindex != 0) {
+                Some(route) => Some(way_out(route)),
+                None => decision.way.filter(|_| forwarded).map(way),
+            },
+            translated: translated(decision, &flow),
             tunnel: decision.tunnel_source.zip(decision.way).filter(|_| forwarded).map(|(source, way)| {
                 ExplainedTunnel { source: ip_address(*source), destination: ip_address(way.address) }
             }),
@@ -486,6 +606,30 @@ impl Dataplane {
             service,
             lookups,
         })
+    }
+
+    /// The service whose answer the packet is, and the real server that gives it.
+    fn answers(
+        &self,
+        reply: &ReplyEntry,
+        lookups: &[Lookup],
+    ) -> Result<(Option<ExplainedService>, Option<ExplainedReal>), ReadError> {
+        let key = lookups.iter().rev().find_map(|lookup| match lookup {
+            Lookup::Reply { key, found: Some(_) } => Some(*key),
+            _ => None,
+        });
+        let Some(key) = key else { return Ok((None, None)) };
+        let placement = self.plan.services.values().find(|placement| placement.index == reply.service);
+        let entry = ServiceEntry {
+            service: reply.service,
+            real_base: placement.map_or(reply.real, |placement| placement.block.base),
+            forwarding: ServiceEntry::FORWARD_NAT,
+            ..ServiceEntry::default()
+        };
+        let name = self.maps.name(reply.service)?.unwrap_or_default();
+        let real = named(&entry, reply.real, &self.maps.real(reply.real)?);
+        let hash = entry.hash_input();
+        Ok((Some(ExplainedService { name, key: MatchedKey::Reply(key), hash, entry }), Some(real)))
     }
 
     fn owner(
@@ -515,8 +659,7 @@ impl Dataplane {
     }
 
     fn hash(&self, flow: &FlowKey, input: HashInput) -> Result<Option<u64>, ReadError> {
-        let key = self.maps.hash_key()?;
-        Ok(Some(hash_of_flow(key, flow.source, flow.source_port, input)))
+        Ok(Some(self.maps.flow_hash()?.of(flow.source, flow.source_port, input)))
     }
 
     fn at(&self, entry: &ServiceEntry, position: Option<u16>) -> Result<Option<ExplainedReal>, ReadError> {
@@ -532,6 +675,30 @@ fn named(entry: &ServiceEntry, index: u32, real: &RealEntry) -> ExplainedReal {
     ExplainedReal {
         position: index.wrapping_sub(entry.real_base) as u16,
         address: SocketAddr::new(ip_address(real.address), real.port),
+    }
+}
+
+/// Source and destination as NAT makes them, if it does.
+fn translated(decision: &Decision<'_>, flow: &FlowKey) -> Option<(SocketAddr, SocketAddr)> {
+    let end = |address, new_port, port| {
+        SocketAddr::new(ip_address(address), if new_port == 0 { port } else { new_port })
+    };
+    let unchanged = |address, port| end(address, 0, port);
+    if let Some(reply) = decision.reply.filter(|_| decision.verdict.is_reply()) {
+        let source = end(reply.vip, reply.port, flow.source_port);
+        return Some((source, unchanged(flow.destination, flow.destination_port)));
+    }
+    let way = decision.way.filter(|_| decision.entry.is_some_and(ServiceEntry::is_nat))?;
+    let destination = end(way.address, way.port, flow.destination_port);
+    decision.verdict.is_forward().then_some((unchanged(flow.source, flow.source_port), destination))
+}
+
+fn way_out(route: &RouteEntry) -> NextHop {
+    NextHop {
+        ifindex: route.ifindex,
+        source_mac: route.source_mac,
+        destination_mac: route.destination_mac,
+        mtu: route.mtu,
     }
 }
 

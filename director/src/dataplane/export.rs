@@ -31,7 +31,8 @@ const ENOUGH: u8 = 2;
 impl Dataplane {
     /// Whether there may be pins to tell the others of.
     pub fn may_have_pins(&self) -> bool {
-        self.export.empty < ENOUGH || self.plan.services.values().any(|service| service.slots.is_open())
+        self.export.empty < ENOUGH
+            || self.plan.services.values().any(|service| service.slots.is_open() || service.is_tracked())
     }
 
     /// Goes on with the walk for about `budget` pins at second `now`, and appends those that are alive to `pins`; of

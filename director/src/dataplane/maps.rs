@@ -5,6 +5,7 @@
 //! | map | follows | bytes |
 //! |---|---|---|
 //! | `SERVICES` | its limit, then use | 1 MiB of buckets, about 100 a key |
+//! | `SERVICES_V4` | its limit, then use | 1 MiB of buckets, about 80 a key |
 //! | `CLASSES`, `RANGES` | use | about 80 a prefix, 100 a block of ports |
 //! | `TABLES` | use | 1 MiB for 4 tables of 65,537 slots, 64 KiB for all shelves |
 //! | `SMALL_TABLES` | use | 1 MiB for 64 tables of 4,093 slots (10,000 services: 164 MB), 4 KiB for all shelves |
@@ -12,6 +13,11 @@
 //! | `REAL_STATS` | its limit | 65,536 x 40 x `C`: 2.5 MiB a processor |
 //! | `SERVICE_STATS` | its limit | 16,384 x 40 x `C`: 0.6 MiB a processor |
 //! | `NAMES` | its limit | 1 MiB |
+//! | `REPLIES` | its limit, then use | 2 MiB of buckets, about 100 a port of a real server with NAT |
+//! | `LOADS` | its limit | 2 MiB |
+//! | `ROSTERS` | use | 128 KiB of buckets, about 8,400 a tracked service |
+//! | `CURSORS` | its limit | 128 KiB |
+//! | `PINS`, `HALF_OPEN` | the options | about 120 a connection |
 //! | `FLOWS` | the option | about 150 a flow, if flows are accounted |
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
@@ -24,12 +30,14 @@ use aya::maps::lpm_trie::{Key as TrieKey, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod, util};
 use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::hash::FlowHash;
 use director_common::pin::{Pin, QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, Config, FlowKey, Interface, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS,
-    MAX_REALS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry,
-    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceName, WindowEntry, is_small,
+    Address, Config, FlowKey, Interface, LoadEntry, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS,
+    MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
+    Plain, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry,
+    ServiceKey, ServiceKeyV4, ServiceName, WindowEntry, is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -39,12 +47,14 @@ use super::capture::CaptureMaps;
 use super::error::OpenError;
 use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
+use super::loads::Loads;
 use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 23] = [
     "SERVICES",
+    "SERVICES_V4",
     "CLASSES",
     "RANGES",
     "TABLES",
@@ -58,7 +68,12 @@ pub(super) const NAMES: [&str; 17] = [
     "REAL_STATS",
     "FLOWS",
     "PINS",
+    "HALF_OPEN",
+    "LOADS",
+    "ROSTERS",
+    "CURSORS",
     "QUIC_IDS",
+    "REPLIES",
     "WINDOWS",
     "CONFIG",
 ];
@@ -70,6 +85,7 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
     }
     match name {
         "SERVICES" => of::<ServiceKey, ServiceEntry>(MAX_SERVICE_KEYS),
+        "SERVICES_V4" => of::<ServiceKeyV4, ServiceEntry>(MAX_SERVICE_KEYS),
         "CLASSES" => of::<TrieKey<Address>, u32>(MAX_CLASSES),
         "RANGES" => of::<TrieKey<RangeKey>, ServiceEntry>(MAX_RANGE_KEYS),
         "TABLES" => of::<u32, u32>(MAX_TABLES / SHELF),
@@ -81,8 +97,12 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "OUTCOMES" => of::<u32, u64>(OUTCOME_COUNTERS),
         "SERVICE_STATS" => of::<u32, TrafficCounters>(MAX_SERVICES),
         "REAL_STATS" => of::<u32, TrafficCounters>(MAX_REALS),
-        "PINS" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
+        "LOADS" => of::<u32, LoadEntry>(MAX_REALS),
+        "ROSTERS" => of::<u32, Roster>(MAX_SERVICES),
+        "CURSORS" => of::<u32, u64>(MAX_SERVICES),
+        "PINS" | "HALF_OPEN" => (size_of::<FlowKey>() as u32, size_of::<Pin>() as u32, None),
         "QUIC_IDS" => of::<QuicKey, QuicEntry>(MAX_QUIC_IDS),
+        "REPLIES" => of::<ReplyKey, ReplyEntry>(MAX_REPLY_KEYS),
         "WINDOWS" => of::<u32, WindowEntry>(MAX_SERVICES),
         "CONFIG" => of::<u32, Config>(1),
         _ => (size_of::<FlowKey>() as u32, size_of::<FlowCounters>() as u32, None),
@@ -101,6 +121,7 @@ unsafe impl<T: Plain> Pod for Shared<T> {}
 pub(super) struct Maps {
     config: Array<MapData, Shared<Config>>,
     services: HashMap<MapData, Shared<ServiceKey>, Shared<ServiceEntry>>,
+    services_v4: HashMap<MapData, Shared<ServiceKeyV4>, Shared<ServiceEntry>>,
     classes: LpmTrie<MapData, Shared<Address>, u32>,
     ranges: LpmTrie<MapData, Shared<RangeKey>, Shared<ServiceEntry>>,
     tables: Shelves<SLOTS>,
@@ -114,7 +135,12 @@ pub(super) struct Maps {
     pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
     pub(super) pins: PinMap,
+    pub(super) half_open: PinMap,
+    pub(super) loads: Loads,
+    pub(super) rosters: HashMap<MapData, u32, Shared<Roster>>,
+    pub(super) cursors: Array<MapData, u64>,
     pub(super) quic_ids: HashMap<MapData, Shared<QuicKey>, Shared<QuicEntry>>,
+    replies: HashMap<MapData, Shared<ReplyKey>, Shared<ReplyEntry>>,
     windows: Array<MapData, Shared<WindowEntry>>,
     pub(super) fragments: Fragments,
     pub(super) buckets: Buckets,
@@ -139,6 +165,7 @@ impl Maps {
         Ok(Self {
             config: take(ebpf, "CONFIG")?,
             services: take(ebpf, "SERVICES")?,
+            services_v4: take(ebpf, "SERVICES_V4")?,
             classes: take(ebpf, "CLASSES")?,
             ranges: take(ebpf, "RANGES")?,
             tables: Shelves::new(take(ebpf, "TABLES")?, SHELF),
@@ -152,7 +179,12 @@ impl Maps {
             real_stats: take(ebpf, "REAL_STATS")?,
             flows: take(ebpf, "FLOWS")?,
             pins: take(ebpf, "PINS")?,
+            half_open: take(ebpf, "HALF_OPEN")?,
+            loads: take(ebpf, "LOADS")?,
+            rosters: take(ebpf, "ROSTERS")?,
+            cursors: take(ebpf, "CURSORS")?,
             quic_ids: take(ebpf, "QUIC_IDS")?,
+            replies: take(ebpf, "REPLIES")?,
             windows: take(ebpf, "WINDOWS")?,
             fragments: take(ebpf, "FRAGMENTS")?,
             buckets: take(ebpf, "BUCKETS")?,
@@ -179,6 +211,11 @@ impl Maps {
         Ok(self.config.get(&0, 0)?.0.hash_key)
     }
 
+    /// The slot hash.
+    pub(super) fn flow_hash(&self) -> Result<FlowHash, MapError> {
+        Ok(self.config.get(&0, 0)?.0.hash)
+    }
+
     /// A real server's entry.
     pub(super) fn real(&self, index: u32) -> Result<RealEntry, MapError> {
         Ok(self.reals.get(&index, 0)?.0)
@@ -190,6 +227,7 @@ impl Maps {
         self.real_stats.set(index, zero, 0)?;
         let old = self.real(index)?.address;
         self.forget_real(index, old);
+        self.loads.set(index, LoadEntry::default());
         self.reals.set(index, Shared(entry), 0)?;
         self.note_real(index, entry.address);
         Ok(())
@@ -229,6 +267,7 @@ impl Maps {
     pub(super) fn clear_real(&mut self, index: u32) -> Result<(), MapError> {
         let old = self.real(index)?;
         self.forget_real(index, old.address);
+        self.loads.set(index, LoadEntry::default());
         self.reals.set(index, Shared(RealEntry { ifindex: 0, generation: 0, ..old }), 0)?;
         self.reals.set(index, Shared(RealEntry::default()), 0)
     }
@@ -265,6 +304,31 @@ impl Maps {
         Ok(())
     }
 
+    /// Replaces whom a tracked service chooses from, and where on its wheel it is.
+    pub(super) fn set_roster(
+        &mut self,
+        index: u32,
+        roster: Roster,
+        cursor: Option<u64>,
+    ) -> Result<(), MapError> {
+        self.rosters.insert(index, Shared(roster), 0)?;
+        match cursor {
+            Some(cursor) => self.cursors.set(index, cursor, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets whom a service chose from.
+    pub(super) fn remove_roster(&mut self, index: u32) -> Result<(), MapError> {
+        match self.rosters.remove(&index) {
+            // It had none.
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     /// A service's name by index; `None` where the index is free.
     pub(super) fn name(&self, index: u32) -> Result<Option<String>, MapError> {
         let Shared(name) = self.names.get(&index, 0)?;
@@ -297,10 +361,33 @@ impl Maps {
         exact.chain(ranges).collect()
     }
 
+    /// Makes the short forms of keys agree with `keys`, which are all there are: an earlier process may have died
+    /// between the two.
+    pub(super) fn adopt_short_keys(&mut self, keys: &BTreeMap<Key, ServiceEntry>) -> Result<(), MapError> {
+        let short = |(key, entry): (&Key, &ServiceEntry)| match key {
+            Key::Exact(key) => ServiceKeyV4::of(key).map(|short| (short, *entry)),
+            Key::Range(..) => None,
+        };
+        let wanted: BTreeMap<_, _> = keys.iter().filter_map(short).collect();
+        let found = self.services_v4.iter().map(|item| item.map(|(Shared(key), Shared(entry))| (key, entry)));
+        let found: BTreeMap<_, _> = found.collect::<Result<_, _>>()?;
+        for (key, entry) in wanted.iter().filter(|(key, entry)| found.get(key) != Some(entry)) {
+            self.services_v4.insert(Shared(*key), Shared(*entry), 0)?;
+        }
+        for key in found.keys().filter(|key| !wanted.contains_key(key)) {
+            self.services_v4.remove(&Shared(*key))?;
+        }
+        Ok(())
+    }
+
     /// Sets what a key leads to: for a packet it is the old entry or the new one.
     pub(super) fn set_key(&mut self, key: Key, entry: ServiceEntry) -> Result<(), MapError> {
         match key {
-            Key::Exact(key) => self.services.insert(Shared(key), Shared(entry), 0),
+            Key::Exact(key) => {
+                self.services.insert(Shared(key), Shared(entry), 0)?;
+                ServiceKeyV4::of(&key)
+                    .map_or(Ok(()), |short| self.services_v4.insert(Shared(short), Shared(entry), 0))
+            }
             Key::Range(key, bits) => self.ranges.insert(&TrieKey::new(bits, Shared(key)), Shared(entry), 0),
         }
     }
@@ -308,9 +395,34 @@ impl Maps {
     /// Removes a key.
     pub(super) fn remove_key(&mut self, key: Key) -> Result<(), MapError> {
         match key {
-            Key::Exact(key) => self.services.remove(&Shared(key)),
+            Key::Exact(key) => {
+                if let Some(short) = ServiceKeyV4::of(&key) {
+                    self.services_v4.remove(&Shared(short))?;
+                }
+                self.services.remove(&Shared(key))
+            }
             Key::Range(key, bits) => self.ranges.remove(&TrieKey::new(bits, Shared(key))),
         }
+    }
+
+    /// Whose answer what comes from a real server is, for every port with NAT.
+    pub(super) fn replies(&self) -> Result<BTreeMap<ReplyKey, ReplyEntry>, MapError> {
+        self.replies.iter().map(|item| item.map(|(Shared(key), Shared(entry))| (key, entry))).collect()
+    }
+
+    /// The same of one.
+    pub(super) fn reply(&self, key: ReplyKey) -> Result<ReplyEntry, MapError> {
+        self.replies.get(&Shared(key), 0).map(|Shared(entry)| entry)
+    }
+
+    /// Says whose answer what comes from a real server is.
+    pub(super) fn set_reply(&mut self, key: ReplyKey, entry: ReplyEntry) -> Result<(), MapError> {
+        self.replies.insert(Shared(key), Shared(entry), 0)
+    }
+
+    /// Forgets it.
+    pub(super) fn remove_reply(&mut self, key: ReplyKey) -> Result<(), MapError> {
+        self.replies.remove(&Shared(key))
     }
 
     /// The class of every prefix.

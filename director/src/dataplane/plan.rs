@@ -10,17 +10,18 @@ use std::net::IpAddr;
 
 use aya::maps::MapError;
 use director_common::Slot;
+use director_common::hash::FlowHash;
 use director_common::pin::{QuicEntry, QuicKey};
-use director_common::siphash::HashKey;
 use director_common::slot::slot_of_flow;
 use director_common::tables::{
-    Address, FlowKey, HashInput, MAX_SERVICES, ServiceEntry, WindowEntry, table_slots,
+    Address, FlowKey, HashInput, MAX_SERVICES, ReplyEntry, ReplyKey, ServiceEntry, WindowEntry, table_slots,
 };
 
 use super::NextHop;
 use super::free::Free;
 use super::keys::{Key, Prefix};
 use super::maps::{Maps, Shared, ip_address};
+use super::rosters::Rota;
 use super::window::{SlotWindows, Timeouts};
 
 /// Consecutive entries of the real-server map.
@@ -63,14 +64,23 @@ pub(super) struct Placement {
     /// Servers that have left elsewhere, and are to get a position.
     pub(super) guests: Vec<(IpAddr, u16)>,
     pub(super) timeouts: Timeouts,
+    /// Whose turn it is, if its connections are tracked.
+    pub(super) rota: Option<Rota>,
+    /// The cursor at which that began.
+    pub(super) begun: u64,
     /// What the kernel's memory of the windows is.
     pub(super) window: WindowEntry,
 }
 
 impl Placement {
+    /// Whether every connection of it is tracked, and counted.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.rota.is_some()
+    }
+
     /// The slot of a flow.
-    pub(super) fn slot_of(&self, key: HashKey, flow: &FlowKey) -> u32 {
-        slot_of_flow(key, flow.source, flow.source_port, self.hash, table_slots(self.table))
+    pub(super) fn slot_of(&self, hash: &FlowHash, flow: &FlowKey) -> u32 {
+        slot_of_flow(hash, flow.source, flow.source_port, self.hash, table_slots(self.table))
     }
 
     /// The timeouts that an earlier process noted.
@@ -90,6 +100,8 @@ pub(super) struct Plan {
     pub(super) classes: BTreeMap<Prefix, u32>,
     /// What is in the map of QUIC server ids.
     pub(super) quic_ids: BTreeMap<QuicKey, QuicEntry>,
+    /// What is in the map of real servers' answers.
+    pub(super) replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Highest generation that any server's entry ever had.
     pub(super) generation: u32,
     /// Tables and blocks that packets on their way may still use.
@@ -103,6 +115,8 @@ impl Plan {
     /// Reads the plan from the maps.
     pub(super) fn read(maps: &mut Maps) -> Result<Self, MapError> {
         let mut plan = Self { keys: maps.keys()?, classes: maps.classes()?, ..Self::default() };
+        maps.adopt_short_keys(&plan.keys)?;
+        plan.replies = maps.replies()?;
         let mut owned: BTreeMap<u32, Vec<ServiceEntry>> = BTreeMap::new();
         for (_, entry) in plan.keys.iter().filter(|(key, _)| !key.is_marker()) {
             owned.entry(entry.service).or_default().push(*entry);
@@ -148,6 +162,9 @@ impl Plan {
             servers: read_servers(maps, block)?,
             guests: Vec::new(),
             timeouts: Placement::noted_timeouts(&window),
+            // What it was in detail the next specification says; until then its entries are kept as what they are.
+            rota: entry.is_tracked().then(Rota::default),
+            begun: 0,
             window,
         };
         self.services.insert(name, placement);

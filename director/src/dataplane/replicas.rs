@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use aya::maps::MapError;
+use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, ServerId};
-use director_common::siphash::HashKey;
 use director_common::tables::FlowKey;
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
@@ -179,7 +179,7 @@ impl Dataplane {
     /// # Errors
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn apply_pins(&mut self, delivery: &Delivery, now: u32) -> Result<PinReport, ApplyError> {
-        let key = self.maps.hash_key()?;
+        let hash = self.maps.flow_hash()?;
         let (from, boot_id) = (delivery.receipt.from, delivery.receipt.boot_id);
         if delivery.begins == Some(Begin::Snapshot) {
             self.replicas.begin_snapshot(from, boot_id, now);
@@ -206,7 +206,7 @@ impl Dataplane {
                     &self.maps.pins,
                     placement,
                     (id, from),
-                    key,
+                    &hash,
                     pin,
                     now,
                     &mut changes,
@@ -269,11 +269,15 @@ impl Dataplane {
                 self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
             }
         }
-        self.maps.pins.remove(&changes.removed)?;
+        let owners = self.owners();
+        self.remove_pins(&owners, &changes.removed)?;
         report.removed = changes.removed.len();
         for (flow, pin) in changes.flows.iter().zip(&changes.pins) {
             let has_room = self.replicas.known.len() <= self.replicas.room;
             if has_room && self.maps.pins.add(flow, pin)? {
+                if let Some((index, is_active)) = self.counted(&owners, flow, pin) {
+                    self.maps.loads.arrive(index, is_active);
+                }
                 report.added += 1;
                 continue;
             }
@@ -313,7 +317,7 @@ fn take(
     map: &PinMap,
     placement: &mut Placement,
     (server, from): (ServerId, Ipv4Addr),
-    key: HashKey,
+    hash: &FlowHash,
     pin: &RemotePin,
     now: u32,
     changes: &mut Changes,
@@ -324,10 +328,11 @@ fn take(
     // Whatever the other says: no connection is kept for longer than here.
     let remaining = pin.remaining.min(life);
     let until = now.saturating_add(remaining);
-    let slot = placement.slot_of(key, flow);
+    let slot = placement.slot_of(hash, flow);
     let of = placement.slots.slots().get(slot as usize).copied();
-    let is_needed =
-        remaining > 0 && of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position());
+    let is_needed = remaining > 0
+        && (placement.is_tracked()
+            || of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position()));
     let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
     if let Some(known) = replicas.known.get_mut(flow) {
         let ours = match known.kind {
@@ -366,6 +371,8 @@ fn take(
     replicas.known.insert(*flow, replica);
     changes.flows.push(*flow);
     changes.pins.push(Pin::new(server, pin.state, seen as u32));
-    placement.slots.pin(slot);
+    if !placement.is_tracked() {
+        placement.slots.pin(slot);
+    }
     Ok(())
 }

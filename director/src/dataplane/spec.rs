@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
+use director_common::schedulers::MAX_WHEEL;
+pub use director_common::schedulers::{Method, Thresholds};
 use director_common::slot::MAX_POSITION;
 use director_common::tables::{MAX_REALS, MAX_SERVICE_NAME, MAX_SERVICES, ServiceEntry};
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -13,6 +15,7 @@ use ipnet::IpNet;
 pub use director_common::tables::HashInput;
 
 use super::keys::{self, Keys, Prefix};
+use super::replies;
 use super::window::Timeouts;
 
 /// Slot value in a specification that names no real server.
@@ -53,6 +56,9 @@ pub enum Forwarding {
         /// UDP port of the real servers' end.
         port: u16,
     },
+    /// Network address translation: the destination becomes the real server's address and port, and its answers, which
+    /// pass some director on their way to the client, come from the VIP again.
+    Nat,
 }
 
 impl Forwarding {
@@ -63,6 +69,7 @@ impl Forwarding {
             Self::Ipip => (ServiceEntry::FORWARD_IPIP, 0),
             Self::Gre => (ServiceEntry::FORWARD_GRE, 0),
             Self::Gue { port } => (ServiceEntry::FORWARD_GUE, port),
+            Self::Nat => (ServiceEntry::FORWARD_NAT, 0),
         }
     }
 }
@@ -153,10 +160,19 @@ impl fmt::Display for ServiceAddress {
 pub struct RealSpec {
     /// Its address.
     pub address: IpAddr,
-    /// Its port; 0 for the packet's own, as it must be where the service has several.
+    /// Its port; 0 for the packet's own, as it must be where the service has several. Only NAT can make it another than
+    /// the service's.
     pub port: u16,
     /// Whether it serves. One that does not takes no packet, and its connections are not waited for.
     pub alive: bool,
+    /// Its share of new connections relative to the others, in a tracked service; 0 takes none.
+    pub weight: u32,
+    /// How many connections it takes, in a tracked service.
+    pub thresholds: Thresholds,
+    /// It takes, in a tracked service, what nobody else takes, and nothing else.
+    pub is_sorry: bool,
+    /// It has left the service and keeps its connections. What it had to itself, by NAT, may be another service's by now.
+    pub is_left: bool,
     /// The server id in QUIC connection ids that it gives out, first byte highest; see [`Datagrams::Quic`].
     pub quic_id: Option<u32>,
 }
@@ -164,7 +180,17 @@ pub struct RealSpec {
 impl RealSpec {
     /// A real server that serves.
     pub const fn new(address: IpAddr, port: u16) -> Self {
-        Self { address, port, alive: true, quic_id: None }
+        let thresholds = Thresholds { upper: 0, lower: 0 };
+        Self {
+            address,
+            port,
+            alive: true,
+            weight: 1,
+            thresholds,
+            is_sorry: false,
+            is_left: false,
+            quic_id: None,
+        }
     }
 }
 
@@ -201,6 +227,36 @@ impl Datagrams {
     }
 }
 
+/// What becomes of a connection that finds no room to be tracked, and of a packet that belongs to none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It goes by its slot, untracked.
+    #[default]
+    Forward,
+    /// It is dropped.
+    Refuse,
+}
+
+/// Every connection has an entry from its first packet on, with the server that a scheduler chose for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// The scheduler.
+    pub method: Method,
+    /// Where there is no room.
+    pub when_full: WhenFull,
+}
+
+impl Tracking {
+    /// The same as the maps say it: flags of a [`ServiceEntry`].
+    pub(super) const fn flags(self) -> u32 {
+        let refuse = match self.when_full {
+            WhenFull::Forward => 0,
+            WhenFull::Refuse => ServiceEntry::FLAG_REFUSE,
+        };
+        ServiceEntry::tracking_flags(self.method) | refuse
+    }
+}
+
 /// One service, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec<'a> {
@@ -218,8 +274,10 @@ pub struct ServiceSpec<'a> {
     pub slots: &'a [u16],
     /// How long idle connections are kept.
     pub timeouts: Timeouts,
-    /// What it takes datagrams for.
+    /// What it takes datagrams for. A tracked service takes flows.
     pub datagrams: Datagrams,
+    /// Its connections are tracked; else they go by their slots.
+    pub tracking: Option<Tracking>,
 }
 
 impl ServiceSpec<'_> {
@@ -228,9 +286,10 @@ impl ServiceSpec<'_> {
         self.reals.get(usize::from(slot)).filter(|real| real.alive)
     }
 
-    /// Whether some slot has an owner that serves.
+    /// Whether some slot has an owner that serves, or a sorry server takes what nobody else takes.
     pub(super) fn is_served(&self) -> bool {
-        self.slots.iter().any(|slot| self.owner(*slot).is_some())
+        let has_sorry = || self.reals.iter().any(|real| real.is_sorry && real.alive);
+        self.slots.iter().any(|slot| self.owner(*slot).is_some()) || (self.tracking.is_some() && has_sorry())
     }
 
     /// Whether some address has this protocol.
@@ -323,6 +382,41 @@ pub enum SpecError {
         /// The service's ports.
         wanted: ServiceAddress,
     },
+    /// Of a prefix nobody could tell which VIP an answer is to come from.
+    #[error("service '{service}': NAT needs single VIPs, and {prefix} is a prefix")]
+    NatPrefix {
+        /// The service.
+        service: String,
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// NAT changes addresses and not families.
+    #[error(
+        "service '{service}': NAT cannot take packets for {wanted} to {address}, which is of the other family"
+    )]
+    NatFamily {
+        /// The service.
+        service: String,
+        /// The real server.
+        address: IpAddr,
+        /// One of the service's addresses.
+        wanted: ServiceAddress,
+    },
+    /// Two VIPs or ports that a real server's answers could be of.
+    #[error(
+        "services '{service}' and '{other}' both have {ports} of real server {address} by NAT: nobody could tell whose \
+         its answers are"
+    )]
+    NatConflict {
+        /// One of them.
+        service: String,
+        /// The other (the same, if it has two addresses for that port).
+        other: String,
+        /// The real server.
+        address: IpAddr,
+        /// Its ports, as the first of them has them.
+        ports: Ports,
+    },
     /// Too many real servers.
     #[error("service '{service}' has {count} real servers, at most {limit} are possible")]
     TooManyReals {
@@ -380,6 +474,9 @@ pub enum SpecError {
         /// Its id.
         id: u32,
     },
+    /// A scheduler that chooses for connections, where there are none.
+    #[error("service '{0}' is tracked, so its datagrams are flows: neither one-packet nor QUIC")]
+    TrackedDatagrams(String),
     /// More services or addresses than the maps hold.
     #[error("{count} {what} are more than the {limit} the data plane holds")]
     TooMany {
@@ -407,6 +504,7 @@ pub(super) fn check(
             return Err(SpecError::DuplicateName(service.name.to_owned()));
         }
     }
+    replies::check(services)?;
     keys::compile(services, classes)
 }
 
@@ -427,7 +525,14 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
     if count > max_reals.min(MAX_REALS) {
         return Err(SpecError::TooManyReals { service: name(), count, limit: max_reals.min(MAX_REALS) });
     }
+    if service.tracking.is_some() {
+        if service.datagrams != Datagrams::Tracked {
+            return Err(SpecError::TrackedDatagrams(name()));
+        }
+        limit("real servers of a tracked service", count, MAX_WHEEL)?;
+    }
     check_ports(service)?;
+    replies::check_service(service)?;
     check_reals(service)?;
     if service.slots.len() != SLOTS && service.slots.len() != SMALL_SLOTS {
         return Err(SpecError::SlotCount { service: name(), count: service.slots.len() });
@@ -443,7 +548,7 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 
 fn check_tunnel(service: &ServiceSpec<'_>, sources: &TunnelSources) -> Result<(), SpecError> {
     match service.forwarding {
-        Forwarding::DirectReturn => return Ok(()),
+        Forwarding::DirectReturn | Forwarding::Nat => return Ok(()),
         Forwarding::Gue { port: 0 } => return Err(SpecError::TunnelPort(service.name.to_owned())),
         Forwarding::Ipip | Forwarding::Gre | Forwarding::Gue { .. } => {}
     }
@@ -477,6 +582,9 @@ fn check_reals(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 }
 
 fn check_ports(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
+    if service.forwarding == Forwarding::Nat {
+        return Ok(());
+    }
     for wanted in &service.addresses {
         let fits = |port| port == 0 || wanted.ports.single() == Some(port);
         if let Some(real) = service.reals.iter().find(|real| !fits(real.port)) {

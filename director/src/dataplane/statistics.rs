@@ -89,6 +89,11 @@ pub(super) fn sum(
     Ok(total)
 }
 
+/// Packets from clients and to them.
+fn both_ways(traffic: TrafficCounters) -> u64 {
+    traffic.packets_in.wrapping_add(traffic.packets_out)
+}
+
 impl Dataplane {
     /// Reads every counter.
     ///
@@ -118,6 +123,16 @@ impl Dataplane {
             counters.outcomes.push((outcome, packets));
         }
         Ok(counters)
+    }
+
+    /// Packets of the services that passed, since the data plane was loaded: from clients, and answers by NAT.
+    ///
+    /// # Errors
+    /// The kernel's counters cannot be read.
+    pub fn packets(&self) -> Result<u64, ReadError> {
+        let services = self.plan.services.values();
+        let counted = services.map(|placement| sum(&self.maps.service_stats, placement.index));
+        counted.map(|traffic| traffic.map(both_ways).map_err(ReadError::from)).sum()
     }
 
     /// The slots of every service in the kernel by their state.
@@ -166,5 +181,19 @@ impl Dataplane {
         }
         flows.sort_by_key(|flow| (flow.destination, flow.source, flow.protocol));
         Ok(flows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use director_common::counters::TrafficCounters;
+
+    use super::both_ways;
+
+    #[test]
+    fn an_answer_by_nat_is_a_packet_that_passed() {
+        let answers = TrafficCounters { packets_out: 3, bytes_out: 180, ..TrafficCounters::default() };
+        assert_eq!(both_ways(answers), 3);
+        assert_eq!(both_ways(TrafficCounters { packets_in: 4, dropped: 1, ..answers }), 7);
     }
 }

@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use aya::maps::MapError;
+use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
-use director_common::siphash::HashKey;
-use director_common::tables::FlowKey;
+use director_common::schedulers::Thresholds;
+use director_common::tables::{FlowKey, LoadEntry};
 
 use super::apply::packed;
-use super::batch::Cursor;
+use super::batch::{Cursor, PinMap};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
@@ -74,6 +76,8 @@ pub struct PinRecord {
     pub real: SocketAddr,
     /// The client has sent a FIN or a RST.
     pub is_closing: bool,
+    /// Seconds since its last packet.
+    pub idle: u32,
     /// Seconds until it expires, if no packet comes.
     pub remaining: u32,
 }
@@ -85,6 +89,10 @@ pub(super) struct Sweep {
     is_running: bool,
     /// The last whole sweep met pins, or none has been made yet.
     is_needed: bool,
+    /// The last walk through half-open connections met some.
+    has_half_open: bool,
+    /// Where that walk is.
+    half_open: Cursor,
     /// Services whose slots the kernel has refused to take so far.
     unwritten: BTreeSet<String>,
 }
@@ -92,7 +100,7 @@ pub(super) struct Sweep {
 impl Sweep {
     /// The first tick of a process sweeps: what was left to it is not known.
     pub(super) fn new() -> Self {
-        Self { is_needed: true, ..Self::default() }
+        Self { is_needed: true, has_half_open: true, ..Self::default() }
     }
 
     /// There are pins again.
@@ -116,7 +124,19 @@ impl Dataplane {
         self.extend_windows(now, &mut report)?;
         self.close_windows(now, &mut report)?;
         self.sweep(now, &mut report)?;
+        self.sweep_half_open(now, &mut report)?;
+        self.relieve_servers();
         Ok(report)
+    }
+
+    /// Takes the mark off overloaded servers that have few enough connections now: the program takes connections off
+    /// the counts, but only user space says what follows.
+    fn relieve_servers(&self) {
+        for placement in self.plan.services.values().filter(|placement| placement.is_tracked()) {
+            for position in placement.servers.keys() {
+                self.maps.loads.relieve(placement.block.base + u32::from(*position));
+            }
+        }
     }
 
     /// Addresses of real servers that are in no specification any more and still have connections: the ways to them
@@ -150,11 +170,23 @@ impl Dataplane {
     /// # Errors
     /// [`ReadError`] if the kernel refuses.
     pub fn pins(&self, now: u32) -> Result<Vec<PinRecord>, ReadError> {
+        self.records(&self.maps.pins, now)
+    }
+
+    /// Every connection of tracked services that has begun and not gone on yet, at second `now`, in order.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the kernel refuses.
+    pub fn half_open(&self, now: u32) -> Result<Vec<PinRecord>, ReadError> {
+        self.records(&self.maps.half_open, now)
+    }
+
+    fn records(&self, map: &PinMap, now: u32) -> Result<Vec<PinRecord>, ReadError> {
         let owners = self.owners();
         let mut pins = Vec::new();
         let mut cursor = Cursor::Start;
         while cursor != Cursor::End {
-            cursor = self.maps.pins.read(cursor, &mut pins)?;
+            cursor = map.read(cursor, &mut pins)?;
         }
         let record = |(flow, pin): (FlowKey, Pin)| {
             let (name, position) = owners.get(&pin.server().generation())?;
@@ -173,6 +205,7 @@ impl Dataplane {
                 service: name.clone(),
                 real: SocketAddr::new(server.address, server.port),
                 is_closing: pin.state().is_closing(),
+                idle: u32::try_from(age).unwrap_or(u32::MAX),
                 remaining: life.saturating_sub(u32::try_from(age).unwrap_or(u32::MAX)),
             })
         };
@@ -246,22 +279,24 @@ impl Dataplane {
         if !self.sweep.is_running {
             let leaves = |placement: &Placement| placement.servers.values().any(|server| server.is_leaving);
             let services = || self.plan.services.values();
-            if !self.sweep.is_needed && !services().any(|service| service.slots.is_open() || leaves(service))
+            if !self.sweep.is_needed
+                && !services()
+                    .any(|service| service.slots.is_open() || service.is_tracked() || leaves(service))
             {
                 return Ok(());
             }
             self.plan.services.values_mut().for_each(|placement| placement.slots.begin_pass());
             (self.sweep.cursor, self.sweep.is_running, self.sweep.is_needed) = (Cursor::Start, true, false);
         }
-        let (key, owners) = (self.maps.hash_key()?, self.owners());
+        let (hash, owners) = (self.maps.flow_hash()?, self.owners());
         let mut seen = 0;
         while self.sweep.cursor != Cursor::End && seen < PINS_PER_TICK {
             let mut pins = Vec::new();
             let next = self.maps.pins.read(self.sweep.cursor, &mut pins)?;
             seen += pins.len();
-            pins.retain(|(flow, pin)| !self.keeps(key, &owners, flow, pin, now));
+            pins.retain(|(flow, pin)| !self.keeps(&hash, &owners, flow, pin, now));
             let stale: Vec<FlowKey> = pins.into_iter().map(|(flow, _)| flow).collect();
-            self.maps.pins.remove(&stale)?;
+            self.remove_pins(&owners, &stale)?;
             stale.iter().for_each(|flow| self.replicas.forget(flow));
             report.removed += stale.len();
             self.sweep.cursor = next;
@@ -273,15 +308,114 @@ impl Dataplane {
     }
 
     /// Whether a pin that the sweep has met stays.
-    fn keeps(&mut self, key: HashKey, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
+    fn keeps(&mut self, hash: &FlowHash, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
         let Some((name, position)) = owners.get(&pin.server().generation()) else { return false };
         let Some(placement) = self.plan.services.get_mut(name) else { return false };
-        let slot = placement.slot_of(key, flow);
+        let slot = placement.slot_of(hash, flow);
         let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
             && self.replicas.until(flow).is_none_or(|until| until <= now);
-        let keeps = placement.slots.keep(slot, *position, expired);
+        let keeps = if placement.is_tracked() && !expired {
+            placement.slots.keep_tracked(slot, *position);
+            true
+        } else {
+            placement.slots.keep(slot, *position, expired)
+        };
         self.sweep.is_needed |= keeps;
         keeps
+    }
+
+    /// Removes pins, and takes those of tracked connections off the counts.
+    pub(super) fn remove_pins(&mut self, owners: &Owners, flows: &[FlowKey]) -> Result<(), ApplyError> {
+        if !self.plan.services.values().any(Placement::is_tracked) {
+            return Ok(self.maps.pins.remove(flows)?);
+        }
+        for flow in flows {
+            if let Some(pin) = self.maps.pins.take(flow)? {
+                self.uncount(owners, flow, &pin);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a tracked connection is counted: the real server's index, and whether as an active one.
+    pub(super) fn counted(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) -> Option<(u32, bool)> {
+        let (name, position) = owners.get(&pin.server().generation())?;
+        let placement = self.plan.services.get(name).filter(|placement| placement.is_tracked())?;
+        let is_active = flow.protocol == PROTOCOL_TCP && pin.state().is_active();
+        Some((placement.block.base + u32::from(*position), is_active))
+    }
+
+    fn uncount(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
+        if let Some((index, was_active)) = self.counted(owners, flow, pin) {
+            self.maps.loads.depart(index, was_active);
+        }
+    }
+
+    /// Counts the connections of all tracked services anew, from those that there are: a process that died may have
+    /// removed some and not counted that, and before a service was tracked nobody counted. What begins or ends in the
+    /// same moment may be miscounted by one.
+    pub(super) fn recount(&mut self) -> Result<(), MapError> {
+        let owners = self.owners();
+        let (mut pins, mut counts) = (Vec::new(), BTreeMap::<u32, (u64, u64)>::new());
+        for map in [&self.maps.pins, &self.maps.half_open] {
+            let mut cursor = Cursor::Start;
+            while cursor != Cursor::End {
+                cursor = map.read(cursor, &mut pins)?;
+                for (flow, pin) in pins.drain(..) {
+                    let Some((index, is_active)) = self.counted(&owners, &flow, &pin) else { continue };
+                    let (active, inactive) = counts.entry(index).or_default();
+                    *(if is_active { active } else { inactive }) += 1;
+                }
+            }
+        }
+        for placement in self.plan.services.values().filter(|placement| placement.is_tracked()) {
+            for position in placement.servers.keys() {
+                let index = placement.block.base + u32::from(*position);
+                let (active, inactive) = counts.get(&index).copied().unwrap_or_default();
+                let load = self.maps.loads.get(index);
+                let thresholds = Thresholds { upper: load.upper, lower: load.lower };
+                let (marked, total) = (load.overloaded != 0, active + inactive);
+                let marked = thresholds.after_departure(thresholds.after_arrival(marked, total), total);
+                let overloaded = u32::from(marked);
+                self.maps.loads.set(index, LoadEntry { active, inactive, overloaded, ..load });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the half-open connections that have had their time, or that nobody tracks any more.
+    fn sweep_half_open(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
+        let begins = self.sweep.half_open == Cursor::Start;
+        if begins && !self.sweep.has_half_open && !self.plan.services.values().any(Placement::is_tracked) {
+            return Ok(());
+        }
+        let (owners, mut seen) = (self.owners(), 0);
+        if begins {
+            self.sweep.has_half_open = false;
+        }
+        while self.sweep.half_open != Cursor::End && seen < PINS_PER_TICK {
+            let mut pins = Vec::new();
+            self.sweep.half_open = self.maps.half_open.read(self.sweep.half_open, &mut pins)?;
+            seen += pins.len();
+            for (flow, pin) in pins {
+                let owner = owners.get(&pin.server().generation());
+                let placement = owner.and_then(|(name, _)| self.plan.services.get(name));
+                let stays = placement.is_some_and(|placement| {
+                    placement.is_tracked()
+                        && !placement.timeouts.is_expired(&pin, flow.protocol == PROTOCOL_TCP, now)
+                });
+                if stays {
+                    self.sweep.has_half_open = true;
+                } else if let Some(pin) = self.maps.half_open.take(&flow)? {
+                    self.uncount(&owners, &flow, &pin);
+                    report.removed += 1;
+                }
+            }
+        }
+        if self.sweep.half_open == Cursor::End {
+            self.sweep.half_open = Cursor::Start;
+        }
+        Ok(())
     }
 
     fn end_sweep(&mut self, report: &mut TickReport) -> Result<(), ApplyError> {
@@ -311,7 +445,8 @@ impl Dataplane {
             self.maps.clear_real(index)?;
             report.released.push(address);
         }
-        self.prune_quic_ids()
+        self.prune_quic_ids()?;
+        self.prune_replies()
     }
 
     pub(super) fn owners(&self) -> Owners {

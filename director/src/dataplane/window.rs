@@ -303,6 +303,26 @@ impl SlotWindows {
         true
     }
 
+    /// The sweep has met an entry of a tracked connection, to the server at `position`, that stays whatever its slot says.
+    pub fn keep_tracked(&mut self, slot: u32, position: u16) {
+        let current = self.slots.get(slot as usize).map(|of| of.raw_current());
+        if let Some(pass) = &mut self.pass {
+            pass.pins += 1;
+            pass.named.insert(position);
+            if current.is_some_and(|current| current != position) {
+                pass.foreign.insert(slot);
+            }
+        }
+    }
+
+    /// Makes every settled slot pinned: connections that were tracked may be anywhere.
+    pub fn pin_all(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            self.pin(slot);
+        }
+        self.reopened = false;
+    }
+
     /// The sweep is at its end. Pinned slots that it has met no pin of are settled; how many were. Nothing is known
     /// (`None`) if the slots changed on the way; else the servers that connections are pinned to.
     pub fn end_pass(&mut self) -> (usize, Option<BTreeSet<u16>>) {

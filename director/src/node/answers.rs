@@ -4,9 +4,10 @@ use std::pin::Pin;
 
 use director_proto::control::control_server::Control;
 use director_proto::control::{
-    CaptureBatch, CaptureRequest, Connections, ConnectionsRequest, ExplainRequest, Explanation, Neighbors,
-    NeighborsRequest, Peers, PeersRequest, ReloadReply, ReloadRequest, Services, ServicesRequest, Status,
-    StatusRequest,
+    CaptureBatch, CaptureRequest, Connections, ConnectionsRequest, DrainProgress, DrainRequest, Events,
+    EventsRequest, ExplainRequest, Explanation, Lsdb, LsdbRequest, Neighbors, NeighborsRequest,
+    OspfInterfaces, OspfInterfacesRequest, Peers, PeersRequest, ReloadReply, ReloadRequest, Routes,
+    RoutesRequest, Services, ServicesRequest, Status, StatusRequest, UndrainReply, UndrainRequest,
 };
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -18,9 +19,15 @@ pub(super) enum Question {
     Status(oneshot::Sender<Status>),
     Services(oneshot::Sender<Services>),
     Neighbors(oneshot::Sender<Neighbors>),
+    Lsdb(LsdbRequest, oneshot::Sender<Result<Lsdb, String>>),
+    Routes(oneshot::Sender<Result<Routes, String>>),
+    OspfInterfaces(oneshot::Sender<Result<OspfInterfaces, String>>),
+    Events(oneshot::Sender<Result<Events, String>>),
     Peers(oneshot::Sender<Peers>),
     Connections(u32, oneshot::Sender<Result<Connections, String>>),
     Reload(oneshot::Sender<Result<ReloadReply, String>>),
+    Drain(DrainRequest, oneshot::Sender<Result<mpsc::Receiver<Result<DrainProgress, String>>, String>>),
+    Undrain(oneshot::Sender<Result<UndrainReply, String>>),
     Explain(ExplainRequest, oneshot::Sender<Result<Explanation, String>>),
     Capture(CaptureRequest, oneshot::Sender<Result<mpsc::Receiver<CaptureBatch>, String>>),
 }
@@ -38,6 +45,14 @@ impl Asker {
         let (sender, receiver) = oneshot::channel();
         self.0.send(question(sender)).await.map_err(|_| stopping())?;
         receiver.await.map_err(|_| stopping())
+    }
+
+    /// Asks for what may be refused.
+    pub(super) async fn demand<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Question,
+    ) -> Result<Response<T>, tonic::Status> {
+        self.ask(question).await?.map(Response::new).map_err(tonic::Status::failed_precondition)
     }
 
     /// The metrics page.
@@ -70,6 +85,25 @@ impl Control for Asker {
         self.ask(Question::Neighbors).await.map(Response::new)
     }
 
+    async fn list_lsas(&self, request: Request<LsdbRequest>) -> Result<Response<Lsdb>, tonic::Status> {
+        self.demand(|sender| Question::Lsdb(request.into_inner(), sender)).await
+    }
+
+    async fn list_routes(&self, _: Request<RoutesRequest>) -> Result<Response<Routes>, tonic::Status> {
+        self.demand(Question::Routes).await
+    }
+
+    async fn list_ospf_interfaces(
+        &self,
+        _: Request<OspfInterfacesRequest>,
+    ) -> Result<Response<OspfInterfaces>, tonic::Status> {
+        self.demand(Question::OspfInterfaces).await
+    }
+
+    async fn list_events(&self, _: Request<EventsRequest>) -> Result<Response<Events>, tonic::Status> {
+        self.demand(Question::Events).await
+    }
+
     async fn list_peers(&self, _: Request<PeersRequest>) -> Result<Response<Peers>, tonic::Status> {
         self.ask(Question::Peers).await.map(Response::new)
     }
@@ -79,21 +113,35 @@ impl Control for Asker {
         request: Request<ConnectionsRequest>,
     ) -> Result<Response<Connections>, tonic::Status> {
         let limit = request.into_inner().limit;
-        let answer = self.ask(|sender| Question::Connections(limit, sender)).await?;
-        answer.map(Response::new).map_err(tonic::Status::failed_precondition)
+        self.demand(|sender| Question::Connections(limit, sender)).await
     }
 
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadReply>, tonic::Status> {
-        let answer = self.ask(Question::Reload).await?;
-        answer.map(Response::new).map_err(tonic::Status::failed_precondition)
+        self.demand(Question::Reload).await
     }
+
+    type DrainStream = Pin<Box<dyn Stream<Item = Result<DrainProgress, tonic::Status>> + Send>>;
+
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<Self::DrainStream>, tonic::Status> {
+        let request = request.into_inner();
+        let news = self.demand(|sender| Question::Drain(request, sender)).await?.into_inner();
+        let news = ReceiverStream::new(news).map(|news| news.map_err(tonic::Status::failed_precondition));
+        Ok(Response::new(Box::pin(news)))
+    }
+
+    async fn undrain(&self, _: Request<UndrainRequest>) -> Result<Response<UndrainReply>, tonic::Status> {
+        self.demand(Question::Undrain).await
+    }
+
     async fn explain(
         &self,
         request: Request<ExplainRequest>,
     ) -> Result<Response<Explanation>, tonic::Status> {
         let request = request.into_inner();
-        let answer = self.ask(|sender| Question::Explain(request, sender)).await?;
-        answer.map(Response::new).map_err(tonic::Status::failed_precondition)
+        self.demand(|sender| Question::Explain(request, sender)).await
     }
 
     type CaptureStream = Pin<Box<dyn Stream<Item = Result<CaptureBatch, tonic::Status>> + Send>>;

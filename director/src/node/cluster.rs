@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::config::Forwarding as Way;
 use crate::config::{self, Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
-use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec};
+use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec, WhenFull};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
     dataplane::Options {
@@ -32,6 +32,8 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
             Echo::Kernel => dataplane::EchoPolicy::Kernel,
         },
         icmp_rate: config.node.icmp_rate,
+        pins: config.node.connections,
+        half_open: config.node.half_open,
         margin: sync_config(config).skew(),
         ..dataplane::Options::default()
     }
@@ -86,31 +88,56 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
     let quic_id = |real: &TableReal| {
         service.reals.iter().find(|known| known.address == real.address).and_then(|known| known.quic_id)
     };
-    // A packet keeps its port, so only where there is one does a real server have it.
-    let one_port = service.addresses.iter().all(|address| address.ports == service.addresses[0].ports)
-        && service.addresses.iter().all(|address| address.ports.first == address.ports.last);
+    // Elsewhere packets keep their ports.
+    let one_port = service.one_port().is_some();
+    // The table may still have the port of before a reload: only NAT makes a difference of it.
+    let port = |port: u16| match service.forwarding {
+        _ if !one_port => 0,
+        Way::Nat => port,
+        Way::Dr | Way::Tunnel(_) => service.port(),
+    };
+    let known = |address: IpAddr| service.reals.iter().find(|known| known.address == address);
+    let is_left =
+        |real: &TableReal| known(real.address).is_none_or(|known| port(known.port) != port(real.port));
     let real = |real: &TableReal| RealSpec {
         alive: !real.dead,
+        weight: real.weight,
+        thresholds: known(real.address).map(|known| known.thresholds).unwrap_or_default(),
+        is_left: is_left(real),
         quic_id: quic_id(real),
-        ..RealSpec::new(real.address, if one_port { real.port } else { 0 })
+        ..RealSpec::new(real.address, port(real.port))
     };
+    let mut reals: Vec<RealSpec> = table.reals.iter().map(real).collect();
+    // Not in the table, unless it was a real server: it has no slots, and nobody asks how it is.
+    if let Some(address) = service.sorry_server().filter(|address| known(*address).is_none()) {
+        let sorry = RealSpec { is_sorry: true, ..RealSpec::new(address, port(service.port())) };
+        match reals.iter_mut().find(|real| (real.address, real.port) == (sorry.address, sorry.port)) {
+            Some(former) => *former = sorry,
+            None => reals.push(sorry),
+        }
+    }
     ServiceSpec {
         name,
         addresses: service.addresses.iter().map(address).collect(),
         hash: if service.hash_port { HashInput::SourcePort } else { HashInput::Source },
         forwarding: match service.forwarding {
             Way::Dr => Forwarding::DirectReturn,
+            Way::Nat => Forwarding::Nat,
             Way::Tunnel(Tunnel::Ipip) => Forwarding::Ipip,
             Way::Tunnel(Tunnel::Gre) => Forwarding::Gre,
             Way::Tunnel(Tunnel::Gue { port }) => Forwarding::Gue { port },
         },
-        reals: table.reals.iter().map(real).collect(),
+        reals,
         slots: &table.slots,
         timeouts: dataplane::Timeouts {
             established: service.timeouts.established,
             fin: service.timeouts.fin,
             udp: service.timeouts.udp,
         },
+        tracking: service.tracking.map(|tracking| dataplane::Tracking {
+            method: tracking.method,
+            when_full: if tracking.refuse { WhenFull::Refuse } else { WhenFull::Forward },
+        }),
         datagrams: match service.datagrams {
             config::Datagrams::Tracked => dataplane::Datagrams::Tracked,
             config::Datagrams::OnePacket => dataplane::Datagrams::OnePacket,
@@ -122,7 +149,9 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
 /// Addresses whose next hops the kernel needs.
 pub(super) fn real_addresses(config: &Config, tables: &TableSet) -> BTreeSet<IpAddr> {
     let tables = config.services.keys().filter_map(|name| tables.services.get(name));
-    tables.flat_map(|table| &table.reals).map(|real| real.address).collect()
+    let reals = tables.flat_map(|table| &table.reals).map(|real| real.address);
+    let sorry = config.services.values().filter_map(Service::sorry_server);
+    reals.chain(sorry).collect()
 }
 
 /// Fills `bytes` from the operating system's source of randomness.
@@ -176,5 +205,58 @@ pub(super) fn seed() -> u32 {
     match random(&mut bytes) {
         Ok(()) => u32::from_ne_bytes(bytes),
         Err(_) => std::process::id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use director_proto::tables::{Epoch, TableSet};
+    use syncd::HealthView;
+
+    use super::specs;
+    use crate::config::Config;
+    use crate::node::plan::deal;
+
+    const TEXT: &str = r#"
+[node]
+router_id = "10.255.0.1"
+interfaces = ["eth1"]
+[[service]]
+name = "web"
+vip = "203.0.113.10"
+port = 80
+scheduler = "wlc"
+[[service.real]]
+address = "10.0.2.11"
+[[service.real]]
+address = "10.0.2.12"
+"#;
+
+    #[test]
+    fn a_real_server_that_becomes_the_sorry_server_is_that_where_it_was() {
+        let config = |text: &str| Config::parse(Path::new("d.toml"), text).expect("valid");
+        let before = config(TEXT);
+        let after = config(
+            &TEXT
+                .replace("[[service.real]]\naddress = \"10.0.2.12\"\n", "")
+                .replace("\"wlc\"", "\"wlc\"\nsorry_server = \"10.0.2.12\""),
+        );
+        let set = |services| TableSet {
+            epoch: Epoch { number: 1, leader: before.node.router_id },
+            hash_key: [1; 16],
+            services,
+        };
+        let mut tables = set(deal(&before, None, &HealthView::new()));
+        let former = tables.services.get_mut("web").expect("service").reals.iter_mut();
+        former.for_each(|real| real.dead = real.address.to_string() == "10.0.2.12");
+        let tables = set(deal(&after, Some(&tables), &HealthView::new()));
+        let sorry = |config: &Config| -> Vec<(String, bool)> {
+            let reals = specs(config, &tables).remove(0).reals;
+            reals.iter().map(|real| (real.address.to_string(), real.is_sorry && real.alive)).collect()
+        };
+        assert_eq!(sorry(&after), [("10.0.2.11".to_owned(), false), ("10.0.2.12".to_owned(), true)]);
+        assert!(sorry(&before).iter().all(|(_, is_sorry)| !is_sorry));
     }
 }

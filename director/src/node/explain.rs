@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use director_common::pin::Pin;
 use director_common::slot::SlotState;
 use director_common::tables::{
-    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, ServiceEntry, ServiceKey,
+    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster,
+    RouteEntry, ServiceEntry, ServiceKey,
 };
 use director_proto::control as wire;
 
@@ -121,6 +122,7 @@ fn message(explained: &Explanation) -> wire::Explanation {
         real: explained.real.map(real),
         way,
         mtu: explained.mtu.unwrap_or_default(),
+        translated: explained.translated.map(|(from, to)| format!("{from} -> {to}")).unwrap_or_default(),
         lookups: explained.lookups.iter().map(lookup).collect(),
     }
 }
@@ -152,6 +154,37 @@ fn matched(by: &MatchedKey) -> String {
     match by {
         MatchedKey::Exact(by) => key(by),
         MatchedKey::Range(by) => range(by),
+        MatchedKey::Reply(by) => answer(by),
+    }
+}
+
+/// A real server's port, for people.
+fn answer(key: &ReplyKey) -> String {
+    let address = ip_address(key.address);
+    match (key.protocol, key.port) {
+        (0, _) => format!("real server {address} with NAT"),
+        (_, 0) => format!("{} from {address}, all ports", protocol(key.protocol)),
+        (_, port) => format!("{} from {}", protocol(key.protocol), SocketAddr::new(address, port)),
+    }
+}
+
+fn leaves(entry: &ReplyEntry) -> String {
+    let vip = ip_address(entry.vip);
+    if entry.port == 0 {
+        format!("as from {vip}")
+    } else {
+        format!("as from {}", SocketAddr::new(vip, entry.port))
+    }
+}
+
+fn route(entry: &RouteEntry) -> String {
+    match entry.answer {
+        RouteEntry::FORWARD => format!("by {} on {}", mac(entry.destination_mac), interface(entry.ifindex)),
+        RouteEntry::STAYS => "for this node, or there is none".to_owned(),
+        RouteEntry::DISABLED => "the kernel does not forward".to_owned(),
+        RouteEntry::REFUSED => "refused".to_owned(),
+        RouteEntry::TOO_BIG => format!("takes {} bytes at most", entry.mtu),
+        _ => "only the kernel can send it".to_owned(),
     }
 }
 
@@ -243,6 +276,21 @@ fn lookup(lookup: &Lookup) -> wire::ExplainedLookup {
             "fragment to remember",
             format!("of {}", ip_address(key.source)),
             Some(format!("position {}", entry.position)),
+        ),
+        Lookup::Reply { key, found } => (
+            "answers",
+            answer(key),
+            found.as_ref().map(|found| if key.protocol == 0 { "there".to_owned() } else { leaves(found) }),
+        ),
+        Lookup::Route { query, found } => (
+            "kernel's route",
+            format!("{} -> {}", ip_address(query.source), ip_address(query.destination)),
+            found.as_ref().map(route),
+        ),
+        Lookup::Schedule { method, position } => (
+            "scheduler",
+            method.name().to_owned(),
+            (*position != Roster::NOBODY).then(|| format!("position {position}")),
         ),
         Lookup::Token { rate, granted } => (
             "right to send an ICMP error",

@@ -101,7 +101,7 @@ fn targets(config: &Config) -> Vec<Target> {
         config.services.iter().filter_map(|(name, service)| Some((name, service.health.as_ref()?, service)));
     checked
         .flat_map(|(name, check, service)| {
-            service.reals.iter().map(move |real| check.target(name, real.address, service.port()))
+            service.reals.iter().map(move |real| check.target(name, real.address, real.port))
         })
         .collect()
 }

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use routing::AnnounceAs;
 use syncd::HealthView;
 
-use crate::config::{Config, Ospf, Real, Service};
+use super::cluster;
+use crate::config::{Config, Forwarding, Real, Service};
 use crate::slots::{self, Member};
 
 /// Deals the tables of every configured service, starting from those in force. A real server is dead if the cluster
@@ -24,6 +25,8 @@ pub(super) fn deal(
         .iter()
         .map(|(name, service)| {
             let previous = in_force.and_then(|tables| tables.services.get(name));
+            let previous = previous.map(|table| with_ports_of(service, table));
+            let previous = previous.as_ref();
             let members: Vec<Member> = service
                 .members()
                 .into_iter()
@@ -32,6 +35,19 @@ pub(super) fn deal(
             (name.clone(), slots::deal(service.scheduler, service.slots as usize, previous, &members))
         })
         .collect()
+}
+
+/// A table in force, with the ports that its real servers have by now. Where packets keep theirs, a service that is
+/// moved to another port has the same real servers as before.
+fn with_ports_of(service: &Service, table: &ServiceTable) -> ServiceTable {
+    let mut table = table.clone();
+    if service.forwarding != Forwarding::Nat {
+        for known in &mut table.reals {
+            let same = service.reals.iter().find(|real| real.address == known.address);
+            known.port = same.map_or(known.port, |real| real.port);
+        }
+    }
+    table
 }
 
 fn is_dead(
@@ -56,13 +72,13 @@ fn is_dead(
 }
 
 /// Whether two sets of tables forward alike and were dealt by the same weights. Positions that a server left
-/// behind do not count: they are no reason for an epoch.
+/// behind do not count: they are no reason for an epoch. That one of weight 0 is dead is: its connections are given up.
 pub(super) fn same_effect(
     ours: &BTreeMap<String, ServiceTable>,
     theirs: &BTreeMap<String, ServiceTable>,
 ) -> bool {
     let live = |table: &ServiceTable| {
-        let reals = table.reals.iter().enumerate().filter(|(_, real)| real.weight > 0);
+        let reals = table.reals.iter().enumerate().filter(|(_, real)| real.weight > 0 || real.dead);
         reals.map(|(position, real)| (position, real.clone())).collect::<Vec<_>>()
     };
     ours.keys().eq(theirs.keys())
@@ -131,7 +147,8 @@ pub(super) struct Announcement {
     pub(super) service: String,
 }
 
-/// Services that have their quorum of live real servers in the tables, given those that `had` it before.
+/// Services that have their quorum of live real servers in the tables, given those that `had` it before. One whose
+/// real servers all have weight 0 takes no new connections, but those it has go on: it needs one of them live.
 pub(super) fn quorate(
     config: &Config,
     tables: Option<&TableSet>,
@@ -139,6 +156,9 @@ pub(super) fn quorate(
 ) -> BTreeSet<String> {
     let has = |(name, service): (&String, &Service)| {
         let table = tables?.services.get(name)?;
+        if is_drained(service) {
+            return drained(service, table).any(|real| !real.dead).then(|| name.clone());
+        }
         let taking = table.reals.iter().filter(|real| real.weight > 0);
         let (live, dead): (Vec<&TableReal>, Vec<&TableReal>) = taking.partition(|real| !real.dead);
         let (live, all) = (live.len() as u32, (live.len() + dead.len()) as u32);
@@ -147,9 +167,22 @@ pub(super) fn quorate(
     config.services.iter().filter_map(has).collect()
 }
 
+/// Whether every configured real server has weight 0. A service without any is not drained but empty.
+fn is_drained(service: &Service) -> bool {
+    !service.reals.is_empty() && service.reals.iter().all(|real| real.weight == 0)
+}
+
+/// The configured real servers of weight 0, as the table has them.
+fn drained<'a>(service: &'a Service, table: &'a ServiceTable) -> impl Iterator<Item = &'a TableReal> {
+    let is_configured = |known: &&TableReal| {
+        service.reals.iter().any(|real| real.weight == 0 && real.address == known.address)
+    };
+    table.reals.iter().filter(is_configured)
+}
+
 /// Everything to announce: the node's own prefixes, and, while `serving`, each VIP that has a service with its
-/// quorum (`quorate`) and a real server to forward to. A VIP shared by services takes the lowest metric, and is a
-/// stub link if it is for one of them.
+/// quorum (`quorate`) and a real server to forward to, or with a sorry server that can be reached. A VIP shared by
+/// services takes the lowest metric, and is a stub link if it is for one of them.
 pub(super) fn announcements(
     config: &Config,
     tables: Option<&TableSet>,
@@ -166,8 +199,9 @@ pub(super) fn announcements(
         return announcements;
     }
     for (name, service) in &config.services {
-        let table = tables.and_then(|tables| tables.services.get(name));
-        if !quorate.contains(name) || !table.is_some_and(|table| can_serve(table, &reachable)) {
+        let Some(table) = tables.and_then(|tables| tables.services.get(name)) else { continue };
+        let by_reals = quorate.contains(name) && can_serve(service, table, &reachable);
+        if !by_reals && !service.sorry_server().is_some_and(&reachable) {
             continue;
         }
         for prefix in service.prefixes() {
@@ -192,8 +226,11 @@ pub(super) fn vips(config: &Config) -> BTreeSet<IpNet> {
     config.services.values().flat_map(Service::prefixes).collect()
 }
 
-/// Whether any real server that takes new flows can be reached.
-fn can_serve(table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
+/// Whether any real server that takes new flows can be reached; of a drained service, one that still has some.
+fn can_serve(service: &Service, table: &ServiceTable, reachable: impl Fn(IpAddr) -> bool) -> bool {
+    if is_drained(service) {
+        return drained(service, table).any(|real| !real.dead && reachable(real.address));
+    }
     table.reals.iter().any(|real| real.share() > 0 && reachable(real.address))
 }
 
@@ -211,7 +248,6 @@ pub(super) fn share_moved(before: &TableSet, after: &TableSet) -> f64 {
 pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
     for (section, same) in [
         ("[node]", old.node == new.node),
-        ("[ospf]", without_keys(old) == without_keys(new)),
         ("[cluster]", old.cluster == new.cluster),
         ("[metrics]", old.metrics == new.metrics),
     ] {
@@ -221,7 +257,7 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
             ));
         }
     }
-    let mut changes = rekeyed(old, new);
+    let mut changes = ospf_differences(old, new)?;
     for (name, service) in &new.services {
         match old.services.get(name) {
             None => changes.push(format!("service {name:?} added")),
@@ -235,22 +271,28 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
     Ok(changes)
 }
 
-/// `[ospf]` but for the keys, which change in a running process.
-fn without_keys(config: &Config) -> Option<Ospf> {
-    let mut ospf = config.ospf.clone()?;
-    for interface in &mut ospf.interfaces {
-        interface.authentication = routing::Authentication::None;
-    }
-    Some(ospf)
-}
-
-/// Interfaces that authenticate differently; the lists are alike in all else.
-fn rekeyed(old: &Config, new: &Config) -> Vec<String> {
-    let interfaces =
-        |config: &Config| config.ospf.iter().flat_map(|ospf| &ospf.interfaces).cloned().collect::<Vec<_>>();
-    let pairs = interfaces(old).into_iter().zip(interfaces(new));
-    let changed = pairs.filter(|(old, new)| old.authentication != new.authentication);
-    changed.map(|(_, new)| format!("[ospf] interface {:?}: authentication changed", new.name)).collect()
+/// What of `[ospf]` changes; an error where an adjacency would not outlive it.
+fn ospf_differences(old: &Config, new: &Config) -> Result<Vec<String>, String> {
+    let (before, after) = match (cluster::routing_config(old), cluster::routing_config(new)) {
+        (Some(before), Some(after)) => (before, after),
+        (None, None) => return Ok(Vec::new()),
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(
+                "[ospf] has come or gone: that needs a restart of this director (forwarding goes on \
+                        meanwhile)"
+                    .to_owned(),
+            );
+        }
+    };
+    let changes = before.changes_to(&after).map_err(|error| format!("[ospf] {error}"))?;
+    let mut lines: Vec<String> = changes.into_iter().map(|change| format!("[ospf] {change}")).collect();
+    let own = |config: &Config| -> BTreeSet<IpNet> {
+        config.ospf.iter().flat_map(|ospf| &ospf.announce).copied().collect()
+    };
+    let (before, after) = (own(old), own(new));
+    lines.extend(after.difference(&before).map(|prefix| format!("[ospf] announce: {prefix} added")));
+    lines.extend(before.difference(&after).map(|prefix| format!("[ospf] announce: {prefix} removed")));
+    Ok(lines)
 }
 
 fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> {
@@ -259,12 +301,29 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
     };
     let (before, after) = (reals(old), reals(new));
     let mut lines = Vec::new();
+    // A port that is written, other than the service's: that is told of the service.
+    let mapped =
+        |service: &Service, real: &Real| Some(real.port).filter(|port| Some(*port) != service.one_port());
     for (address, real) in &after {
         let what = match before.get(address) {
             None => format!("added, {}", weight(real)),
-            Some(old) if old == real => continue,
+            Some(before)
+                if *before == (Real { port: before.port, ..*real })
+                    && mapped(old, before) == mapped(new, real) =>
+            {
+                continue;
+            }
             Some(old) if old.weight != real.weight => {
-                format!("weight {} -> {}{}", old.weight, real.weight, drained(real))
+                format!("weight {} -> {}{}", old.weight, real.weight, draining(real))
+            }
+            Some(before) if mapped(old, before) != mapped(new, real) => {
+                format!("port {} -> {}", before.port, real.port)
+            }
+            Some(old) if old.thresholds != real.thresholds => {
+                format!(
+                    "thresholds {}/{} -> {}/{}",
+                    old.thresholds.upper, old.thresholds.lower, real.thresholds.upper, real.thresholds.lower
+                )
             }
             Some(_) => "quic_id changed".to_owned(),
         };
@@ -279,23 +338,26 @@ fn service_differences(name: &str, old: &Service, new: &Service) -> Vec<String> 
 }
 
 fn weight(real: &Real) -> String {
-    format!("weight {}{}", real.weight, drained(real))
+    format!("weight {}{}", real.weight, draining(real))
 }
 
-fn drained(real: &Real) -> &'static str {
+fn draining(real: &Real) -> &'static str {
     if real.weight == 0 { " (draining)" } else { "" }
 }
 
 /// Everything of a service but its real servers, by name, as text. The pattern is exhaustive on purpose: a new
 /// setting must get its line.
-fn settings(service: &Service) -> [(&'static str, String); 11] {
-    let Service { addresses, forwarding, scheduler, slots, hash_port, timeouts, datagrams, .. } = service;
+fn settings(service: &Service) -> [(&'static str, String); 12] {
+    let Service {
+        addresses, forwarding, scheduler: _, tracking, slots, hash_port, timeouts, datagrams, ..
+    } = service;
     let Service { metric, announce, health, quorum, reals: _, .. } = service;
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     [
         ("addresses", addresses.join(", ")),
         ("forwarding", forwarding.to_string()),
-        ("scheduler", scheduler.name().to_owned()),
+        ("scheduler", service.scheduler_name().to_owned()),
+        ("tracking", tracking.map_or("none".to_owned(), |tracking| tracking.to_string())),
         ("slots", slots.to_string()),
         ("hash", if *hash_port { "source-port" } else { "source" }.to_owned()),
         ("timeouts", timeouts.to_string()),
@@ -309,6 +371,7 @@ fn settings(service: &Service) -> [(&'static str, String); 11] {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::path::Path;
 
     use director_proto::tables::{Epoch, TableSet};
@@ -319,7 +382,7 @@ mod tests {
     use director_proto::health::RealId;
     use syncd::{HealthView, Votes};
 
-    use super::{announcements, deal, differences, quorate};
+    use super::{announcements, deal, differences, quorate, same_effect};
     use crate::config::Config;
 
     const TEXT: &str = r#"
@@ -400,6 +463,72 @@ address = "10.0.2.12"
     }
 
     #[test]
+    fn a_drained_service_stays_announced_while_one_of_its_servers_can_be_reached() {
+        let drained = config(&TEXT.replace("address = \"10.0.2.12\"", "address = \"10.0.2.12\"\nweight = 0"));
+        let mut tables = tables(&config(TEXT));
+        tables.services = deal(&drained, Some(&tables), &HealthView::new());
+        let metric = |tables: &TableSet, reachable: fn(IpAddr) -> bool| {
+            let quorate = quorate(&drained, Some(tables), &BTreeSet::new());
+            let all = announcements(&drained, Some(tables), &quorate, reachable, true);
+            all.get(&"203.0.113.10/32".parse::<IpNet>().expect("prefix")).map(|vip| vip.metric)
+        };
+        // The metric is the drained service's, which is the lower one, as long as it is announced.
+        assert_eq!(metric(&tables, |_| true), Some(5));
+        assert_eq!(metric(&tables, |real| real.to_string() != "10.0.2.12"), Some(10));
+        let reals = &mut tables.services.get_mut("b").expect("service").reals;
+        reals.iter_mut().for_each(|real| real.dead = true);
+        assert_eq!(metric(&tables, |_| true), Some(10));
+    }
+
+    #[test]
+    fn death_of_a_drained_server_is_a_reason_for_an_epoch() {
+        let health = "weight = 0\n[service.health]\ncheck = \"tcp\"\n";
+        let config =
+            config(&TEXT.replace("address = \"10.0.2.12\"", &format!("address = \"10.0.2.12\"\n{health}")));
+        let tables = tables(&config);
+        let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
+        let after =
+            |up, down| deal(&config, Some(&tables), &HealthView::from([(real.clone(), Votes { up, down })]));
+        assert!(same_effect(&tables.services, &after(3, 0)));
+        assert!(!same_effect(&tables.services, &after(0, 3)));
+    }
+
+    #[test]
+    fn a_service_moved_to_another_port_keeps_its_servers_and_slots() {
+        let (before, after) = (config(TEXT), config(&TEXT.replace("port = 443", "port = 444")));
+        let mut tables = tables(&before);
+        let ports = |tables: &TableSet| -> Vec<u16> {
+            let specs = crate::node::cluster::specs(&after, tables);
+            specs.iter().flat_map(|spec| &spec.reals).map(|real| real.port).collect()
+        };
+        assert_eq!(ports(&tables), [80, 444], "also with the table of before");
+        let slots = tables.services["b"].slots.clone();
+        tables.services = deal(&after, Some(&tables), &HealthView::new());
+        assert_eq!((ports(&tables), &tables.services["b"].slots), (vec![80, 444], &slots));
+    }
+
+    #[test]
+    fn a_service_without_a_live_real_server_is_announced_while_its_sorry_server_can_be_reached() {
+        let keys =
+            "port = 443\nscheduler = \"wlc\"\nsorry_server = \"10.0.2.99\"\nhealth = { check = \"tcp\" }";
+        let config = config(&TEXT.replace("port = 443", keys));
+        let mut tables = tables(&config);
+        let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
+        let health = HealthView::from([(real, Votes { up: 0, down: 2 })]);
+        tables.services = deal(&config, Some(&tables), &health);
+        let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
+        assert!(!quorate.contains("b"));
+        let metric = |tables: Option<&TableSet>, reachable: fn(IpAddr) -> bool| {
+            let all = announcements(&config, tables, &quorate, reachable, true);
+            all.get(&"203.0.113.10/32".parse::<IpNet>().expect("prefix")).map(|vip| vip.metric)
+        };
+        // The metric is that service's, as long as it is announced.
+        assert_eq!(metric(Some(&tables), |_| true), Some(5));
+        assert_eq!(metric(Some(&tables), |real| real.to_string() != "10.0.2.99"), Some(10));
+        assert_eq!(metric(None, |_| true), None);
+    }
+
+    #[test]
     fn a_reload_lists_every_change_and_refuses_what_it_cannot_follow() {
         let old = config(TEXT);
         let lines = |text: &str| differences(&old, &config(text));
@@ -422,19 +551,39 @@ address = "10.0.2.12"
     }
 
     #[test]
-    fn a_reload_follows_keys_but_nothing_else_of_ospf() {
+    fn a_reload_follows_of_ospf_what_an_adjacency_outlives() {
+        let with = |line: &str| TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{line}"));
         let keyed = |secret: &str| {
-            let keys = format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]");
-            TEXT.replace("[[ospf.interface]]", &format!("[[ospf.interface]]\n{keys}"))
+            with(&format!("keys = [{{ id = 1, algorithm = \"hmac-sha-256\", secret = \"{secret}\" }}]"))
         };
         let old = config(&keyed("yesterday"));
         let changed = "[ospf] interface \"eth1\": authentication changed".to_owned();
         assert_eq!(differences(&old, &config(&keyed("yesterday"))), Ok(vec![]));
         assert_eq!(differences(&old, &config(&keyed("tomorrow"))), Ok(vec![changed.clone()]));
         assert_eq!(differences(&old, &config(TEXT)), Ok(vec![changed]));
-        let secure =
-            keyed("yesterday").replace("[[ospf.interface]]", "[[ospf.interface]]\nttl_security = true");
-        assert!(differences(&old, &config(&secure)).expect_err("a restart").starts_with("[ospf]"));
+        let plain = config(TEXT);
+        let line = |text: &str| Ok(vec![format!("[ospf] {text}")]);
+        assert_eq!(
+            differences(&plain, &config(&with("cost = 20"))),
+            line("interface \"eth1\": cost: 10 -> 20")
+        );
+        assert_eq!(
+            differences(&plain, &config(&with("bfd = { interval_ms = 50 }"))),
+            line("interface \"eth1\": bfd: none -> 50 ms x 3")
+        );
+        let announced = TEXT.replace("announce = [", "announce = [\"10.255.9.9/32\", ");
+        assert_eq!(differences(&plain, &config(&announced)), line("announce: 10.255.9.9/32 added"));
+        let faster = TEXT.replace("[ospf]", "[ospf]\nhello_interval = 1");
+        assert_eq!(
+            differences(&plain, &config(&faster)).map(|lines| lines.len()),
+            Ok(2),
+            "dead_interval, too"
+        );
+        for line in ["ttl_security = true", "area = \"0.0.0.9\"", "passive = true"] {
+            let refused = differences(&plain, &config(&with(line))).expect_err("a restart");
+            let setting = line.split(' ').next().expect("a word");
+            assert!(refused.starts_with("[ospf] ") && refused.contains(setting), "{refused}");
+        }
     }
 
     #[test]

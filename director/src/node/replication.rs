@@ -92,6 +92,9 @@ impl Node {
             );
             self.announce();
         }
+        if let Err(error) = self.dataplane.refresh_candidates() {
+            tracing::error!(%error, "whom tracked services choose from stays as it is");
+        }
         // Where the other end is busy, what is said now can be said later as well.
         let begun = Instant::now();
         if begun < self.exchange.next || !self.dataplane.may_have_pins() || !self.exchange.port.has_room() {

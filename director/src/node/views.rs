@@ -1,7 +1,7 @@
 //! What the node shows of itself: its state as messages of the control protocol.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use director_proto::control as wire;
@@ -11,7 +11,7 @@ use routing::speaker::{BfdStatus, NeighborStatus};
 
 use super::{Node, PATIENCE};
 use crate::config::{Service, VirtualAddress, family};
-use crate::dataplane::{Adoption, Counters, NextHop, SlotStates};
+use crate::dataplane::{Adoption, Counters, NextHop, ReadError, SlotStates, monotonic_seconds};
 use crate::slots::{self, Member};
 
 impl Node {
@@ -93,7 +93,10 @@ impl Node {
                 {
                     ("waiting", "no OSPF neighbour is Full".to_owned())
                 }
-                _ => ("serving", String::new()),
+                _ => match self.drain.phase() {
+                    None => ("serving", String::new()),
+                    Some(phase) => (phase.word(), "`director undrain` takes it back into service".to_owned()),
+                },
             },
             syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
             syncd::Standing::Behind => {
@@ -118,7 +121,7 @@ impl Node {
         })
     }
 
-    async fn routing_status(&self) -> Option<routing::Status> {
+    pub(super) async fn routing_status(&self) -> Option<routing::Status> {
         let status = self.routing.as_ref()?.status();
         tokio::time::timeout(PATIENCE, status).await.ok().flatten()
     }
@@ -152,7 +155,7 @@ impl Node {
             vip: first.map(VirtualAddress::vip).unwrap_or_default(),
             protocol: first.map(|address| address.protocol.name()).unwrap_or_default().to_owned(),
             port: service.port().into(),
-            scheduler: service.scheduler.name().to_owned(),
+            scheduler: service.scheduler_name().to_owned(),
             hash: if service.hash_port { "source-port" } else { "source" }.to_owned(),
             forwarding: service.forwarding.to_string(),
             table_digest: table.map(|table| table.digest().to_string()).unwrap_or_default(),
@@ -172,6 +175,11 @@ impl Node {
         table: &ServiceTable,
         counted: Option<&crate::dataplane::ServiceCounters>,
     ) -> Vec<wire::RealServer> {
+        let loads = self.dataplane.loads();
+        let load = |address: IpAddr| {
+            let of = |(service, real, _): &(String, IpAddr, u16)| service == name && *real == address;
+            loads.iter().find(|(key, _)| of(key)).map(|(_, load)| *load)
+        };
         let total: f64 = table.reals.iter().map(|real| f64::from(real.share())).sum();
         let configured: BTreeSet<IpAddr> = service.reals.iter().map(|real| real.address).collect();
         let show = |real: &TableReal, slots: usize| wire::RealServer {
@@ -185,6 +193,8 @@ impl Node {
             },
             next_hop: self.dataplane.next_hop(real.address).map(way).unwrap_or_default(),
             traffic: None,
+            active_connections: load(real.address).map(|(active, _)| active),
+            inactive_connections: load(real.address).map(|(_, inactive)| inactive),
             state: match (real.weight, configured.contains(&real.address)) {
                 _ if real.dead => "dead",
                 (0, false) => "leaving",
@@ -307,22 +317,21 @@ impl Node {
         }
     }
 
+    /// The flows that are counted, and the connections that are tracked.
     pub(super) fn connections(&self, limit: u32) -> Result<wire::Connections, String> {
-        if !self.config.node.flow_accounting {
+        let tracks = self.config.services.values().any(|service| service.tracking.is_some());
+        if !self.config.node.flow_accounting && !tracks {
             return Err(
-                "flows are not counted here: set flow_accounting = true in [node] and restart the director"
+                "no service tracks its connections, and flows are not counted here: set flow_accounting = true in \
+                 [node] and restart the director"
                     .to_owned(),
             );
         }
-        let mut flows = self.dataplane.flows().map_err(|error| format!("flows: {error}"))?;
-        flows.sort_by_key(|flow| std::cmp::Reverse(flow.packets));
-        if limit > 0 {
-            flows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        }
         let now = monotonic();
-        let connections = flows
-            .into_iter()
-            .map(|flow| wire::Connection {
+        let mut connections = BTreeMap::new();
+        for flow in self.dataplane.flows().map_err(|error| format!("flows: {error}"))? {
+            let key = (flow.protocol, flow.source, flow.destination);
+            let connection = wire::Connection {
                 protocol: protocol(flow.protocol),
                 source: flow.source.to_string(),
                 destination: flow.destination.to_string(),
@@ -332,9 +341,47 @@ impl Node {
                 bytes: flow.bytes,
                 last_seen_ms: u64::try_from(now.saturating_sub(flow.last_seen).as_millis())
                     .unwrap_or(u64::MAX),
-            })
-            .collect();
+                ..wire::Connection::default()
+            };
+            connections.insert(key, connection);
+        }
+        self.add_tracked(&mut connections).map_err(|error| format!("connections: {error}"))?;
+        let mut connections: Vec<_> = connections.into_values().collect();
+        connections.sort_by_key(|connection| std::cmp::Reverse(connection.packets));
+        if limit > 0 {
+            connections.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
         Ok(wire::Connections { connections })
+    }
+
+    /// Adds the connections of tracked services, or what is known of them besides their packets.
+    fn add_tracked(
+        &self,
+        connections: &mut BTreeMap<(u8, SocketAddr, SocketAddr), wire::Connection>,
+    ) -> Result<(), ReadError> {
+        let now = monotonic_seconds();
+        let half_open = self.dataplane.half_open(now)?;
+        let states = half_open.into_iter().map(|record| (record, "half-open"));
+        let pins = self.dataplane.pins(now)?;
+        let pins = pins.into_iter().map(|record| (record, "open"));
+        for (record, state) in pins.chain(states) {
+            if self.config.services.get(&record.service).is_none_or(|service| service.tracking.is_none()) {
+                continue;
+            }
+            let key = (record.protocol, record.source, record.destination);
+            let connection = connections.entry(key).or_insert_with(|| wire::Connection {
+                protocol: protocol(record.protocol),
+                source: record.source.to_string(),
+                destination: record.destination.to_string(),
+                service: record.service,
+                real: record.real.ip().to_string(),
+                last_seen_ms: u64::from(record.idle) * 1_000,
+                ..wire::Connection::default()
+            });
+            connection.state = if record.is_closing { "closing" } else { state }.to_owned();
+            connection.expires_s = record.remaining;
+        }
+        Ok(())
     }
 }
 

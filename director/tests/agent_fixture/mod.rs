@@ -174,6 +174,7 @@ pub fn director(forwarding: Forwarding, over_v6: bool) -> Dataplane {
         slots: &slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     };
     let tunnel_sources = TunnelSources {
         v4: Some("192.0.3.2".parse().expect("address")),

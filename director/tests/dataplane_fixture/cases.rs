@@ -5,6 +5,7 @@ mod changing;
 mod families;
 mod fragments;
 mod icmp;
+pub mod nat;
 mod ordinary;
 pub mod tunnels;
 
@@ -20,6 +21,7 @@ use director_common::{SLOTS, Slot, SlotState};
 
 use super::memory::Memory;
 use super::packets::{ACK, OUR_MAC, Packet};
+use super::routes;
 
 /// Packets of `BPF_PROG_TEST_RUN` come in by the loopback interface.
 pub const INGRESS: u32 = 1;
@@ -37,6 +39,11 @@ pub struct Family {
     /// A VIP of services whose slots change, and of QUIC.
     pub changing: &'static str,
     pub client: &'static str,
+    /// A real server of services with NAT.
+    pub real: &'static str,
+    /// A VIP that has all its ports by NAT, and the real server of those.
+    pub translated: &'static str,
+    pub hidden: &'static str,
     /// Where an error comes from.
     pub router: &'static str,
     /// An address that is no VIP.
@@ -56,6 +63,9 @@ pub const V4: Family = Family {
     dead: "203.0.113.13",
     changing: "203.0.113.14",
     client: "198.51.100.7",
+    real: REAL_V4,
+    translated: "203.0.113.15",
+    hidden: "10.0.2.14",
     router: "192.0.2.254",
     elsewhere: "203.0.113.12",
     group: "224.0.0.9",
@@ -70,6 +80,9 @@ pub const V6: Family = Family {
     dead: "2001:db8:113::13",
     changing: "2001:db8:113::14",
     client: "2001:db8:51::7",
+    real: REAL_V6,
+    translated: "2001:db8:113::15",
+    hidden: "2001:db8:2::14",
     router: "2001:db8:2::fe",
     elsewhere: "2001:db8:113::12",
     group: "ff02::9",
@@ -99,7 +112,7 @@ fn ip(text: &str) -> IpAddr {
 /// Ways to the real servers of [`services`].
 pub fn next_hop(address: IpAddr) -> Option<NextHop> {
     match address.to_string().as_str() {
-        REAL_V4 | REAL_V6 => Some(HERE),
+        REAL_V4 | REAL_V6 | "10.0.2.14" | "2001:db8:2::14" => Some(HERE),
         "10.0.2.12" => Some(THERE),
         _ => None,
     }
@@ -150,6 +163,7 @@ fn services_of_round(slots: &Slots, round: usize) -> Vec<ServiceSpec<'_>> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     };
     use HashInput::{Source, SourcePort};
     use Protocol::{Tcp, Udp};
@@ -180,6 +194,7 @@ fn services_of_round(slots: &Slots, round: usize) -> Vec<ServiceSpec<'_>> {
         tunnel("gue-4", 94, gue, REAL_V4),
         tunnel("gue-6", 95, gue, REAL_V6),
     ]);
+    services.extend(nat::services(&slots.first));
     let changing = [V4.changing, V6.changing];
     let datagrams = |kind, service| ServiceSpec { datagrams: kind, ..service };
     let mut quic = service("quic", changing, Udp, 443, Source, both, &slots.first);
@@ -201,10 +216,12 @@ pub fn fill(dataplane: &mut Dataplane) {
     let slots = Slots::new();
     dataplane.set_hash_key(KEY).expect("key");
     dataplane.declare_interface(INGRESS, OUR_MAC, true).expect("interface");
+    routes::make();
+    dataplane.declare_interface(routes::UPLINK.0, routes::UPLINK.1, true).expect("interface");
     for round in 0..ROUNDS {
         dataplane.apply(&services_of_round(&slots, round)).expect("apply");
     }
-    for address in [REAL_V4, REAL_V6, "10.0.2.12"] {
+    for address in [REAL_V4, REAL_V6, "10.0.2.12", V4.hidden, V6.hidden] {
         dataplane.set_next_hop(ip(address), next_hop(ip(address))).expect("next hop");
     }
 }
@@ -225,6 +242,9 @@ pub fn memory() -> Memory {
         memory.slots[entry.table as usize].fill(slot);
     }
     memory.pin_capacity = super::PINS;
+    memory
+        .interfaces
+        .insert(routes::UPLINK.0, Interface { mac: routes::UPLINK.1, flags: Interface::FLAG_NATIVE });
     memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
     memory
 }
@@ -250,6 +270,9 @@ pub fn cases() -> Vec<Case> {
             icmp::expired(&family),
             changing::changing(&family),
             changing::quic(&family),
+            nat::requests(&family),
+            nat::answers(&family),
+            nat::errors(&family),
         ]
         .concat();
         let named = |(what, frame, outcome)| (format!("{}: {what}", family.name), frame, outcome);

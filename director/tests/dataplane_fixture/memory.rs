@@ -3,15 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use director::dataplane::{Datagrams, Forwarding, HashInput, NextHop, ServiceSpec};
+use director::dataplane::{Datagrams, Forwarding, HashInput, Method, NextHop, Ports, ServiceSpec, WhenFull};
 use director_common::decide::rewrite;
+use director_common::hash::FlowHash;
 use director_common::packet::{Buffer, Frame};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
+use director_common::schedulers::{Scan, Thresholds, Wheel, choose};
 use director_common::shortcut::{self, Forwarded};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, RangeKey, RealEntry,
-    SMALL_TABLE, ServiceEntry, ServiceKey, Tables, TokenBucket,
+    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, LoadEntry, RangeKey,
+    RealEntry, ReplyEntry, ReplyKey, Roster, RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry,
+    ServiceKey, Tables, TokenBucket,
 };
 use director_common::{Decision, SMALL_SLOTS, Slot, decide};
 
@@ -54,9 +57,20 @@ pub struct Memory {
     pub bucket: Cell<TokenBucket>,
     /// Each leaked when it is made: a few bytes for every connection of a test.
     pub pins: RefCell<HashMap<FlowKey, &'static PinCell>>,
+    /// The same, of those that are half-open.
+    pub half_open: RefCell<HashMap<FlowKey, &'static PinCell>>,
+    /// Most of them at one time.
+    pub half_open_capacity: usize,
+    /// Of each real server.
+    pub loads: RefCell<Vec<LoadEntry>>,
+    /// Of tracked services, each with its cursor.
+    pub rosters: RefCell<HashMap<u32, (Roster, Cell<u64>)>>,
     /// Most pins at one time.
     pub pin_capacity: usize,
     pub quic: HashMap<QuicKey, QuicEntry>,
+    pub replies: HashMap<ReplyKey, ReplyEntry>,
+    /// Each leaked, as a pin.
+    pub routes: fn(&RouteQuery) -> RouteEntry,
 }
 
 pub fn mapped(address: std::net::IpAddr) -> Address {
@@ -72,7 +86,8 @@ impl Memory {
             magic: CONFIG_MAGIC,
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
-            flags: Config::FLAG_CLASSES,
+            hash: FlowHash::new(HashKey::from_bytes(key)),
+            flags: Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_ANY_PORT,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),
@@ -88,8 +103,14 @@ impl Memory {
             now: Cell::new(1_000),
             bucket: Cell::default(),
             pins: RefCell::default(),
+            half_open: RefCell::default(),
+            half_open_capacity: usize::MAX,
+            loads: RefCell::default(),
+            rosters: RefCell::default(),
             pin_capacity: usize::MAX,
             quic: HashMap::new(),
+            replies: HashMap::new(),
+            routes: super::routes::answer,
         }
     }
 
@@ -101,6 +122,11 @@ impl Memory {
             real_base: self.reals.len() as u32,
             real_count: spec.reals.len() as u32,
             flags: flags
+                | spec.tracking.map_or(0, |tracking| ServiceEntry::tracking_flags(tracking.method))
+                | spec.tracking.map_or(0, |tracking| match tracking.when_full {
+                    WhenFull::Forward => 0,
+                    WhenFull::Refuse => ServiceEntry::FLAG_REFUSE,
+                })
                 | match spec.datagrams {
                     Datagrams::Tracked => 0,
                     Datagrams::OnePacket => ServiceEntry::FLAG_ONE_PACKET,
@@ -111,6 +137,7 @@ impl Memory {
                 Forwarding::Ipip => ServiceEntry::FORWARD_IPIP,
                 Forwarding::Gre => ServiceEntry::FORWARD_GRE,
                 Forwarding::Gue { .. } => ServiceEntry::FORWARD_GUE,
+                Forwarding::Nat => ServiceEntry::FORWARD_NAT,
             },
             tunnel_port: if let Forwarding::Gue { port } = spec.forwarding { port } else { 0 },
         };
@@ -135,7 +162,19 @@ impl Memory {
                 entry.destination_mac = hop.destination_mac;
             }
             self.reals.push(entry);
+            let (weight, upper, lower) = (real.weight, real.thresholds.upper, real.thresholds.lower);
+            self.loads.borrow_mut().push(LoadEntry { weight, upper, lower, ..LoadEntry::default() });
         }
+        if let Some(tracking) = spec.tracking {
+            let turns = tracking.method == Method::RoundRobin;
+            let weights: Vec<u32> =
+                spec.reals.iter().map(|real| if turns { real.weight.min(1) } else { real.weight }).collect();
+            let mut roster = Roster { count: spec.reals.len() as u32, ..Roster::EMPTY };
+            roster.length = Wheel::new(&weights).fill(&mut roster.wheel);
+            (0..).zip(&mut roster.candidates).for_each(|(at, entry)| *entry = at);
+            self.rosters.borrow_mut().insert(entry.service, (roster, Cell::new(0)));
+        }
+        self.add_replies(spec, entry);
         let served = spec.slots.iter().any(|slot| *slot != u16::MAX);
         for address in &spec.addresses {
             self.matching.add(*address, entry, served);
@@ -145,6 +184,29 @@ impl Memory {
                 let vip = mapped(address.prefix.addr());
                 self.services.insert(ServiceKey::service(vip, address.protocol.number(), port), entry);
             }
+        }
+    }
+
+    /// A key for every port of every real server, or one for all.
+    fn add_replies(&mut self, spec: &ServiceSpec<'_>, service: ServiceEntry) {
+        if spec.forwarding != Forwarding::Nat {
+            return;
+        }
+        for (address, (position, real)) in
+            spec.addresses.iter().flat_map(|address| (0..).zip(&spec.reals).map(move |real| (address, real)))
+        {
+            let vip = mapped(address.prefix.addr());
+            let mut add = |from: u16, port| {
+                let key = ReplyKey::of(mapped(real.address), address.protocol.number(), from);
+                let (service, real) = (service.service, service.real_base + position);
+                self.replies.insert(key, ReplyEntry { vip, port, reserved: 0, service, real });
+            };
+            match (address.ports, real.port) {
+                (Ports::ALL, _) => add(0, 0),
+                (ports, 0) => (ports.first..=ports.last).for_each(|port| add(port, 0)),
+                (ports, port) => add(port, ports.first),
+            }
+            self.replies.insert(ReplyKey::marker(mapped(real.address)), ReplyEntry::default());
         }
     }
 
@@ -215,13 +277,58 @@ impl Tables for Memory {
         pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
         true
     }
-    fn remove_pin(&self, key: &FlowKey) {
-        self.pins.borrow_mut().remove(key);
+    fn remove_pin(&self, key: &FlowKey) -> bool {
+        self.pins.borrow_mut().remove(key).is_some()
+    }
+    fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
+        self.half_open.borrow().get(key).copied()
+    }
+    fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
+        let mut pins = self.half_open.borrow_mut();
+        if pins.len() >= self.half_open_capacity || pins.contains_key(key) {
+            return false;
+        }
+        pins.insert(*key, Box::leak(Box::new(PinCell::new(*pin))));
+        true
+    }
+    fn remove_half_open(&self, key: &FlowKey) -> bool {
+        self.half_open.borrow_mut().remove(key).is_some()
+    }
+    fn count(&self, index: u32, active: i64, inactive: i64) {
+        let mut loads = self.loads.borrow_mut();
+        let load = &mut loads[index as usize];
+        load.active = load.active.wrapping_add_signed(active);
+        load.inactive = load.inactive.wrapping_add_signed(inactive);
+        let thresholds = Thresholds { upper: load.upper, lower: load.lower };
+        if active + inactive > 0 && thresholds.after_arrival(false, load.total()) {
+            load.overloaded = 1;
+        }
+    }
+    fn schedule(&self, service: &ServiceEntry) -> u32 {
+        let rosters = self.rosters.borrow();
+        let Some((roster, cursor)) = rosters.get(&service.service) else { return Roster::NOBODY };
+        let load = |position: u32| {
+            let loads = self.loads.borrow();
+            loads.get((service.real_base + position) as usize).map(|load| load.server())
+        };
+        let draws = [0, 1];
+        let (position, moves) = choose(service.method(), roster, cursor.get(), draws, &Scan::default(), load);
+        cursor.set(cursor.get() + u64::from(moves));
+        position
     }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         self.quic.get(key)
     }
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
+        self.replies.get(key)
+    }
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.interfaces.get(&ifindex)
+    }
+}
+
+impl Routes for Memory {
+    fn route(&self, query: &RouteQuery) -> Option<&RouteEntry> {
+        Some(Box::leak(Box::new((self.routes)(query))))
     }
 }

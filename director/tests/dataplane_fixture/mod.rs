@@ -6,6 +6,7 @@ pub mod cases;
 pub mod matching;
 pub mod memory;
 pub mod packets;
+pub mod routes;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -82,6 +82,43 @@ impl Packet {
         self
     }
 
+    /// The packet with the checksum of its TCP or UDP made right.
+    pub fn summed(mut self) -> Self {
+        let at = if self.protocol == 6 { 16 } else { 6 };
+        self.payload[at..at + 2].fill(0);
+        let mut summed = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => [source.octets(), destination.octets()].concat(),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => [source.octets(), destination.octets()].concat(),
+            mixed => panic!("{mixed:?}"),
+        };
+        summed.extend((self.payload.len() as u32).to_be_bytes());
+        summed.extend([0, 0, 0, self.protocol]);
+        summed.extend(&self.payload);
+        if summed.len() % 2 == 1 {
+            summed.push(0);
+        }
+        let sum = match checksum(&summed) {
+            0 if self.protocol == 17 => 0xffff,
+            sum => sum,
+        };
+        self.payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        self
+    }
+
+    /// The packet with another source address and port.
+    pub fn from(mut self, (address, port): (&str, u16)) -> Self {
+        self.source = address.parse().expect("source");
+        self.payload[..2].copy_from_slice(&port.to_be_bytes());
+        self
+    }
+
+    /// The packet with another destination address and port.
+    pub fn to(mut self, (address, port): (&str, u16)) -> Self {
+        self.destination = address.parse().expect("destination");
+        self.payload[2..4].copy_from_slice(&port.to_be_bytes());
+        self
+    }
+
     /// The checksum of an ICMP message whose own field is 0 (or 0 if it is right).
     pub fn icmp_checksum(&self) -> u16 {
         let mut summed = Vec::new();

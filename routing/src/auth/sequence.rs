@@ -1,9 +1,9 @@
 //! Cryptographic sequence numbers: those we send, which only grow, and those we heard.
 //!
 //! Numbers come from the time of day, so that they grow over restarts without a file. The unit is an eighth
-//! of a second: fine enough to number every packet apart (some receivers refuse a number twice, though
-//! RFC 2328 does not), and coarse enough for 32 bits to last until 2043. Packets in quick succession run
-//! ahead of the clock, which then catches up.
+//! of a second, coarse enough for 32 bits to last until 2043. Packets in quick succession run ahead of the
+//! clock, which then catches up; how far is bounded, so that a successor, whose first number is at that bound,
+//! is never behind who crashed a moment ago.
 
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ use std::time::Duration;
 const EPOCH: Duration = Duration::from_secs(1_767_225_600);
 /// Ticks in a second.
 const TICKS: u64 = 8;
+/// How many ticks numbers of version 2 may be ahead of the clock.
+const AHEAD: u64 = 2 * TICKS;
 
 /// Ticks from the epoch to a time of day; 0 before it.
 fn ticks(now: Duration) -> u64 {
@@ -18,19 +20,26 @@ fn ticks(now: Duration) -> u64 {
     since.as_secs() * TICKS + u64::from(since.subsec_millis()) * TICKS / 1_000
 }
 
-/// Version 2: 32 bits (RFC 2328 section D.4.3). At the end of the numbers the last one is repeated, which is
-/// not a step back.
+/// Version 2: 32 bits (RFC 2328 section D.4.3). At the bound, and at the end of the numbers, the last one is
+/// repeated: a number is refused when it is less than the last one, not when it is equal.
 pub(super) fn next_32(last: Option<u64>, now: Duration) -> u64 {
-    let next = last.map_or(0, |last| last + 1);
-    next.max(ticks(now)).min(u32::MAX.into())
+    let bound = ticks(now) + AHEAD;
+    let next = match last {
+        Some(last) if last == bound => last,
+        // Beyond the bound only after the clock was set back.
+        Some(last) => (last + 1).max(ticks(now)),
+        None => bound,
+    };
+    next.min(u32::MAX.into())
 }
 
-/// Version 3: 64 bits (RFC 7166 section 4.1), in the upper half the second of our start, in the lower the
-/// ticks. FRR 8.4 and later compare the halves apart and want the lower one to grow as well.
+/// Version 3: 64 bits (RFC 7166 section 4.1), which no two packets share: in the upper half the tick of our
+/// start, in the lower the one of now. FRR 8.4 and later compare the halves apart and want the lower one to
+/// grow as well.
 pub(super) fn next_64(last: Option<u64>, started: Duration, now: Duration) -> u64 {
     let next = last.map_or(0, |last| last.saturating_add(1));
     let low = ticks(now) & u64::from(u32::MAX);
-    next.max((started.as_secs() << 32) | low)
+    next.max((ticks(started) << 32) | low)
 }
 
 /// What a packet proved by its digest.
@@ -89,6 +98,26 @@ mod tests {
     }
 
     #[test]
+    fn successor_of_one_that_crashed_in_a_burst_is_not_behind() {
+        let (mut v2, mut v3) = (None, None);
+        for _ in 0..1_000 {
+            v2 = Some(next_32(v2, at(500)));
+            v3 = Some(next_64(v3, at(0), at(500)));
+        }
+        assert!(next_32(None, at(500)) >= v2.expect("sent"));
+        assert!(next_64(None, at(500), at(500)) > v3.expect("sent"));
+    }
+
+    #[test]
+    fn numbers_of_version_2_differ_except_in_a_burst() {
+        let start = next_32(None, at(0));
+        assert_eq!(next_32(Some(start), at(0)), start, "at the bound");
+        let later = next_32(Some(start), at(1_000));
+        assert_eq!(later, start + 1);
+        assert_eq!(next_32(Some(later), at(1_000)), later + 1);
+    }
+
+    #[test]
     fn both_halves_of_a_64_bit_number_grow_over_a_restart() {
         let before = next_64(None, at(0), at(90_000));
         let after = next_64(None, at(91_000), at(91_000));
@@ -105,13 +134,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_number_comes_twice_whatever_the_clock_does(
+        fn no_number_goes_back_whatever_the_clock_does(
             clock in proptest::collection::vec(0u64..400_000_000_000, 1..40)
         ) {
             let (mut v2, mut v3) = (None, None);
             for millis in clock {
                 let next = (next_32(v2, at(millis)), next_64(v3, at(0), at(millis)));
-                prop_assert!(v2.is_none_or(|last| next.0 > last) && v3.is_none_or(|last| next.1 > last));
+                prop_assert!(v2.is_none_or(|last| next.0 >= last) && v3.is_none_or(|last| next.1 > last));
                 (v2, v3) = (Some(next.0), Some(next.1));
             }
         }

@@ -35,6 +35,15 @@ pub(super) struct Wanted {
     pub(super) complete: bool,
 }
 
+/// What became of the wishes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Report {
+    /// What the kernel has.
+    pub(super) installed: BTreeSet<IpNet>,
+    /// What it does not have, and why.
+    pub(super) refused: BTreeMap<IpNet, String>,
+}
+
 /// Where our routes live.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
@@ -47,8 +56,10 @@ pub(super) struct Place {
 /// What earlier comparisons leave for later ones.
 #[derive(Debug, Default)]
 struct Memory {
-    /// What was complained about.
-    refused: BTreeSet<IpNet>,
+    /// What was complained about, and how.
+    refused: BTreeMap<IpNet, String>,
+    /// What is in the kernel as wanted.
+    installed: BTreeSet<IpNet>,
     /// What this run wanted, and so may remove before [`Wanted::complete`].
     own: BTreeSet<IpNet>,
 }
@@ -58,6 +69,7 @@ pub(super) async fn run(
     place: Place,
     handle: Handle,
     mut wanted: watch::Receiver<Wanted>,
+    report: watch::Sender<Report>,
     mut end: oneshot::Receiver<bool>,
 ) {
     let mut memory = Memory::default();
@@ -66,6 +78,8 @@ pub(super) async fn run(
         if let Err(error) = reconcile(place, &handle, &target, &mut memory).await {
             tracing::warn!(%error, "cannot list kernel routes; trying again");
         }
+        let Memory { installed, refused, .. } = &memory;
+        report.send_replace(Report { installed: installed.clone(), refused: refused.clone() });
         let verify = Instant::now() + VERIFY;
         tokio::select! {
             biased;
@@ -95,26 +109,30 @@ async fn reconcile(
     wanted: &Wanted,
     memory: &mut Memory,
 ) -> Result<(), rtnetlink::Error> {
-    let Memory { refused, own } = memory;
+    let Memory { refused, installed, own } = memory;
     own.extend(wanted.routes.keys());
     let (ours, foreign) = dump(place, handle).await?;
+    refused.retain(|prefix, _| wanted.routes.contains_key(prefix));
+    installed.clear();
     for (prefix, hops) in &wanted.routes {
-        if foreign.contains(prefix) {
-            if refused.insert(*prefix) {
-                tracing::warn!(%prefix, metric = place.metric, "another protocol has this route; not installed");
+        let done = match ours.get(prefix) {
+            _ if foreign.contains(prefix) => {
+                Err(format!("another protocol has this route with metric {}", place.metric))
             }
-            continue;
-        }
-        if ours.get(prefix) == Some(hops) {
-            continue;
-        }
-        let Some(route) = message(place, *prefix, hops) else { continue };
-        match handle.route().add(route).replace().execute().await {
-            Ok(()) => drop(refused.remove(prefix)),
-            Err(error) if refused.insert(*prefix) => {
-                tracing::warn!(%prefix, %error, "the kernel refuses a route");
+            Some(there) if there == hops => Ok(()),
+            _ => install(place, handle, *prefix, hops).await,
+        };
+        match done {
+            Ok(()) => {
+                refused.remove(prefix);
+                installed.insert(*prefix);
             }
-            Err(_) => {}
+            Err(reason) => {
+                if refused.get(prefix) != Some(&reason) {
+                    tracing::warn!(%prefix, reason, "route not installed");
+                }
+                refused.insert(*prefix, reason);
+            }
         }
     }
     for (prefix, hops) in ours.iter().filter(|(prefix, _)| !wanted.routes.contains_key(prefix)) {
@@ -130,6 +148,13 @@ async fn reconcile(
         own.clear(); // nothing is spared any more
     }
     Ok(())
+}
+
+/// Puts a route into the kernel; an error says why that cannot be done.
+async fn install(place: Place, handle: &Handle, prefix: IpNet, hops: &Hops) -> Result<(), String> {
+    let route = message(place, prefix, hops).ok_or("prefix and next hops are of different families")?;
+    let refusal = |error| format!("the kernel refuses it: {error}");
+    handle.route().add(route).replace().execute().await.map_err(refusal)
 }
 
 /// Our routes, and the prefixes that others hold with our metric.

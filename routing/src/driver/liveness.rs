@@ -35,6 +35,8 @@ enum Request {
     Join { v6: bool, paths: mpsc::UnboundedSender<PathDown> },
     /// Watch exactly these of this family.
     Watch { v6: bool, neighbors: BTreeSet<Watched> },
+    /// The interfaces are configured like this from now on.
+    Configure(Vec<InterfaceConfig>),
     /// Fill in what is known of these neighbours.
     Describe(Vec<NeighborStatus>, oneshot::Sender<Vec<NeighborStatus>>),
     /// Take leave of all peers.
@@ -69,6 +71,11 @@ impl Liveness {
     /// Failed paths of one family go to `paths`.
     pub(super) fn join(&self, v6: bool, paths: mpsc::UnboundedSender<PathDown>) {
         self.ask(Request::Join { v6, paths });
+    }
+
+    /// Watches differently from now on: sessions that there are change their intervals.
+    pub(super) fn configure(&self, interfaces: &[InterfaceConfig]) {
+        self.ask(Request::Configure(interfaces.to_vec()));
     }
 
     /// Watches exactly these neighbours of one family.
@@ -141,6 +148,7 @@ impl Sessions {
                         self.wanted.insert(v6, neighbors);
                         self.reconcile().await;
                     }
+                    Some(Request::Configure(interfaces)) => self.configure(interfaces).await,
                     Some(Request::Describe(neighbors, answer)) => {
                         let _ = answer.send(self.describe(neighbors).await); // nobody waits any more
                     }
@@ -186,6 +194,25 @@ impl Sessions {
 
     fn key(&self, watched: &Watched) -> Option<SessionKey> {
         key(&self.interfaces, watched)
+    }
+
+    /// Another configuration of the same interfaces, in the same order. Who is not to be watched any more is the
+    /// speakers' to say.
+    async fn configure(&mut self, interfaces: Vec<InterfaceConfig>) {
+        let before = std::mem::replace(&mut self.interfaces, interfaces);
+        let bfd =
+            |all: &[InterfaceConfig], id: InterfaceId| all.get(id.0).and_then(|interface| interface.bfd);
+        for watched in self.open.keys() {
+            let Some(after) = bfd(&self.interfaces, watched.interface) else { continue };
+            if bfd(&before, watched.interface) == Some(after) {
+                continue;
+            }
+            let Some(key) = self.key(watched) else { continue };
+            let parameters = after.parameters();
+            if let Some(Err(error)) = self.call(move |bfd| bfd.update(&key, parameters)).await {
+                tracing::warn!(%error, "cannot change a BFD session"); // it names the session
+            }
+        }
     }
 
     /// Makes the sessions those that are wanted.

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     Command, INPUT_QUEUE, StartError,
-    kernel_routes::{self, Place, Wanted},
+    kernel_routes::{self, Place, Report, Wanted},
     links,
     liveness::{Liveness, PathDown},
     port::Port,
@@ -21,9 +21,8 @@ use super::{
 };
 use crate::{
     Time,
-    auth::Authentication,
     config::Config,
-    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, Stop},
+    speaker::{Event, Input, InterfaceId, Link, Machine, Output, Route, RouteStatus, Stop},
 };
 
 /// After the longest dead interval and this, routes of an earlier run that were not learned again go.
@@ -59,10 +58,11 @@ pub(super) fn start<V: Transport>(
     let (table, protocol) = (config.table, config.protocol);
     let metric = config.kernel_metric.saturating_add(if V::IS_V6 { CONNECTED_V6 } else { 0 });
     let place = Place { family: V::FAMILY, table, protocol, metric };
-    let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, end));
+    let (report, reported) = watch::channel(Report::default());
+    let routes = tokio::spawn(kernel_routes::run(place, netlink, watched, report, end));
     let (paths_in, paths) = mpsc::unbounded_channel();
     if let Some(liveness) = &liveness {
-        liveness.join(V::IS_V6, paths_in);
+        liveness.join(V::IS_V6, paths_in.clone());
     }
     let driver = Driver {
         speaker,
@@ -74,7 +74,9 @@ pub(super) fn start<V: Transport>(
         inputs_in,
         events,
         liveness,
+        paths_in,
         wanted,
+        reported,
         learned: Vec::new(),
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
@@ -95,7 +97,11 @@ struct Driver<V: Transport> {
     inputs_in: mpsc::Sender<Input<V>>,
     events: broadcast::Sender<Event>,
     liveness: Option<Liveness>,
+    /// Where it tells of failed paths.
+    paths_in: mpsc::UnboundedSender<PathDown>,
     wanted: watch::Sender<Wanted>,
+    /// What became of the routes in the kernel.
+    reported: watch::Receiver<Report>,
     learned: Vec<Route>,
     /// When routes of an earlier run go that were not learned again.
     purge_at: Option<Instant>,
@@ -123,11 +129,21 @@ impl<V: Transport> Driver<V> {
                     Some(Command::Enable) => self.handle(Input::Enable),
                     Some(Command::Announce(prefixes)) => self.handle(Input::Announce(prefixes)),
                     Some(Command::Protect(prefixes)) => self.handle(Input::Protect(prefixes)),
-                    Some(Command::Authenticate(name, authentication)) => self.authenticate(&name, authentication),
+                    Some(Command::Reconfigure(config)) => self.handle(Input::Reconfigure(config)),
+                    Some(Command::Liveness(liveness)) => {
+                        liveness.join(V::IS_V6, self.paths_in.clone());
+                        self.liveness = Some(liveness);
+                    }
                     Some(Command::Status(answer)) => {
                         self.handle(Input::Timer); // so that ages are of now
                         let _ = answer.send(self.speaker.status()); // nobody waits any more
                     }
+                    Some(Command::Lsdb(with_bodies, answer)) => {
+                        self.handle(Input::Timer);
+                        let _ = answer.send(self.speaker.lsdb(with_bodies)); // likewise
+                    }
+                    Some(Command::Routes(answer)) => drop(answer.send(self.routes())), // likewise
+                    Some(Command::Settled(answer)) => drop(answer.send(self.speaker.is_settled())), // likewise
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
                         waiting.push(answer);
@@ -185,12 +201,6 @@ impl<V: Transport> Driver<V> {
             self.time_of_day_at = Some(Instant::now());
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.speaker.handle(self.now(), Input::TimeOfDay(now));
-        }
-    }
-
-    fn authenticate(&mut self, name: &str, authentication: Authentication) {
-        if let Some(at) = self.interfaces.iter().position(|(known, _)| known == name) {
-            self.handle(Input::Authenticate { interface: InterfaceId(at), authentication });
         }
     }
 
@@ -265,10 +275,31 @@ impl<V: Transport> Driver<V> {
         });
     }
 
+    /// The routes with what became of them.
+    fn routes(&self) -> Vec<RouteStatus> {
+        let mut routes = self.speaker.route_status();
+        let report = self.reported.borrow();
+        for route in routes.iter_mut().filter(|route| route.reason.is_none()) {
+            route.installed = report.installed.contains(&route.prefix);
+            route.reason = (!route.installed).then(|| missing(route, &report));
+        }
+        routes
+    }
+
     fn purge(&mut self) {
         self.purge_at = None;
         self.wanted.send_modify(|wanted| wanted.complete = true);
     }
+}
+
+/// Why the kernel does not have a route that is meant for it.
+fn missing(route: &RouteStatus, report: &Report) -> String {
+    if let Some(refused) = report.refused.get(&route.prefix) {
+        return refused.clone();
+    }
+    // Without a gateway it is not for us to install: the kernel knows its links.
+    let on_link = !route.next_hops.is_empty() && route.next_hops.iter().all(|hop| hop.gateway.is_none());
+    if on_link { "on a link of this director" } else { "not yet in the kernel" }.to_owned()
 }
 
 pub(super) async fn sleep_until(at: Option<Instant>) {
@@ -285,6 +316,12 @@ fn log(version: u8, event: &Event) {
         }
         Event::Interface { interface, from, to } => {
             tracing::info!(version, interface, ?from, ?to, "OSPF interface");
+        }
+        Event::Helping { interface, router, seconds } => {
+            tracing::info!(version, interface, %router, seconds, "OSPF neighbour restarts gracefully: adjacency kept");
+        }
+        Event::HelpEnded { interface, router, reason } => {
+            tracing::info!(version, interface, %router, %reason, "OSPF neighbour no longer helped");
         }
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");
@@ -310,5 +347,42 @@ fn log(version: u8, event: &Event) {
             let remedy = "change one of the two";
             tracing::error!(version, lsa, remedy, "another router originates LSAs under our router id");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{Report, RouteStatus, missing};
+    use crate::speaker::{PathKind, RouteHop, Selection};
+
+    fn route(gateways: &[Option<&str>]) -> RouteStatus {
+        let hop = |gateway: &Option<&str>| RouteHop {
+            interface: "eth1".to_owned(),
+            gateway: gateway.map(|text| text.parse().expect("an address")),
+        };
+        RouteStatus {
+            version: 2,
+            prefix: "198.51.100.0/24".parse().expect("a prefix"),
+            kind: PathKind::IntraArea,
+            cost: 10,
+            next_hops: gateways.iter().map(hop).collect(),
+            selection: Selection::Wanted,
+            installed: false,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn a_route_without_a_gateway_is_not_waited_for() {
+        let none = Report::default();
+        assert_eq!(missing(&route(&[None]), &none), "on a link of this director");
+        for gateways in [&[Some("192.0.2.1")][..], &[None, Some("192.0.2.1")], &[]] {
+            assert_eq!(missing(&route(gateways), &none), "not yet in the kernel", "{gateways:?}");
+        }
+        let refused = BTreeMap::from([(route(&[]).prefix, "no room".to_owned())]);
+        let report = Report { refused, ..Report::default() };
+        assert_eq!(missing(&route(&[Some("192.0.2.1")]), &report), "no room");
     }
 }

@@ -54,6 +54,12 @@ pub const OPAQUE_AREA: u8 = 10;
 pub const OPAQUE_AS: u8 = 11;
 
 impl LsaKey {
+    /// Whether the LSA is a Grace-LSA (RFC 3623 appendix A): opaque type 3 of a link.
+    #[must_use]
+    pub fn is_grace(&self) -> bool {
+        self.kind == OPAQUE_LINK && self.id.octets()[0] == 3
+    }
+
     /// Whether the LSA is of one of the opaque types.
     #[must_use]
     pub fn is_opaque(&self) -> bool {

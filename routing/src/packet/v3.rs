@@ -12,8 +12,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub use self::{
     kind::{
-        EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
-        NETWORK, NSSA, ROUTER,
+        EXTERNAL, FloodingScope, GRACE, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK,
+        LsType, NETWORK, NSSA, ROUTER,
     },
     prefix::{PREFIX_LA, PREFIX_NU, PREFIX_P, Prefix},
 };

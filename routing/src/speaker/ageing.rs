@@ -14,6 +14,9 @@ impl<V: Protocol> Machine<V> {
                 let entry = self.database(scope).and_then(|db| db.get(&key));
                 let Some(header) = entry.map(|entry| entry.lsa.header) else { continue };
                 self.record_lsa(LsaAction::Expired, scope, &header, None, true);
+                if V::extent(key.kind, false).is_some() {
+                    self.end_help_by_change(scope, None);
+                }
                 if let Some(extent) = V::extent(key.kind, V::is_own(self, &key)) {
                     self.request_spf(extent, Trigger::lsa(&key));
                 }

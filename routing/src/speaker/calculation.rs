@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Extent, Interface, InterfaceState, Machine, NextHop, Output, PathKind, Protocol, Route,
+    Extent, Interface, InterfaceState, Machine, NextHop, Output, PathKind, Protocol, Route, Selection,
     route::{Hops, Rank, Table},
     spf::{Reach, Summary, Vertex},
 };
@@ -99,22 +99,40 @@ impl<V: Protocol> Machine<V> {
             stages.all = stages.internal.clone();
             self.add_externals(&mut stages);
         }
-        let routes = stages.all.routes(self.config.max_paths, |prefix| self.admits(prefix));
+        let wanted = |prefix: &IpNet| self.selection(prefix) == Selection::Wanted;
+        let routes = stages.all.routes(self.config.max_paths, wanted);
         self.calculation = stages;
         routes
     }
 
-    /// Whether a learned prefix may go to the kernel.
-    fn admits(&self, prefix: &IpNet) -> bool {
+    /// Whether a learned prefix may go to the kernel, and why not.
+    pub(super) fn selection(&self, prefix: &IpNet) -> Selection {
         let attached = |interface: &Interface<V>| {
             let nets = || interface.link.address.as_ref().map(V::nets).unwrap_or_default();
             interface.state != InterfaceState::Down && nets().iter().any(|net| net.trunc() == *prefix)
         };
-        V::import(&self.config).iter().any(|admitted| admitted.contains(prefix))
-            && !self.announced.contains_key(prefix)
-            && !self.is_protected(*prefix)
-            && !self.config.aggregates.iter().any(|pool| pool.contains(prefix))
-            && !self.interfaces.values().any(attached)
+        if self.interfaces.values().any(attached) {
+            Selection::Attached
+        } else if self.announced.contains_key(prefix) {
+            Selection::Announced
+        } else if self.is_protected(*prefix) {
+            Selection::Protected
+        } else if self.config.aggregates.iter().any(|pool| pool.contains(prefix)) {
+            Selection::Aggregate
+        } else if V::import(&self.config).iter().any(|admitted| admitted.contains(prefix)) {
+            Selection::Wanted
+        } else {
+            Selection::NotImported
+        }
+    }
+
+    /// Every destination that is known, with what becomes of it.
+    pub(super) fn all_routes(&self) -> Vec<(Route, Selection)> {
+        let judged = |route: Route| {
+            let selection = self.selection(&route.prefix);
+            (route, selection)
+        };
+        self.calculation.all.every_route(self.config.max_paths).map(judged).collect()
     }
 
     /// Section 16.1 for each area.

@@ -121,6 +121,7 @@ impl<V: Protocol> Machine<V> {
         });
         // What was asked for is no flooding: the neighbour may well flood a newer instance right behind it.
         let asked_for = self.neighbor(id, key).is_some_and(|n| n.requests.contains_key(&header.key));
+        let grace = matches!(scope, Scope::Link(_)).then(|| lsa.clone());
         let flooded_back = self.install_and_flood(scope, lsa, Some((id, key)));
         if let Some(entry) = self.database_mut(scope).get_mut(&header.key) {
             entry.flooded = !asked_for;
@@ -132,6 +133,12 @@ impl<V: Protocol> Machine<V> {
         self.record_lsa(action, scope, &header, sent_by, changed);
         if let Some(extent) = V::extent(header.key.kind, own).filter(|_| changed) {
             self.request_spf(extent, Trigger::lsa(&header.key));
+        }
+        if changed && V::extent(header.key.kind, false).is_some() {
+            self.end_help_by_change(scope, Some((id, key)));
+        }
+        if let Some(lsa) = grace {
+            self.consider_grace(id, source, &lsa);
         }
         if own {
             self.note_own_lsa_received(scope, &header);

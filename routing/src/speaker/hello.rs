@@ -4,8 +4,8 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use super::{
-    Event, Extent, InterfaceId, InterfaceState, Machine, Neighbor, NeighborEvent, NeighborState, Protocol,
-    Refusal, Trigger, is_due, neighbor::next_state,
+    Event, Extent, HelpEnd, InterfaceId, InterfaceState, Machine, Neighbor, NeighborEvent, NeighborState,
+    Protocol, Refusal, Trigger, is_due, neighbor::next_state,
 };
 use crate::{
     config::InterfaceConfig,
@@ -177,16 +177,21 @@ impl<V: Protocol> Machine<V> {
         if from == to {
             return;
         }
+        let (down, helped) = (to == NeighborState::Down, neighbor.help.is_some());
         neighbor.state = to;
         neighbor.since = now;
         let (router, address) = (neighbor.router, neighbor.address);
         if to <= NeighborState::ExStart {
             neighbor.clear();
         }
-        if to == NeighborState::Down {
+        if down {
             interface.neighbors.remove(&key);
         }
         let address = address.into();
+        if helped && down {
+            let (interface, reason) = (name.clone(), HelpEnd::Gone);
+            self.event(Event::HelpEnded { interface, router, reason });
+        }
         self.event(Event::Neighbor { interface: name, router, address, from, to, event });
         match to {
             NeighborState::ExStart => self.start_negotiation(id, key),
@@ -194,7 +199,9 @@ impl<V: Protocol> Machine<V> {
             NeighborState::Loading => self.finish_loading(id, key),
             NeighborState::Down | NeighborState::Init | NeighborState::TwoWay | NeighborState::Full => {}
         }
-        if (from == NeighborState::Full) != (to == NeighborState::Full) {
+        // Who restarts gracefully is adjacent in every state but this one.
+        let adjacent = |state| state == NeighborState::Full || (helped && state != NeighborState::Down);
+        if adjacent(from) != adjacent(to) {
             self.originator.note_adjacency(now);
             self.request_spf(Extent::Full, Trigger::Neighbor(router));
         }
@@ -207,7 +214,7 @@ impl<V: Protocol> Machine<V> {
     pub(super) fn run_neighbor_timers(&mut self) {
         for (id, key) in self.neighbor_ids() {
             let Some(neighbor) = self.neighbor(id, key) else { continue };
-            if neighbor.dead_at <= self.now {
+            if neighbor.dead_at <= self.now && neighbor.help.is_none() {
                 self.neighbor_event(id, key, NeighborEvent::InactivityTimer);
                 continue;
             }

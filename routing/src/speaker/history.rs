@@ -5,11 +5,13 @@ use std::{collections::VecDeque, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Protocol, Scope, SpfState, Time};
+use super::{Event, Machine, Protocol, Scope, SpfState, Time};
 use crate::packet::wire::{LsaHeader, LsaKey};
 
 /// Changes of LSAs that are remembered.
 const LSA_EVENTS: usize = 256;
+/// Changes of state that are remembered.
+const STATE_EVENTS: usize = 128;
 /// Calculations that are remembered.
 const SPF_EVENTS: usize = 64;
 /// Triggers of one calculation that are named; more are counted.
@@ -78,6 +80,7 @@ pub(super) enum Trigger {
     Interface(String),
     Announcements,
     Protection,
+    Configuration,
 }
 
 impl Trigger {
@@ -97,6 +100,7 @@ impl fmt::Display for Trigger {
             Self::Interface(name) => write!(f, "interface {name}"),
             Self::Announcements => f.write_str("announcements"),
             Self::Protection => f.write_str("protected prefixes"),
+            Self::Configuration => f.write_str("configuration"),
         }
     }
 }
@@ -124,6 +128,17 @@ pub struct SpfEvent {
     pub changed: bool,
 }
 
+/// A neighbour or an interface changed its state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateEvent {
+    /// Version of OSPF, 2 or 3.
+    pub version: u8,
+    /// Milliseconds ago.
+    pub ago_ms: u64,
+    /// [`Event::Neighbor`], [`Event::Interface`], [`Event::Helping`] or [`Event::HelpEnded`].
+    pub event: Event,
+}
+
 #[derive(Debug)]
 struct LsaRecord<V: Protocol> {
     at: Time,
@@ -149,12 +164,13 @@ struct Pending {
 pub(super) struct History<V: Protocol> {
     lsas: VecDeque<LsaRecord<V>>,
     spf: VecDeque<(Time, SpfEvent)>,
+    states: VecDeque<(Time, Event)>,
     pending: Option<Pending>,
 }
 
 impl<V: Protocol> Default for History<V> {
     fn default() -> Self {
-        Self { lsas: VecDeque::new(), spf: VecDeque::new(), pending: None }
+        Self { lsas: VecDeque::new(), spf: VecDeque::new(), states: VecDeque::new(), pending: None }
     }
 }
 
@@ -216,6 +232,29 @@ impl<V: Protocol> Machine<V> {
         let (key, sequence) = (header.key, header.sequence);
         let record = LsaRecord { at: self.now, action, scope, key, sequence, from, changed };
         push(&mut self.history.lsas, LSA_EVENTS, record);
+    }
+
+    /// Remembers an event, if it is one of state.
+    pub(super) fn record_state(&mut self, event: &Event) {
+        let is_one = matches!(
+            event,
+            Event::Neighbor { .. }
+                | Event::Interface { .. }
+                | Event::Helping { .. }
+                | Event::HelpEnded { .. }
+        );
+        if is_one {
+            push(&mut self.history.states, STATE_EVENTS, (self.now, event.clone()));
+        }
+    }
+
+    /// Changes of state, the oldest first.
+    pub(super) fn state_events(&self) -> Vec<StateEvent> {
+        let event = |(at, event): &(Time, Event)| {
+            let ago_ms = millis(self.now.since(*at));
+            StateEvent { version: V::NUMBER, ago_ms, event: event.clone() }
+        };
+        self.history.states.iter().map(event).collect()
     }
 
     /// Changes of LSAs, the oldest first.

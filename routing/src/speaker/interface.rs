@@ -181,7 +181,7 @@ impl<V: Protocol> Machine<V> {
     }
 
     /// What our end of a link looks like has changed.
-    fn request_spf_for(&mut self, id: InterfaceId) {
+    pub(super) fn request_spf_for(&mut self, id: InterfaceId) {
         let name = self.interfaces.get(&id).map(|interface| interface.config.name.clone());
         self.request_spf(Extent::Full, Trigger::Interface(name.unwrap_or_default()));
     }
@@ -218,7 +218,8 @@ impl<V: Protocol> Machine<V> {
     /// NeighborChange: elects again, unless still waiting.
     pub(super) fn neighbor_change(&mut self, id: InterfaceId) {
         use InterfaceState::{Backup, Dr, DrOther};
-        if self.interfaces.get(&id).is_some_and(|i| matches!(i.state, DrOther | Backup | Dr)) {
+        let elects = |i: &Interface<V>| matches!(i.state, DrOther | Backup | Dr);
+        if self.interfaces.get(&id).is_some_and(elects) && !self.is_helping_on(id) {
             self.elect(id);
         }
     }

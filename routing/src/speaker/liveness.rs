@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Interface, InterfaceId, Machine, NeighborEvent, NeighborState, Output, Protocol};
+use super::{Interface, InterfaceId, Machine, Neighbor, NeighborEvent, NeighborState, Output, Protocol};
 
 /// A neighbour whose path BFD is to watch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +35,11 @@ impl<V: Protocol> Machine<V> {
     /// The path to a neighbour failed: nothing can reach it, which is what KillNbr says (RFC 2328 section 10.2).
     pub(super) fn handle_path_down(&mut self, id: InterfaceId, peer: IpAddr) {
         let Some(interface) = self.interfaces.get(&id) else { return };
-        let there = interface.neighbors.iter().filter(|(_, neighbor)| neighbor.address.into() == peer);
+        // "If a planned restart is about to take place … the session failure SHOULD NOT" end the help (RFC 5882
+        // section 4.3.2.2): BFD restarts with the control plane there.
+        let restarts = |neighbor: &Neighbor<V>| neighbor.help.is_some();
+        let is_it = |neighbor: &Neighbor<V>| neighbor.address.into() == peer && !restarts(neighbor);
+        let there = interface.neighbors.iter().filter(|(_, neighbor)| is_it(neighbor));
         for key in there.map(|(key, _)| *key).collect::<Vec<_>>() {
             self.neighbor_event(id, key, NeighborEvent::KillNbr);
         }

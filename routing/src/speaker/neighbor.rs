@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Protocol, Time};
+use super::{Protocol, Time, graceful::Help};
 use crate::{
     auth::Heard,
     packet::wire::{Description, LsaHeader, LsaKey, Version},
@@ -132,6 +132,8 @@ pub(super) struct Neighbor<V: Protocol> {
     /// LSAs sent and not acknowledged, and when each was sent (link state retransmission list).
     pub(super) unacknowledged: BTreeMap<LsaKey<V>, Time>,
     pub(super) resend_lsas: Option<Time>,
+    /// It restarts gracefully, and we help.
+    pub(super) help: Option<Help>,
 }
 
 impl<V: Protocol> Neighbor<V> {
@@ -155,6 +157,7 @@ impl<V: Protocol> Neighbor<V> {
             ask_again: None,
             unacknowledged: BTreeMap::new(),
             resend_lsas: None,
+            help: None,
         }
     }
 
@@ -176,7 +179,9 @@ impl<V: Protocol> Neighbor<V> {
     }
 
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Time> + use<V> {
-        [Some(self.dead_at), self.exchange.resend, self.ask_again, self.resend_lsas].into_iter().flatten()
+        // Who is helped may be silent.
+        let dead_at = self.help.map_or(self.dead_at, |help| help.until);
+        [Some(dead_at), self.exchange.resend, self.ask_again, self.resend_lsas].into_iter().flatten()
     }
 }
 

@@ -147,6 +147,9 @@ impl<V: Protocol> Machine<V> {
         self.install_and_flood(scope, lsa, None);
         self.originator.own.entry((scope, key)).or_default().last = Some((now, sequence));
         self.originate_by(now + REFRESH);
+        if changed && V::extent(key.kind, false).is_some() {
+            self.end_help_by_change(scope, None);
+        }
         if let Some(extent) = V::extent(key.kind, true).filter(|_| changed) {
             self.request_spf(extent, Trigger::lsa(&key));
         }
@@ -180,6 +183,9 @@ impl<V: Protocol> Machine<V> {
         let sequence = lsa.header.sequence;
         self.record_lsa(LsaAction::Flushed, scope, &lsa.header, None, true);
         self.install_and_flood(scope, lsa, None);
+        if V::extent(key.kind, false).is_some() {
+            self.end_help_by_change(scope, None);
+        }
         if let Some(extent) = V::extent(key.kind, true) {
             self.request_spf(extent, Trigger::lsa(&key));
         }
@@ -209,6 +215,27 @@ impl<V: Protocol> Machine<V> {
         }
     }
 
+    /// Whether our LSAs say what they should, and all neighbours have acknowledged that. With nobody to tell, they do.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
+        if neighbors.all(|neighbor| neighbor.state < NeighborState::Exchange) {
+            return true;
+        }
+        let wanted = self.wanted_lsas();
+        let said = wanted.iter().all(|((scope, key), (options, body))| {
+            let held = self.database(*scope).and_then(|db| db.get(key)).filter(|e| e.age(self.now) < MAX_AGE);
+            held.is_some_and(|e| e.lsa.body() == &body[..] && e.lsa.header.options == *options)
+        });
+        said && self.originator.own.keys().all(|(scope, key)| {
+            let gone = || {
+                let held = self.database(*scope).and_then(|db| db.get(key));
+                held.is_none_or(|entry| entry.age(self.now) == MAX_AGE)
+            };
+            !self.is_awaited(*scope, key) && (wanted.contains_key(&(*scope, *key)) || gone())
+        })
+    }
+
     fn wanted_lsas(&self) -> Wanted<V> {
         let phase = self.stopping.as_ref().map(|stopping| stopping.phase);
         if matches!(phase, Some(Phase::Flush | Phase::Done)) {
@@ -236,8 +263,8 @@ impl<V: Protocol> Interface<V> {
         }
     }
 
-    /// Neighbours with equal databases.
+    /// Neighbours with equal databases, and those that restart gracefully.
     pub(super) fn full(&self) -> impl Iterator<Item = &Neighbor<V>> {
-        self.neighbors.values().filter(|neighbor| neighbor.state == NeighborState::Full)
+        self.neighbors.values().filter(|neighbor| neighbor.is_adjacent())
     }
 }

@@ -91,6 +91,8 @@ pub enum Refusal {
     LsaTooSoon,
     /// Own LSA in a newer instance than ours, superseded.
     LsaOwnNewer,
+    /// Grace-LSA that is malformed, or of a neighbour that cannot be helped.
+    Grace,
 }
 
 impl From<&ParseError> for Refusal {
@@ -111,14 +113,14 @@ impl From<&ParseError> for Refusal {
 /// The counters, and when each was last said aloud.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    counts: BTreeMap<Refusal, u64>,
+    counts: BTreeMap<InterfaceId, BTreeMap<Refusal, u64>>,
     said: BTreeMap<(InterfaceId, Refusal), Time>,
 }
 
 impl Refusals {
     /// Counts `reason`; true if it is time to say so in the log.
     pub(super) fn count(&mut self, now: Time, interface: InterfaceId, reason: Refusal) -> bool {
-        *self.counts.entry(reason).or_default() += 1;
+        *self.counts.entry(interface).or_default().entry(reason).or_default() += 1;
         let said = self.said.get(&(interface, reason));
         let due = said.is_none_or(|said| now.since(*said) >= LOG_INTERVAL);
         if due {
@@ -127,8 +129,17 @@ impl Refusals {
         due
     }
 
-    /// All counters that are not zero.
-    pub(super) fn counts(&self) -> &BTreeMap<Refusal, u64> {
-        &self.counts
+    /// All counters that are not zero, of all interfaces together.
+    pub(super) fn counts(&self) -> BTreeMap<Refusal, u64> {
+        let mut all = BTreeMap::new();
+        for (reason, count) in self.counts.values().flatten() {
+            *all.entry(*reason).or_default() += count;
+        }
+        all
+    }
+
+    /// Those of one interface.
+    pub(super) fn counts_on(&self, interface: InterfaceId) -> BTreeMap<Refusal, u64> {
+        self.counts.get(&interface).cloned().unwrap_or_default()
     }
 }

@@ -113,13 +113,22 @@ impl Table {
     /// The routes in order of their destinations, with `most` next hops each. Destinations on one of our links
     /// need none.
     pub(super) fn routes(&self, most: usize, wanted: impl Fn(&IpNet) -> bool) -> Vec<Route> {
-        let route = |(prefix, (rank, hops)): (&IpNet, &(Rank, Hops))| {
+        let through_a_router = |(rank, hops): &(Rank, Hops), prefix: &IpNet| {
             let gateways = hops.iter().filter(|hop| hop.gateway.is_some());
             let next_hops: Vec<_> = gateways.take(most).copied().collect();
             let route = Route { prefix: *prefix, kind: rank.kind, cost: rank.cost(), next_hops };
             (!route.next_hops.is_empty()).then_some(route)
         };
-        self.0.iter().filter(|(prefix, _)| wanted(prefix)).filter_map(route).collect()
+        let wanted = self.0.iter().filter(|(prefix, _)| wanted(prefix));
+        wanted.filter_map(|(prefix, path)| through_a_router(path, prefix)).collect()
+    }
+
+    /// Every route, those on our own links included, with `most` next hops each.
+    pub(super) fn every_route(&self, most: usize) -> impl Iterator<Item = Route> {
+        self.0.iter().map(move |(prefix, (rank, hops))| {
+            let next_hops = hops.iter().take(most).copied().collect();
+            Route { prefix: *prefix, kind: rank.kind, cost: rank.cost(), next_hops }
+        })
     }
 }
 

@@ -68,6 +68,11 @@ impl SpfTimer {
         Self { delays, ..Self::default() }
     }
 
+    /// Other delays, from the next event on.
+    pub(super) fn reconfigure(&mut self, delays: SpfDelays) {
+        self.delays = delays;
+    }
+
     /// When the next calculation is due. The other two timers need no turn of their own: what they change shows
     /// at the next event.
     pub(super) fn due(&self) -> Option<Time> {

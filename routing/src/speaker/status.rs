@@ -9,13 +9,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Interface, InterfaceState, LsaEvent, Machine, Neighbor, NeighborState, Protocol, Refusal, Route, Scope,
-    SpfEvent,
+    Interface, InterfaceId, InterfaceState, LsaEvent, Machine, Neighbor, NeighborState, Protocol, Refusal,
+    Route, Scope, SpfEvent, StateEvent, Time, lsdb::Entry,
 };
 use crate::{
     announce::Announcement,
     bfd,
-    config::{AreaKind, Network},
+    config::{AreaKind, BfdConfig, Network},
+    packet::wire::LsaKey,
 };
 
 /// One interface.
@@ -49,6 +50,32 @@ pub struct InterfaceStatus {
     pub dr: Ipv4Addr,
     /// Backup, likewise.
     pub bdr: Ipv4Addr,
+    /// Our priority to become designated router.
+    pub priority: u8,
+    /// Seconds between Hellos.
+    pub hello_interval: u16,
+    /// Seconds of silence after which a neighbour is dead.
+    pub dead_interval: u32,
+    /// Seconds between retransmissions.
+    pub retransmit_interval: u16,
+    /// Milliseconds until the next Hello; none where none is sent.
+    pub hello_in_ms: Option<u64>,
+    /// Milliseconds until the first election of a designated router; none unless waiting for it.
+    pub wait_in_ms: Option<u64>,
+    /// Instance id of version 3; 0 in version 2.
+    pub instance: u8,
+    /// Whether a neighbour with a larger MTU is taken.
+    pub mtu_ignore: bool,
+    /// Whether packets have a TTL of 255, and others are refused (RFC 5082).
+    pub ttl_security: bool,
+    /// How BFD watches the neighbours, if it does.
+    pub bfd: Option<BfdConfig>,
+    /// Neighbours that are heard.
+    pub neighbors: usize,
+    /// Those whose databases are equal to ours.
+    pub adjacencies: usize,
+    /// What was refused of what came in here, by reason.
+    pub refused: BTreeMap<Refusal, u64>,
 }
 
 /// One neighbour.
@@ -76,6 +103,9 @@ pub struct NeighborStatus {
     pub dead_in_ms: u64,
     /// Milliseconds in this state.
     pub in_state_ms: u64,
+    /// Milliseconds until its grace period is over; none unless it restarts gracefully. Until then its adjacency is kept,
+    /// whatever its state.
+    pub helped_for_ms: Option<u64>,
     /// LSAs it has not acknowledged.
     pub unacknowledged: usize,
     /// LSAs we still ask it for.
@@ -125,6 +155,8 @@ pub struct LsaStatus {
     pub age: u16,
     /// Length in bytes.
     pub length: u16,
+    /// Whether we originate it.
+    pub own: bool,
 }
 
 /// Everything, of one version or of all that are spoken.
@@ -150,6 +182,8 @@ pub struct Status {
     pub lsa_events: Vec<LsaEvent>,
     /// Recent calculations of routes with what set them off, the oldest first.
     pub spf_events: Vec<SpfEvent>,
+    /// Recent changes of state of neighbours and interfaces, the oldest first.
+    pub state_events: Vec<StateEvent>,
 }
 
 impl Status {
@@ -164,6 +198,7 @@ impl Status {
         self.routes.extend(other.routes);
         self.lsa_events.extend(other.lsa_events);
         self.spf_events.extend(other.spf_events);
+        self.state_events.extend(other.state_events);
         for (reason, count) in other.counters {
             *self.counters.entry(reason).or_default() += count;
         }
@@ -181,19 +216,23 @@ impl<V: Protocol> Machine<V> {
         Status {
             router_id: self.config.router_id,
             enabled: self.enabled,
-            interfaces: self.interfaces.values().map(interface_status).collect(),
+            interfaces: self
+                .interfaces
+                .iter()
+                .map(|(id, interface)| self.interface_status(*id, interface))
+                .collect(),
             neighbors: neighbors.collect(),
             announced: self.announced.clone(),
             lsdb: self.lsdb_status(),
             routes: self.routes.clone(),
-            counters: self.refusals.counts().clone(),
+            counters: self.refusals.counts(),
             lsa_events: self.lsa_events(),
             spf_events: self.spf_events(),
+            state_events: self.state_events(),
         }
     }
 
     fn neighbor_status(&self, interface: &Interface<V>, neighbor: &Neighbor<V>) -> NeighborStatus {
-        let millis = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         NeighborStatus {
             version: V::NUMBER,
             router_id: neighbor.router,
@@ -204,8 +243,9 @@ impl<V: Protocol> Machine<V> {
             priority: neighbor.priority,
             dr: neighbor.dr,
             bdr: neighbor.bdr,
-            dead_in_ms: millis(neighbor.dead_at.since(self.now)),
-            in_state_ms: millis(self.now.since(neighbor.since)),
+            dead_in_ms: millis_between(self.now, neighbor.dead_at),
+            in_state_ms: millis_between(neighbor.since, self.now),
+            helped_for_ms: neighbor.help.map(|help| millis_between(self.now, help.until)),
             unacknowledged: neighbor.unacknowledged.len(),
             requested: neighbor.requests.len(),
             reason: reason(interface, neighbor),
@@ -228,43 +268,72 @@ impl<V: Protocol> Machine<V> {
         let mut all = Vec::new();
         for (scope, database) in &self.databases {
             let scope = self.scope_name(*scope);
-            all.extend(database.iter().map(|(key, entry)| LsaStatus {
-                version: V::NUMBER,
-                scope: scope.clone(),
-                kind: key.kind.into(),
-                id: key.id,
-                router: key.router,
-                sequence: entry.lsa.header.sequence.cast_unsigned(),
-                checksum: entry.lsa.header.checksum,
-                age: entry.age(self.now),
-                length: entry.lsa.header.length,
-            }));
+            all.extend(database.iter().map(|(key, entry)| self.lsa_status(&scope, key, entry)));
         }
         all
     }
+
+    /// An LSA held in the scope of this name.
+    pub(super) fn lsa_status(&self, scope: &str, key: &LsaKey<V>, entry: &Entry<V>) -> LsaStatus {
+        LsaStatus {
+            version: V::NUMBER,
+            scope: scope.to_owned(),
+            kind: key.kind.into(),
+            id: key.id,
+            router: key.router,
+            sequence: entry.lsa.header.sequence.cast_unsigned(),
+            checksum: entry.lsa.header.checksum,
+            age: entry.age(self.now),
+            length: entry.lsa.header.length,
+            own: V::is_own(self, key),
+        }
+    }
+
+    fn interface_status(&self, id: InterfaceId, interface: &Interface<V>) -> InterfaceStatus {
+        let config = &interface.config;
+        let left = |at: Option<Time>| at.map(|at| millis_between(self.now, at));
+        InterfaceStatus {
+            version: V::NUMBER,
+            name: config.name.clone(),
+            index: interface.link.index,
+            up: interface.link.up,
+            address: interface.link.address.as_ref().map(V::shown),
+            mtu: interface.link.mtu,
+            area: config.area,
+            area_kind: config.area_kind,
+            network: config.network,
+            state: interface.state,
+            cost: config.cost,
+            authentication: interface.guard.describe(),
+            dr: interface.dr,
+            bdr: interface.bdr,
+            priority: config.priority,
+            hello_interval: config.hello_interval,
+            dead_interval: config.dead_interval,
+            retransmit_interval: config.retransmit_interval,
+            hello_in_ms: left(interface.hello_at),
+            wait_in_ms: left(interface.wait_until),
+            instance: config.instance,
+            mtu_ignore: config.mtu_ignore,
+            ttl_security: config.ttl_security,
+            bfd: config.bfd,
+            neighbors: interface.neighbors.len(),
+            adjacencies: interface.full().count(),
+            refused: self.refusals.counts_on(id),
+        }
+    }
 }
 
-fn interface_status<V: Protocol>(interface: &Interface<V>) -> InterfaceStatus {
-    InterfaceStatus {
-        version: V::NUMBER,
-        name: interface.config.name.clone(),
-        index: interface.link.index,
-        up: interface.link.up,
-        address: interface.link.address.as_ref().map(V::shown),
-        mtu: interface.link.mtu,
-        area: interface.config.area,
-        area_kind: interface.config.area_kind,
-        network: interface.config.network,
-        state: interface.state,
-        cost: interface.config.cost,
-        authentication: interface.guard.describe(),
-        dr: interface.dr,
-        bdr: interface.bdr,
-    }
+/// Milliseconds from one moment to a later one; 0 if it has passed.
+fn millis_between(from: Time, to: Time) -> u64 {
+    u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why a neighbour may be stuck where it is.
 fn reason<V: Protocol>(interface: &Interface<V>, neighbor: &Neighbor<V>) -> Option<String> {
+    if neighbor.help.is_some() {
+        return Some("it restarts gracefully: its adjacency is kept".into());
+    }
     match neighbor.state {
         NeighborState::Init => Some("it does not list us in its Hellos".into()),
         NeighborState::ExStart | NeighborState::Exchange => {

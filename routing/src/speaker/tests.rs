@@ -3,8 +3,11 @@
 mod areas;
 mod authentication;
 mod externals;
+mod graceful;
+mod inspection;
 mod liveness;
 mod protocol;
+mod reconfiguration;
 mod scale;
 mod simulator;
 mod version_3;

@@ -1,6 +1,8 @@
 //! What is particular to version 2 (RFC 2328): interfaces and networks are known by their IPv4 addresses,
 //! and topology and prefixes share the same LSAs.
 
+mod description;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -20,8 +22,8 @@ use crate::{
     config::{AreaKind, Config, InterfaceConfig, Metric, MetricType, Network},
     packet::{
         EXTERNAL, ExternalBody, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK,
-        NSSA, NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ROUTER,
-        RouterBody, RouterLink, SUMMARY_ASBR, SUMMARY_NETWORK, V2, wire::Version,
+        NSSA, NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ParseError,
+        ROUTER, RouterBody, RouterLink, SUMMARY_ASBR, SUMMARY_NETWORK, V2, grace::GraceBody, wire::Version,
     },
 };
 
@@ -134,6 +136,18 @@ impl Protocol for V2 {
             return Err((Refusal::LsaHeader, "link state id is not the originator".into()));
         }
         LsaBody::parse(lsa).map(drop).map_err(|error| (Refusal::LsaBody, error.to_string()))
+    }
+
+    fn grace(lsa: &Lsa) -> Option<Result<GraceBody, ParseError>> {
+        lsa.header.key.is_grace().then(|| GraceBody::parse(lsa.body()))
+    }
+
+    fn kind_name(kind: u8) -> &'static str {
+        description::kind_name(kind)
+    }
+
+    fn describe(lsa: &Lsa) -> Vec<String> {
+        description::describe(lsa)
     }
 
     fn is_own(machine: &Machine<Self>, key: &LsaKey) -> bool {

@@ -1,6 +1,7 @@
 //! What is particular to version 3 (RFC 5340): routers speak over link-local addresses and name each other by
 //! router id, links by interface id; topology and prefixes are LSAs apart.
 
+mod description;
 mod graph;
 mod origination;
 
@@ -25,10 +26,11 @@ use super::{
 use crate::{
     config::{AreaKind, Config, InterfaceConfig, Network},
     packet::{
-        OPTION_E, OPTION_NP,
+        OPTION_E, OPTION_NP, ParseError,
+        grace::GraceBody,
         v3::{
-            EXTERNAL, FloodingScope, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK, LsType,
-            Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
+            EXTERNAL, FloodingScope, GRACE, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK,
+            LsType, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
         },
     },
 };
@@ -153,6 +155,18 @@ impl Protocol for V3 {
 
     fn judge(lsa: &Lsa) -> Result<(), (Refusal, String)> {
         LsaBody::parse(lsa).map(drop).map_err(|error| (Refusal::LsaBody, error.to_string()))
+    }
+
+    fn grace(lsa: &Lsa) -> Option<Result<GraceBody, ParseError>> {
+        (lsa.header.key.kind == GRACE).then(|| GraceBody::parse(lsa.body()))
+    }
+
+    fn kind_name(kind: LsType) -> &'static str {
+        description::kind_name(kind)
+    }
+
+    fn describe(lsa: &Lsa) -> Vec<String> {
+        description::describe(lsa)
     }
 
     fn is_own(machine: &Machine<Self>, key: &LsaKey) -> bool {

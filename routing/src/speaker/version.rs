@@ -17,7 +17,11 @@ use super::{
 use crate::{
     auth::Authenticated,
     config::{AreaKind, Config, InterfaceConfig, Network},
-    packet::wire::{Lsa, LsaKey},
+    packet::{
+        ParseError,
+        grace::GraceBody,
+        wire::{Lsa, LsaKey},
+    },
     speaker::InterfaceId,
 };
 
@@ -93,6 +97,15 @@ pub trait Protocol: Authenticated {
     /// # Errors
     /// The reason, and its detail.
     fn judge(lsa: &Lsa<Self>) -> Result<(), (Refusal, String)>;
+
+    /// What a Grace-LSA says; none if it is another LSA.
+    fn grace(lsa: &Lsa<Self>) -> Option<Result<GraceBody, ParseError>>;
+
+    /// The name of an LS type, as routers show it.
+    fn kind_name(kind: Self::Kind) -> &'static str;
+
+    /// What an LSA says, a line for each thing.
+    fn describe(lsa: &Lsa<Self>) -> Vec<String>;
 
     /// Whether `key` names an LSA of ours (RFC 2328 section 13.4).
     fn is_own(machine: &Machine<Self>, key: &LsaKey<Self>) -> bool;

@@ -128,9 +128,12 @@ impl Paths {
 
         let wide = rig.link()?;
         let services = many_services(&wide, services)?;
+        let title = format!("{services} services instead of 1, traffic of one of them");
+        add("dr-services", &title, &wide, v4(VIP_MANY), tcp, "floor", Some(("dr", 1.2)));
+        // What this takes is what the caches do not hold: each service has a table, and they are read evenly.
         let flows = Flows { vips: services as u32, ..v4(VIP_MANY) };
-        let title = format!("{services} services instead of 1");
-        add("dr-services", &title, &wide, flows, tcp, "floor", Some(("dr", 1.2)));
+        let title = format!("{services} services, traffic of all of them");
+        add("dr-all-services", &title, &wide, flows, tcp, "floor", None);
         Ok(Self { paths, absent, services })
     }
 }
@@ -229,6 +232,7 @@ pub(crate) fn service<'a>(
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -115,10 +115,13 @@ pub(crate) struct Extra<'a> {
     /// Whether switch and directors watch each other by BFD, 50 ms x 3.
     pub(crate) bfd: bool,
     pub(crate) area: Area,
+    /// Whether the switch can restart gracefully.
+    pub(crate) graceful: bool,
 }
 
 impl Extra<'_> {
-    pub(crate) const NONE: Self = Self { switch: "", speaker: "", bfd: false, area: Area::Backbone };
+    pub(crate) const NONE: Self =
+        Self { switch: "", speaker: "", bfd: false, area: Area::Backbone, graceful: false };
 }
 
 /// A switch with its routing daemons, and the directors' namespaces. Devices: `s1`, `s2` on the switch, or
@@ -129,6 +132,8 @@ pub(crate) struct Lab {
     /// Whether switch and directors watch each other by BFD, 50 ms x 3.
     bfd: bool,
     area: Area,
+    brand: Brand,
+    graceful: bool,
     daemons: Vec<Process>,
     pub(crate) switch: Namespace,
     pub(crate) directors: Vec<Namespace>,
@@ -172,9 +177,10 @@ impl Lab {
         }
         let folder = std::env::temp_dir().join(switch.name());
         std::fs::create_dir_all(&folder)?;
-        let Extra { bfd, area, speaker, .. } = extra;
+        let Extra { bfd, area, speaker, graceful, .. } = extra;
         let (daemons, speaker) = (Vec::new(), speaker.to_owned());
-        let mut lab = Self { family, net, bfd, area, switch, directors, daemons, folder, speaker };
+        let mut lab =
+            Self { family, net, bfd, area, brand, graceful, daemons, switch, directors, folder, speaker };
         match brand {
             Brand::Frr => lab.start_frr(extra.switch)?,
             Brand::Bird => lab.start_bird(extra.switch)?,
@@ -215,35 +221,86 @@ impl Lab {
         if matches!(self.area, Area::Normal | Area::Nssa) {
             ospf += " redistribute connected\n";
         }
+        if self.graceful {
+            ospf += " capability opaque\n graceful-restart grace-period 60\n";
+        }
         std::fs::write(self.folder.join(format!("{daemon}.conf")), ospf)?;
         // FRR 8.4.4 loses a leg of a next hop group for good when its link flaps.
         std::fs::write(self.folder.join("zebra.conf"), "no zebra nexthop kernel enable\n")?;
         let profile =
             "bfd\n profile fast\n  receive-interval 50\n  transmit-interval 50\n  detect-multiplier 3\n";
         std::fs::write(self.folder.join("bfdd.conf"), profile)?;
-        let folder = self.folder.to_str().context("utf-8")?.to_owned();
-        let chown = Command::new("chown").args(["-R", "frr:frr", &folder]).status()?;
+        let folder = self.folder.to_str().context("utf-8")?;
+        let chown = Command::new("chown").args(["-R", "frr:frr", folder]).status()?;
         ensure!(chown.success(), "chown frr:frr: is FRR installed?");
         // In this order: `kill_bfd` counts on it.
-        for daemon in ["zebra", "bfdd", daemon].into_iter().filter(|daemon| self.bfd || *daemon != "bfdd") {
-            let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
-            command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
-            command.args(["--vty_socket", &folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
-            command.args(["-z", &format!("{folder}/zserv.api")]);
-            if daemon == "bfdd" {
-                command.args(["--bfdctl", &format!("{folder}/bfdd.sock")]);
-            }
-            self.daemons.push(Process::quiet(command)?);
-            let socket = self.folder.join(format!("{daemon}.vty"));
-            until("FRR listens", Duration::from_secs(10), || Ok(socket.exists()))?;
+        let bfd = self.bfd;
+        for daemon in ["zebra", "bfdd", daemon].into_iter().filter(|daemon| bfd || *daemon != "bfdd") {
+            self.start_frr_daemon(daemon)?;
         }
         Ok(())
     }
 
+    fn start_frr_daemon(&mut self, daemon: &str) -> Result<()> {
+        let folder = self.folder.to_str().context("utf-8")?;
+        let mut command = self.switch.command(format!("/usr/lib/frr/{daemon}"));
+        command.args(["-u", "frr", "-g", "frr", "-f", &format!("{folder}/{daemon}.conf")]);
+        command.args(["--vty_socket", folder, "-i", &format!("{folder}/{daemon}.pid"), "-P", "0"]);
+        command.args(["-z", &format!("{folder}/zserv.api")]);
+        if daemon == "bfdd" {
+            command.args(["--bfdctl", &format!("{folder}/bfdd.sock")]);
+        }
+        self.daemons.push(Process::quiet(command)?);
+        let socket = self.folder.join(format!("{daemon}.vty"));
+        until("FRR listens", Duration::from_secs(10), || Ok(socket.exists())).map(drop)
+    }
+
+    /// Tells the switch to restart its OSPF gracefully: BIRD ends by that, FRR waits to be ended.
+    pub(crate) fn prepare_restart(&self) -> Result<()> {
+        let command = match self.brand {
+            Brand::Frr => {
+                let mut command = self.switch.command("vtysh");
+                command.arg("--vty_socket").arg(&self.folder);
+                command.args(["-c", "graceful-restart prepare ip ospf"]);
+                command
+            }
+            Brand::Bird => {
+                let mut command = self.switch.command("birdc");
+                command.arg("-s").arg(self.folder.join("ctl")).args(["graceful", "restart"]);
+                command
+            }
+        };
+        let output = { command }.output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && !said.contains('%'), "{:?}: {said}", self.brand);
+        Ok(())
+    }
+
+    /// Kills what speaks OSPF on the switch, which is the last that was started.
+    pub(crate) fn kill_ospf(&mut self) {
+        drop(self.daemons.pop());
+    }
+
+    /// Starts again what [`Self::kill_ospf`] ended, to take over what it left.
+    pub(crate) fn restart_ospf(&mut self) -> Result<()> {
+        match self.brand {
+            Brand::Frr => {
+                let daemon = if self.family == Family::V4 { "ospfd" } else { "ospf6d" };
+                std::fs::remove_file(self.folder.join(format!("{daemon}.vty")))?;
+                self.start_frr_daemon(daemon)
+            }
+            Brand::Bird => self.start_bird_process(&self.folder.join("bird.conf"), &["-R"]),
+        }
+    }
+
     fn start_bird(&mut self, extra: &str) -> Result<()> {
         let path = self.configure_bird(extra)?;
+        self.start_bird_process(&path, &[])
+    }
+
+    fn start_bird_process(&mut self, path: &Path, options: &[&str]) -> Result<()> {
         let mut command = self.switch.command("bird");
-        command.arg("-f").arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
+        command.arg("-f").args(options).arg("-c").arg(path).arg("-s").arg(self.folder.join("ctl"));
         command.arg("-P").arg(self.folder.join("pid"));
         self.daemons.push(Process::quiet(command)?);
         Ok(())
@@ -281,6 +338,7 @@ impl Lab {
             // `lo` has no link-local address, without which BIRD does not speak OSPFv3 of it.
             Family::V6 => ("v3", "ipv6", format!("stubnet {}/128;", self.family.behind())),
         };
+        let graceful = if self.graceful { "graceful restart yes;" } else { "" };
         let (area, outside) = (self.area.id(), self.family.outside().0);
         // An AS boundary router cannot be in a stub area, and BIRD says so.
         let redistributes = matches!(self.area, Area::Normal | Area::Nssa);
@@ -292,9 +350,9 @@ impl Lab {
         };
         let config = format!(
             "router id 10.255.1.1;\nprotocol device {{ scan time 1; }}\n{protocol}\
-             protocol kernel {{ merge paths yes; {channel} {{ export all; import none; }}; }}\n\
+             protocol kernel {{ merge paths yes; {graceful} {channel} {{ export all; import none; }}; }}\n\
              protocol static {{ {channel}; route {outside} blackhole; }}\n\
-             protocol ospf {version} {{ tick 1; merge external yes; {channel} {{ import all; export {export}; }};\n\
+             protocol ospf {version} {{ tick 1; {graceful} merge external yes; {channel} {{ import all; export {export}; }};\n\
              area {area} {{ {kind_of_area} {interfaces} {behind} }}; }}\n"
         );
         let path = self.folder.join("bird.conf");

@@ -3,8 +3,8 @@
 use super::Decision;
 use super::owner::{find_fragment_owner, find_owner, unless_vip};
 use crate::packet::{Ip, PROTOCOL_TCP};
-use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, RealEntry, ServiceEntry, Tables};
-use crate::verdict::{DropReason, Verdict};
+use crate::tables::{Config, FlowKey, FragmentEntry, HashInput, ServiceEntry, Tables};
+use crate::verdict::{DropReason, PassReason, Verdict};
 
 /// Length of the part of a TCP header that every segment has, in units of fragment offsets, rounded up.
 const TCP_UNITS: u16 = 3;
@@ -29,8 +29,11 @@ pub(super) fn find_service<'a>(
     decision: &mut Decision<'a>,
 ) -> Result<&'a ServiceEntry, Verdict> {
     let mut entry = FragmentEntry::default();
-    let known = with_key(flow, decision.ip.identification, |key| tables.fragment(key, &mut entry));
-    if known && tables.now().wrapping_sub(entry.seen) <= FragmentEntry::LIFE {
+    if find_first(tables, flow, decision.ip.identification, &mut entry) {
+        // No real server has this generation: it is who sent the datagram.
+        if entry.generation == 0 {
+            return Err(Verdict::Pass(PassReason::NoService));
+        }
         (flow.source_port, flow.destination_port) = (entry.source_port, entry.destination_port);
         let forward = &mut decision.forward;
         (forward.real, forward.generation, forward.follows) = (entry.position, entry.generation, 1);
@@ -45,6 +48,18 @@ pub(super) fn find_service<'a>(
     }
 }
 
+/// Writes what the first fragment of a datagram showed to `entry`; false if it has not been seen lately.
+#[inline(always)]
+pub(super) fn find_first(
+    tables: &impl Tables,
+    flow: &mut FlowKey,
+    identification: u32,
+    entry: &mut FragmentEntry,
+) -> bool {
+    let known = with_key(flow, identification, |key| tables.fragment(key, entry));
+    known && tables.now().wrapping_sub(entry.seen) <= FragmentEntry::LIFE
+}
+
 /// Whether a later fragment spares the transport header: one that does not could give a datagram other ports or
 /// flags than those it was judged by (RFC 1858, RFC 3128).
 #[inline(always)]
@@ -52,21 +67,21 @@ pub(super) const fn overlaps(ip: &Ip) -> bool {
     ip.protocol == PROTOCOL_TCP && ip.fragment_offset != 0 && ip.fragment_offset < TCP_UNITS
 }
 
-/// Remembers where a first fragment goes.
+/// Remembers where a first fragment goes: to the real server at `position`, of this generation, of its service.
 #[inline(always)]
 pub(super) fn note(
     tables: &impl Tables,
-    service: &ServiceEntry,
-    real: &RealEntry,
     flow: &mut FlowKey,
-    decision: &Decision<'_>,
+    identification: u32,
+    position: u32,
+    generation: u32,
 ) {
     let entry = FragmentEntry {
         source_port: flow.source_port,
         destination_port: flow.destination_port,
-        position: decision.forward.real.wrapping_sub(service.real_base),
-        generation: real.generation,
+        position,
+        generation,
         seen: tables.now(),
     };
-    with_key(flow, decision.ip.identification, |key| tables.note_fragment(key, &entry));
+    with_key(flow, identification, |key| tables.note_fragment(key, &entry));
 }

@@ -40,7 +40,7 @@ pub(super) fn find_service<'a>(
                 return Err(Verdict::Pass(PassReason::IcmpToVip));
             }
             flow.protocol = inner.protocol;
-            decision.forward.related = 1;
+            (decision.forward.related, decision.forward.inner) = (1, inner.payload as u16);
             find_owner(flow, config, tables).ok_or(Verdict::Drop(DropReason::IcmpNoService))
         }
     }

@@ -76,6 +76,8 @@ pub enum ErrorKind {
     TooBig,
     /// Its time to live or hop limit ends here (RFC 792; RFC 4443, section 3.3).
     TimeExceeded,
+    /// Communication administratively prohibited (RFC 1812, section 5.2.7.1; RFC 4443, section 3.1).
+    Prohibited,
 }
 
 impl ErrorKind {
@@ -87,6 +89,8 @@ impl ErrorKind {
             (Self::TooBig, true) => [2, 0],
             (Self::TimeExceeded, false) => [11, 0],
             (Self::TimeExceeded, true) => [3, 0],
+            (Self::Prohibited, false) => [3, 13],
+            (Self::Prohibited, true) => [1, 1],
         }
     }
 }

@@ -16,6 +16,7 @@ fn service<'a>(name: &'a str, addresses: Vec<ServiceAddress>) -> ServiceSpec<'a>
         slots: NO_SLOTS,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
+        tracking: None,
     }
 }
 

@@ -26,6 +26,9 @@ pub const LINK: LsType = LsType(0x0008);
 /// LS type of an Intra-Area-Prefix-LSA.
 pub const INTRA_AREA_PREFIX: LsType = LsType(0x2009);
 
+/// LS type of a Grace-LSA (RFC 5187 section 2.2).
+pub const GRACE: LsType = LsType(0x000b);
+
 /// How far an LSA is flooded (section A.4.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FloodingScope {

@@ -10,7 +10,7 @@ use crate::{
     auth::{Algorithm, Authentication, Key, Secret, Window},
     config::InterfaceConfig,
     packet::{V2, v3::V3},
-    speaker::{Event, Input, InterfaceId, NeighborState, Refusal, Time},
+    speaker::{Event, Input, NeighborState, Refusal, Time},
 };
 
 fn key(id: u8, secret: &str) -> Key {
@@ -106,14 +106,18 @@ fn keys_roll_over_by_the_clock_without_loss() {
 fn keys_change_in_a_running_speaker_without_loss() {
     let mut sim = pair::<V3>(vec![key(1, "old")], vec![key(1, "old")]);
     sim.until(seconds(1), |sim| sim.all_full(2));
-    let both = || Authentication::Keys(vec![key(1, "old"), key(2, "new")]);
-    let authenticate = |authentication| Input::Authenticate { interface: InterfaceId(0), authentication };
+    let both = || vec![key(1, "old"), key(2, "new")];
+    let authenticate = |sim: &mut Network<V3>, node: usize, keys: Vec<Key>| {
+        let mut config = sim.machine(node).config.clone();
+        config.interfaces[0].authentication = Authentication::Keys(keys);
+        sim.input(node, Input::Reconfigure(Box::new(config)));
+    };
     // The key with the higher id is sent with as soon as it is there, so the other side learns it at once.
-    sim.input(0, authenticate(both()));
-    sim.input(1, authenticate(both()));
+    authenticate(&mut sim, 0, both());
+    authenticate(&mut sim, 1, both());
     sim.run(seconds(10));
     for node in [0, 1] {
-        sim.input(node, authenticate(Authentication::Keys(vec![key(2, "new")])));
+        authenticate(&mut sim, node, vec![key(2, "new")]);
     }
     sim.run(seconds(10));
     assert!(sim.all_full(2) && !was_lost(&sim, 0) && !was_lost(&sim, 1));

@@ -1,0 +1,92 @@
+//! The choice of a server for a new connection, in a function of the program's own.
+//!
+//! Deciding leaves no stack for it. So what decides leaves a question here and gives the packet up; the choice is made
+//! when it has returned, and the packet decided on anew, with the answer.
+
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::macros::btf_map;
+use director_common::schedulers::{Method, SCAN_WORDS, Scan, Server, choose};
+use director_common::tables::{Roster, ServiceEntry};
+
+use crate::maps;
+
+/// A question and its answer. Zeroes before the first packet: nobody asks.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Appointment {
+    state: u32,
+    service: u32,
+    method: u32,
+    real_base: u32,
+    real_count: u32,
+    position: u32,
+    scan: [u64; SCAN_WORDS],
+}
+
+const ASKED: u32 = 1;
+const ANSWERED: u32 = 2;
+
+/// One for each processor.
+#[btf_map]
+static APPOINTMENT: PerCpuArray<Appointment, 1> = PerCpuArray::new();
+
+#[inline(always)]
+fn appointment() -> Option<&'static mut Appointment> {
+    // SAFETY: an element of this processor; nothing interrupts the program on it with another, and each of its functions
+    // takes it once.
+    APPOINTMENT.get_ptr_mut(0).map(|appointment| unsafe { &mut *appointment })
+}
+
+/// The position chosen for the packet in hand, or [`Roster::NOBODY`]; then the question has been put, if it was not yet.
+#[inline(always)]
+pub fn ask(service: &ServiceEntry) -> u32 {
+    let Some(appointment) = appointment() else { return Roster::NOBODY };
+    if appointment.state == ANSWERED && appointment.service == service.service {
+        return appointment.position;
+    }
+    appointment.state = ASKED;
+    appointment.service = service.service;
+    appointment.method = service.method() as u32;
+    appointment.real_base = service.real_base;
+    appointment.real_count = service.real_count;
+    Roster::NOBODY
+}
+
+/// Answers the question, if there is one: 1, else 0.
+#[inline(always)]
+pub fn answer() -> u32 {
+    let Some(appointment) = appointment() else { return 0 };
+    if appointment.state != ASKED {
+        return 0;
+    }
+    let (service, base, count) = (appointment.service, appointment.real_base, appointment.real_count);
+    appointment.state = ANSWERED;
+    appointment.position = Roster::NOBODY;
+    let Some(roster) = maps::roster(service) else { return 1 };
+    let load = |position: u32| -> Option<Server> {
+        if position >= count {
+            return None;
+        }
+        maps::load(base.wrapping_add(position)).map(|load| load.server())
+    };
+    // SAFETY: helpers without arguments.
+    let draws = unsafe { [bpf_get_prandom_u32(), bpf_get_prandom_u32()] };
+    let method = Method::from_bits(appointment.method);
+    // SAFETY: words in the layout of a scan, which is cells of words; nobody else has them meanwhile.
+    let scan = unsafe { &*(&raw const appointment.scan).cast::<Scan>() };
+    let (position, moves) = choose(method, roster, maps::cursor(service), draws, scan, load);
+    if moves != 0 {
+        maps::turn(service, moves);
+    }
+    appointment.position = position;
+    1
+}
+
+/// Forgets question and answer.
+#[inline(always)]
+pub fn dismiss() {
+    if let Some(appointment) = appointment() {
+        appointment.state = 0;
+    }
+}

@@ -1,0 +1,155 @@
+//! An operator drains a director that carries traffic: nothing is lost, and nothing comes back by itself.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cluster_tests::ecmp::{Ecmp, VIP, in_a_lab, wait};
+use lab::routes::RouteWatch;
+use serde_json::Value;
+
+const CONFIG: &str = "/etc/director/director.toml";
+const SWITCHES: [&str; 2] = ["switch1", "switch2"];
+/// Downloads under way, a third of them through each director.
+const DOWNLOADS: usize = 45;
+/// Longest time for the lab to come to rest, on a machine that has other work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn draining_a_director_under_load_loses_no_connection() -> Result<()> {
+    in_a_lab("drain", history)
+}
+
+fn history(ecmp: &Ecmp) -> Result<()> {
+    all_next_hops(ecmp, 3)?;
+    wait("director2 knows that others announce the VIP", PATIENCE, || {
+        Ok(ecmp.ask("director2", "routes")?.to_string().contains(&format!("{VIP}/32")))
+    })?;
+    start_downloads(ecmp)?;
+    drain_under_load(ecmp)?;
+    downloads_go_on(ecmp)?;
+    drained_it_stays(ecmp)?;
+    back_in_service(ecmp)?;
+    downloads_go_on(ecmp)?;
+    the_last_one_is_not_drained(ecmp)
+}
+
+fn all_next_hops(ecmp: &Ecmp, count: usize) -> Result<()> {
+    wait(&format!("{count} next hops on both switches"), PATIENCE, || {
+        Ok(SWITCHES.iter().map(|switch| ecmp.next_hops(switch)).collect::<Result<Vec<_>>>()? == [count; 2])
+    })
+}
+
+/// Slow enough to last beyond the test. With a small receive buffer: out of a large one curl reads for longer than the
+/// lab's services let a connection be idle.
+fn start_downloads(ecmp: &Ecmp) -> Result<()> {
+    ecmp.lab.sh(
+        "client",
+        &format!(
+            "sysctl -qw net.ipv4.tcp_rmem='4096 16384 65536'; mkdir -p /tmp/out; for n in $(seq {DOWNLOADS}); do \
+             (curl -s -o /tmp/out/$n.data --limit-rate 200K -m 600 http://{VIP}/content; echo $? > /tmp/out/$n.code) \
+             >/dev/null 2>&1 & done"
+        ),
+    )?;
+    wait("all downloads under way", PATIENCE, || {
+        let some = ecmp.lab.sh("client", "find /tmp/out -name '*.data' -size +0 | wc -l")?;
+        Ok(some.trim() == DOWNLOADS.to_string())
+    })
+}
+
+/// Bytes that each download has so far.
+fn bytes(ecmp: &Ecmp) -> Result<Vec<u64>> {
+    let script = format!("for n in $(seq {DOWNLOADS}); do stat -c %s /tmp/out/$n.data; done");
+    Ok(ecmp.lab.sh("client", &script)?.split_whitespace().map(|size| size.parse().unwrap_or(0)).collect())
+}
+
+/// Every download has got on since a moment ago, and none has ended: by a reset or otherwise.
+fn downloads_go_on(ecmp: &Ecmp) -> Result<()> {
+    let mark = bytes(ecmp)?;
+    wait("every download goes on", PATIENCE, || {
+        Ok(bytes(ecmp)?.iter().zip(&mark).all(|(now, then)| now > then))
+    })?;
+    let codes = ecmp.lab.sh("client", "cat /tmp/out/*.code 2>/dev/null || true")?;
+    ensure!(codes.trim().is_empty(), "downloads have ended: {codes}");
+    Ok(())
+}
+
+/// How long it takes each switch's kernel to forget the director is printed; the daemons there share two processors
+/// with the whole lab.
+fn drain_under_load(ecmp: &Ecmp) -> Result<()> {
+    let addresses: BTreeSet<IpAddr> = [VIP.parse()?].into();
+    let watches = SWITCHES.map(|switch| {
+        let namespace = ecmp.lab.network_namespace(switch)?;
+        RouteWatch::start(&namespace, addresses.clone())
+    });
+    let [frr, bird] = watches;
+    let watches = [("FRR", frr?), ("BIRD", bird?)];
+    let before = Instant::now();
+    let done = ecmp.ask("director2", "drain")?;
+    eprintln!("drained: {done}");
+    for (brand, watch) in &watches {
+        let gone = watch
+            .changes_since(before)
+            .into_iter()
+            .find(|(_, routes)| routes.values().all(|hops| hops.len() == 2));
+        let (at, _) = gone.with_context(|| format!("{brand}: the next hop was never gone"))?;
+        eprintln!("{brand}: the next hop was gone {:?} after the command began", at - before);
+    }
+    ensure!(done["state"] == "finished", "{done}");
+    ensure!(done["packets"].as_u64().is_some_and(|packets| packets > 0), "a third of the traffic: {done}");
+    ensure!(done["packets_after_withdrawal"] == 0, "withdrawn before the traffic had moved: {done}");
+    all_next_hops(ecmp, 2)?;
+    let status = ecmp.ask("director2", "status")?;
+    ensure!(status["state"] == "drained", "{status}");
+    ensure!(announced(&status) == ["10.255.0.2/32"], "only its own: {status}");
+    let full = ecmp.ask("director2", "neighbors")?["neighbors"].to_string().matches("\"Full\"").count();
+    ensure!(full == 4, "the adjacencies stay");
+    Ok(())
+}
+
+fn announced(status: &Value) -> Vec<&str> {
+    let all = status["announcements"].as_array().map(Vec::as_slice).unwrap_or_default();
+    all.iter().filter_map(|one| one["prefix"].as_str()).collect()
+}
+
+/// A restart does not put it back, and a second `drain` has nothing to do.
+fn drained_it_stays(ecmp: &Ecmp) -> Result<()> {
+    ecmp.lab.sh("director2", "kill -TERM $(cat /run/director.pid)")?;
+    wait("the daemon's end", Duration::from_secs(10), || {
+        let there = "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true";
+        Ok(ecmp.lab.sh("director2", there)?.is_empty())
+    })?;
+    ecmp.lab.sh("director2", &format!("start director director run --config {CONFIG}"))?;
+    wait("drained, and Full again", PATIENCE, || Ok(ecmp.ask("director2", "status")?["state"] == "drained"))?;
+    let status = ecmp.ask("director2", "status")?;
+    ensure!(announced(&status) == ["10.255.0.2/32"], "{status}");
+    ensure!(SWITCHES.iter().all(|switch| ecmp.next_hops(switch).is_ok_and(|count| count == 2)));
+    let again = ecmp.ask("director2", "drain")?;
+    ensure!(again["packets"] == 0, "{again}");
+    Ok(())
+}
+
+fn back_in_service(ecmp: &Ecmp) -> Result<()> {
+    let reply = ecmp.ask("director2", "undrain")?;
+    ensure!(reply["was"] == "drained", "{reply}");
+    all_next_hops(ecmp, 3)?;
+    ensure!(ecmp.ask("director2", "status")?["state"] == "serving");
+    ensure!(ecmp.ask("director2", "undrain")?["was"] == "");
+    Ok(())
+}
+
+/// Two directors are drained; the third is told that nobody is left, and keeps its VIPs.
+fn the_last_one_is_not_drained(ecmp: &Ecmp) -> Result<()> {
+    ecmp.ask("director1", "drain")?;
+    ecmp.ask("director2", "drain")?;
+    all_next_hops(ecmp, 1)?;
+    let refused = ecmp.ask("director3", "drain").expect_err("nobody is left").to_string();
+    ensure!(refused.contains("nobody else announces") && refused.contains(VIP), "{refused}");
+    ensure!(ecmp.ask("director3", "status")?["state"] == "serving");
+    downloads_go_on(ecmp)?;
+    for director in ["director1", "director2"] {
+        ecmp.ask(director, "undrain")?;
+    }
+    all_next_hops(ecmp, 3)
+}

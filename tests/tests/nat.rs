@@ -1,0 +1,163 @@
+//! NAT in the lab: three directors behind two switches, real servers that answer through any of them.
+//!
+//! Downloads and uploads of both families are under way when the director that leads loses its process and its cables at
+//! once. What counts is what curl and the sums of the bytes say afterwards.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use cluster_tests::ecmp::{Ecmp, wait};
+use cluster_tests::requirement::{Requirement, met};
+use serde_json::Value;
+
+const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
+const VIPS: [&str; 2] = ["203.0.113.30", "[2001:db8:113::30]"];
+const SERVICES: [&str; 2] = ["web-nat", "web6-nat"];
+/// Transfers of each kind to each VIP, their size in bytes, and curl's idea of a rate: some ten seconds each.
+const TRANSFERS: u32 = 8;
+const BYTES: u32 = 4_000_000;
+const RATE: &str = "400k";
+
+#[test]
+fn downloads_and_uploads_by_nat_survive_the_loss_of_a_director() -> Result<()> {
+    let programs = ["bird", "nginx", "curl", "openssl", "ethtool", "sha256sum"].map(Requirement::Program);
+    if !met(&[Requirement::Root]) || !met(&programs) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let ecmp = Ecmp::up(&format!("nat-{}", std::process::id()), folder.path())?;
+    let told = story(&ecmp);
+    if told.is_err() {
+        for director in DIRECTORS {
+            let log = ecmp.lab.sh(director, "tail -n 25 /var/log/director.log").unwrap_or_default();
+            eprintln!("--- {director}\n{log}");
+        }
+    }
+    told
+}
+
+fn story(ecmp: &Ecmp) -> Result<()> {
+    wait("three next hops on both switches", Duration::from_secs(60), || {
+        Ok(ecmp.next_hops("switch1")? == 3 && ecmp.next_hops("switch2")? == 3)
+    })?;
+    for director in DIRECTORS {
+        wait("serving, every real server up for everybody", Duration::from_secs(60), || {
+            let services = services(ecmp, director)?;
+            let up = |real: &Value| real["votes_up"] == 3 && real["state"] == "active";
+            let all_up = |service: &Value| service["reals"].as_array().is_some_and(|all| all.iter().all(up));
+            ensure!(services.iter().all(all_up), "{director}: {services:?}");
+            Ok(ecmp.ask(director, "status")?["state"] == "serving")
+        })?;
+    }
+    every_director_carries_answers(ecmp)?;
+    a_real_server_is_told_at_once(ecmp)?;
+    transfers_survive(ecmp)
+}
+
+/// What a director says of the services with NAT.
+fn services(ecmp: &Ecmp, director: &str) -> Result<Vec<Value>> {
+    let said = ecmp.ask(director, "services")?;
+    let all = said["services"].as_array().context("services")?;
+    let found: Vec<Value> =
+        all.iter().filter(|service| SERVICES.iter().any(|name| service["name"] == *name)).cloned().collect();
+    ensure!(found.len() == SERVICES.len(), "{director}: {said}");
+    ensure!(found.iter().all(|service| service["forwarding"] == "nat"), "{director}: {said}");
+    Ok(found)
+}
+
+/// A director's counter of a service with NAT.
+fn traffic(ecmp: &Ecmp, director: &str, service: usize, what: &str) -> Result<u64> {
+    let services = services(ecmp, director)?;
+    let found = services.iter().find(|found| found["name"] == SERVICES[service]).context("service")?;
+    Ok(found["traffic"][what].as_u64().unwrap_or(0))
+}
+
+/// Real servers answer through all directors, whichever one their request came by.
+fn every_director_carries_answers(ecmp: &Ecmp) -> Result<()> {
+    wait("requests and answers through every director", Duration::from_secs(60), || {
+        for vip in VIPS {
+            let requests =
+                format!("for i in 1 2 3 4 5 6; do curl -sf -m 5 -o /dev/null 'http://{vip}/tiny'; done");
+            ecmp.lab.sh("client", &requests)?;
+        }
+        for director in DIRECTORS {
+            for service in 0..SERVICES.len() {
+                for way in ["packets_in", "packets_out"] {
+                    ensure!(traffic(ecmp, director, service, way)? > 0, "{director}: no {way} of {service}");
+                }
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// A real server is no client of a service with NAT, and need not wait to learn that.
+fn a_real_server_is_told_at_once(ecmp: &Ecmp) -> Result<()> {
+    for (vip, source) in VIPS.into_iter().zip(["10.0.4.11", "2001:db8:4::11"]) {
+        let ask = format!(
+            "curl -s -m 20 -o /dev/null --interface {source} -w '%{{exitcode}} %{{time_total}}' 'http://{vip}/tiny' || true"
+        );
+        let said = ecmp.lab.sh("real1", &ask)?;
+        let (code, seconds) = said.trim().split_once(' ').with_context(|| said.clone())?;
+        // 7 is "failed to connect".
+        ensure!(code == "7" && seconds.parse::<f64>()? < 10.0, "{vip} from {source}: {said}");
+    }
+    let mut counted = 0;
+    for director in DIRECTORS {
+        let status = ecmp.ask(director, "status")?;
+        let all = status["verdicts"].as_array().context("verdicts")?;
+        let hairpin =
+            |verdict: &&Value| verdict["name"].as_str().is_some_and(|name| name.contains("hairpin"));
+        counted += all.iter().filter(hairpin).filter_map(|verdict| verdict["packets"].as_u64()).sum::<u64>();
+    }
+    ensure!(counted >= 2, "counted: {counted}");
+    Ok(())
+}
+
+fn transfers_survive(ecmp: &Ecmp) -> Result<()> {
+    let begin = format!(
+        "mkdir -p /run/nat && cd /run/nat && head -c {BYTES} /dev/urandom >up
+         for vip in '{}' '{}'; do for i in $(seq {TRANSFERS}); do
+           name=$(echo $vip | tr -dc 0-9a-f)-$i
+           (curl -sS -f -m 120 --limit-rate {RATE} -r 0-{} http://$vip/content -o down-$name 2>err-down-$name
+            echo $? >code-down-$name) &
+           (curl -sS -f -m 120 --limit-rate {RATE} --data-binary @up -H 'Expect:' http://$vip/upload -o said-up-$name 2>err-up-$name
+            echo $? >code-up-$name) &
+         done; done >/dev/null 2>&1",
+        VIPS[0],
+        VIPS[1],
+        BYTES - 1
+    );
+    ecmp.lab.sh("client", &begin)?;
+    let all = 4 * TRANSFERS as usize;
+    let established = || -> Result<usize> {
+        let seen = ecmp.lab.sh("client", "ss -Htn state established '( dport = :80 )'")?;
+        Ok(seen.lines().count())
+    };
+    let received = || -> Result<u64> {
+        let sizes = ecmp.lab.sh("client", "cat /run/nat/down-* 2>/dev/null | wc -c")?;
+        Ok(sizes.trim().parse()?)
+    };
+    wait("downloads have begun in earnest", Duration::from_secs(60), || {
+        Ok(received()? > u64::from(2 * TRANSFERS * BYTES) / 5)
+    })?;
+    ensure!(established()? > all / 2, "most transfers are under way");
+    let cut = "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done";
+    ecmp.lab.sh("director1", cut)?;
+    ensure!(established()? > all / 4, "the loss must come in the middle");
+    wait("every transfer has ended", Duration::from_secs(120), || {
+        let codes = ecmp.lab.sh("client", "cd /run/nat && ls code-* 2>/dev/null | wc -l")?;
+        Ok(codes.trim() == all.to_string())
+    })?;
+    let failed = ecmp.lab.sh("client", "cd /run/nat && grep -Lx 0 code-* || true; cat err-*")?;
+    ensure!(failed.trim().is_empty(), "transfers failed: {failed}");
+    let sums = ecmp.lab.sh("client", "cd /run/nat && sha256sum down-* | cut -d' ' -f1 | sort | uniq -c")?;
+    let wanted =
+        ecmp.lab.sh("real1", &format!("head -c {BYTES} /srv/www/content | sha256sum | cut -d' ' -f1"))?;
+    let expected = format!("{} {}", 2 * TRANSFERS, wanted.trim());
+    ensure!(sums.trim() == expected, "bytes that arrived: {sums}, wanted {expected}");
+    let said = ecmp.lab.sh("client", "cd /run/nat && cat said-up-* | sort | uniq -c")?;
+    let expected = format!("{} {BYTES} bytes", 2 * TRANSFERS);
+    ensure!(said.trim() == expected, "bytes that the servers got: {said}");
+    Ok(())
+}
