@@ -260,7 +260,7 @@ impl Node {
             syncd::Event::Prepare { tables, version, .. } => self.prepare(&tables, version).await,
             syncd::Event::RolledBack { .. } => {
                 self.prepared = None;
-                self.dataplane.end_epoch();
+                self.end_epoch();
                 self.wish = true;
                 self.feed_and_tell(None).await;
             }
@@ -276,7 +276,7 @@ impl Node {
                 self.lead().await;
             }
             syncd::Event::Finished { .. } => {
-                self.dataplane.end_epoch();
+                self.end_epoch();
                 self.lead().await;
             }
             syncd::Event::NotInForce { .. } => self.wish = true,

@@ -481,16 +481,16 @@ fn what_is_prepared_is_pinned_and_goes_where_it_went_until_it_is_committed_or_ro
         assert_eq!(dataplane.pins(now).expect("pins").len(), 2);
         // However long the epoch takes, it is held.
         assert_eq!(dataplane.tick(now + 1_000).expect("tick").closed, 0);
-        // Rolled back: what is in force once more, and the slots settle.
+        // Rolled back: what is in force once more, and after a margin the slots settle.
         deal(&mut dataplane, &[11]);
-        dataplane.end_epoch();
+        dataplane.end_epoch().expect("end");
         assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 3, SYN)], [11, 11]);
         assert_eq!(dataplane.tick(now + LONG).expect("tick").settled, SLOTS);
         // Once more, and committed.
         assert_eq!(prepare_for(&mut dataplane, &all).expect("prepare"), SLOTS);
         assert_eq!(sent(&dataplane, 4, SYN), 11);
         deal(&mut dataplane, &[12]);
-        dataplane.end_epoch();
+        dataplane.end_epoch().expect("end");
         assert_eq!(
             [sent(&dataplane, 4, ACK), sent(&dataplane, 5, ACK), sent(&dataplane, 6, SYN)],
             [11, 11, 12]

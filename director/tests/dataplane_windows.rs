@@ -243,6 +243,18 @@ fn a_slot_that_flaps_back_keeps_what_began_meanwhile() {
     assert_eq!([1, 2, 4].map(|port| world.send(port, ACK)), [Some(0), Some(1), Some(0)]);
 }
 
+/// Another director may still put in force what is given up here.
+#[test]
+fn what_an_epoch_holds_is_held_for_a_margin_from_its_end_on() {
+    let mut windows = SlotWindows::new(vec![Slot::settled(0); 2], 0);
+    assert_eq!(windows.hold(&[1, 0], |_| false, 100), 1);
+    assert_eq!(windows.close(ESTABLISHED, MARGIN, Some(100), 500), (0, 0), "it is under way");
+    assert!(windows.prolong(100, 500));
+    assert_eq!(windows.close(ESTABLISHED, MARGIN, None, 508), (0, 0));
+    assert_eq!(windows.close(ESTABLISHED, MARGIN, None, 509), (0, 1));
+    assert!(!windows.prolong(100, 510), "none is held any more");
+}
+
 #[test]
 fn a_dead_previous_server_is_not_waited_for() {
     let mut world = World::new(Protocol::Tcp, &[0]);

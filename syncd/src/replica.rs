@@ -7,6 +7,8 @@
 //! | file | owns |
 //! |---|---|
 //! | `agreement` | epochs in three steps: prepare, commit, finish |
+//! | `leading` | the steps, at the director that leads through them |
+//! | `following` | the steps, at those that are led |
 //! | `claims` | what others had in force that this director lacks, remembered while they are silent |
 //! | `admission` | who may speak: cluster, protocol, router id |
 //! | `health` | what every director's checks say of the real servers, and what follows |
@@ -47,8 +49,10 @@ use windows::{Given, Missing};
 mod admission;
 mod agreement;
 mod claims;
+mod following;
 mod health;
 mod input;
+mod leading;
 mod member;
 mod output;
 mod seeding;

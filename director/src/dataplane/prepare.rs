@@ -22,6 +22,8 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn prepare(&mut self, services: &[ServiceSpec<'_>]) -> Result<usize, ApplyError> {
         check(services, &self.options.tunnel_sources, &self.plan.classes)?;
+        // It may take the place of another.
+        self.end_epoch()?;
         let now = monotonic_seconds();
         self.under_way = Some(now);
         // Generations are given when servers take their seats.
@@ -52,9 +54,22 @@ impl Dataplane {
         Ok(slots)
     }
 
-    /// The epoch that was prepared is over, and with it the time for which nothing ends that has begun since.
-    pub fn end_epoch(&mut self) {
+    /// The epoch that was prepared is over, and with it the time for which nothing ends that has begun since. What it has
+    /// made slots hold they go on holding for a margin: another director may still put in force what is given up here.
+    ///
+    /// # Errors
+    /// [`ApplyError::Map`] if the kernel refuses; the epoch is not over then.
+    pub fn end_epoch(&mut self) -> Result<(), ApplyError> {
+        let Some(since) = self.under_way else { return Ok(()) };
+        let now = monotonic_seconds();
+        for placement in self.plan.services.values_mut() {
+            if placement.slots.prolong(since, now) {
+                placement.window.opened = placement.slots.opened().unwrap_or(0);
+                self.maps.set_window(placement.index, placement.window)?;
+            }
+        }
         self.under_way = None;
+        Ok(())
     }
 
     /// Takes out of `free` what the service will need.

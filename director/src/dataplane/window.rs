@@ -171,6 +171,18 @@ impl SlotWindows {
         changed
     }
 
+    /// The epoch that began at second `since` is over: what it has made slots hold they do for a margin from second `now`
+    /// on. False if that is none.
+    pub fn prolong(&mut self, since: u32, now: u32) -> bool {
+        let mut any = false;
+        for (slot, opened) in self.slots.iter().zip(&mut self.opened) {
+            if slot.is_held() && *opened >= since {
+                (*opened, any) = (now, true);
+            }
+        }
+        any
+    }
+
     /// Slots that `owners` would give to another server look their connections up and pin them from second `now` on, and
     /// go on belonging to whom they do; how many that are. Those that move to another server do so anyhow.
     pub fn hold(&mut self, owners: &[u16], is_gone: impl Fn(u16) -> bool, now: u32) -> usize {

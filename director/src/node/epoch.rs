@@ -48,6 +48,14 @@ impl Node {
         self.answer_sync(self.sync.applied(version, result).await);
     }
 
+    /// No epoch is under way any more.
+    pub(super) fn end_epoch(&mut self) {
+        if let Err(error) = self.dataplane.end_epoch() {
+            // Nothing that has begun since it did ends before the next one: too long rather than too short.
+            tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the end of an epoch");
+        }
+    }
+
     /// Slots have changed under what is prepared: those that will change are not the same any more.
     fn prepare_again(&mut self) {
         let Some((tables, _)) = &self.prepared else { return };

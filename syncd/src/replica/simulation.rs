@@ -345,9 +345,12 @@ impl Cluster {
             Event::Prepare { tables, version, .. } => {
                 let result = answer(Refuses::ToLoad);
                 if result.is_ok() {
-                    self.nodes[index].kernel.prepare(&tables, self.now);
-                    self.nodes[index].under_way = Some(self.now);
-                    self.nodes[index].loaded = Some((tables, version));
+                    let node = &mut self.nodes[index];
+                    if let Some(since) = node.under_way.replace(self.now) {
+                        node.kernel.end_epoch(since, self.now);
+                    }
+                    node.kernel.prepare(&tables, self.now);
+                    node.loaded = Some((tables, version));
                 }
                 self.with(index, |replica, now| replica.handle(now, Input::Loaded { version, result }));
             }
@@ -708,8 +711,10 @@ impl Cluster {
         for (index, node) in self.nodes.iter_mut().enumerate() {
             if let Some(replica) = &node.replica {
                 clients.settle(index, &mut node.kernel, now);
-                if replica.phase() == Phase::Settled {
-                    node.under_way = None;
+                if replica.phase() == Phase::Settled
+                    && let Some(since) = node.under_way.take()
+                {
+                    node.kernel.end_epoch(since, now);
                 }
                 node.kernel.age(replica.settings().skew(), node.under_way, now);
             }

@@ -165,7 +165,7 @@ impl Replica {
         }
         let Some((mut download, cause)) = self.loading.take() else { return true };
         match download.finish() {
-            Ok(held) => self.take_prepared(held, cause),
+            Ok(held) => self.take_prepared(download.source, held, cause),
             Err(reason) => {
                 self.outputs.push_back(Output::Event(Event::TransferFailed { router_id: from, reason }));
             }

@@ -78,6 +78,15 @@ impl Kernel {
         }
     }
 
+    /// The epoch that was prepared at `since` is over: what is held for it stays so for a margin.
+    pub(super) fn end_epoch(&mut self, since: Instant, now: Instant) {
+        for (slot, opened) in self.slots.iter().zip(&mut self.opened) {
+            if slot.is_held() && *opened >= since {
+                *opened = now;
+            }
+        }
+    }
+
     /// COMMIT, or roll-back to what is in force.
     pub(super) fn apply(&mut self, tables: &TableSet, now: Instant) {
         for (at, owner) in owners(tables).into_iter().enumerate() {
