@@ -21,6 +21,8 @@ pub struct Member {
     endpoint: String,
     software: String,
     heard: Option<Instant>,
+    /// When it was last known to be heard, here or by another director that is heard here.
+    known_heard: Option<Instant>,
     live: bool,
     /// When it came to life last.
     revived: Option<Instant>,
@@ -49,6 +51,7 @@ impl Member {
             endpoint: endpoint.to_owned(),
             software: software.to_owned(),
             heard: None,
+            known_heard: None,
             live: false,
             revived: None,
             tables: None,
@@ -106,6 +109,17 @@ impl Member {
     /// When it was last heard.
     pub fn heard(&self) -> Option<Instant> {
         self.heard
+    }
+
+    /// When it was last known to be heard, here or by another director that is heard here: it may have followed
+    /// the others until then.
+    pub(super) fn known_heard(&self) -> Option<Instant> {
+        self.known_heard.max(self.heard)
+    }
+
+    /// Another director says that it hears it.
+    pub(super) fn heard_elsewhere(&mut self, now: Instant) {
+        self.known_heard = Some(now);
     }
 
     /// Version of the tables in force there.

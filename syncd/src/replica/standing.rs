@@ -15,9 +15,10 @@
 //!
 //! A director that does not serve begins to when there is nothing of this left. The times after which it ceases to are less
 //! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`). The roster are
-//! the directors that were there when all was well: one that falls silent is struck off while a majority remains of
-//! which nobody hears it, so that a cluster can shrink to a single director, one by one. Of two halves the one with the
-//! lowest router id goes on; and of two directors each, for to either the death of the other looks like a partition, and
+//! the directors that were there when all was well: one that has been silent for two dead intervals is struck off while a
+//! majority remains of which nobody has heard it for as long, so that a cluster can shrink to a single director, one by
+//! one. Of two halves the one with the lowest router id goes on; and of two directors each, for to either the death of
+//! the other looks like a partition, and
 //! the death is far more likely.
 
 use std::net::Ipv4Addr;
@@ -87,13 +88,20 @@ impl Replica {
         if self.is_isolated() {
             return;
         }
+        // One that another director still hears is cut off from this one, and not gone; and one that it heard until now
+        // has as much time to withdraw as one that was heard here.
         let limit = self.settings.dead * 2;
+        let heard_of: Vec<Ipv4Addr> =
+            self.roster.iter().copied().filter(|id| self.is_heard_of(*id)).collect();
+        for id in heard_of {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.heard_elsewhere(now);
+            }
+        }
         let members = &self.members;
-        // One that another director still hears is cut off from this one, and not gone.
-        let heard_of = |id: &Ipv4Addr| members.values().any(|member| member.is_live() && member.hears(*id));
         self.roster.retain(|id| {
-            let heard = members.get(id).filter(|member| !member.is_live()).map(|member| member.heard());
-            heard.is_none_or(|heard| heard.is_some_and(|heard| now < heard + limit)) || heard_of(id)
+            let silent = members.get(id).filter(|member| !member.is_live());
+            silent.is_none_or(|member| member.known_heard().is_some_and(|heard| now < heard + limit))
         });
     }
 
@@ -195,7 +203,7 @@ impl Replica {
     pub(super) fn standing_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
         let limit = self.settings.dead * 2;
         let roll = self.roster.iter().filter_map(|id| self.members.get(id));
-        let silent = roll.filter(|member| !member.is_live()).filter_map(|member| member.heard());
+        let silent = roll.filter(|member| !member.is_live()).filter_map(|member| member.known_heard());
         let doubts = self.doubts.deadlines(self.patience(), self.settings.dead);
         doubts.chain(silent.map(move |heard| heard + limit))
     }
