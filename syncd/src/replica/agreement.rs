@@ -166,11 +166,10 @@ impl Replica {
     /// When something of an epoch is due.
     pub(super) fn round_deadlines(&self) -> impl Iterator<Item = Instant> + '_ {
         let round = self.round.iter().flat_map(|round| [round.deadline, round.sent + self.patience()]);
-        let orphaned = self.prepared.iter().filter_map(|prepared| prepared.orphaned);
         let new = self.leader_since.iter().map(|since| *since + self.patience());
         let committed =
             self.committed.map(|(_, since)| since + self.settings.commit_time() + self.patience());
-        round.chain(orphaned.map(|since| since + self.settings.dead)).chain(committed).chain(new)
+        round.chain(committed).chain(new)
     }
 }
 

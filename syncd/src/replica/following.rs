@@ -1,8 +1,8 @@
 //! A director that is led through the steps of an epoch: see `agreement` for what they are.
 //!
 //! The rule for giving up: what a director has loaded it gives up only when the director whose PREPARE it answered last
-//! says so, or when the leader that it follows has had nothing of it under way for a dead interval; and the slots stay
-//! held for a margin from then on.
+//! says so, or when the leader that it follows has told for a dead interval that nothing of it is under way; and the
+//! slots stay held for a margin from then on.
 //!
 //! No misroute can follow from it. Whoever else has the same tables loaded, and could still put them in force, is told
 //! the same, or sees it in the same heartbeats a dead interval later; or it does not hear who leads, and has withdrawn by
@@ -191,7 +191,9 @@ impl Replica {
             return;
         }
         let since = *prepared.orphaned.get_or_insert(now);
-        if now >= since + patience {
+        // Known from the leader itself: one that is not heard any more may go on with it.
+        let told = leader.and_then(Member::heard).is_some_and(|heard| heard >= since + patience);
+        if told {
             self.roll_back("the leader does not go on with it".to_owned());
         }
     }
