@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use director_proto::tables::Digest;
 use ipnet::IpNet;
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
@@ -192,6 +193,20 @@ pub struct Cluster {
     pub heartbeat: Duration,
     /// Silence after which a peer counts as dead.
     pub dead: Duration,
+    /// What the director does that hears no majority of the others.
+    pub isolated: Isolated,
+}
+
+/// `[cluster] isolated`: what a director does that hears no majority of the directors that were there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolated {
+    /// It goes on, as the survivor it probably is; unless one that it hears hears most of the others.
+    #[default]
+    Serve,
+    /// It withdraws its VIPs and changes no table: the others may have changed theirs. For clusters that would rather
+    /// not serve than send a connection to another real server, and never lose most of their directors at once.
+    Withdraw,
 }
 
 /// `[cluster] tls`
@@ -493,6 +508,7 @@ fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluste
             grace: Duration::ZERO,
             heartbeat: Duration::from_millis(200),
             dead: Duration::from_secs(1),
+            isolated: Isolated::default(),
         });
     };
     if cluster.name.get_ref().is_empty() || cluster.name.get_ref().len() > 255 {
@@ -535,6 +551,7 @@ fn cluster(source: &Source<'_>, cluster: Option<file::Cluster>) -> Result<Cluste
         grace: Duration::from_millis(cluster.grace_ms.into()),
         heartbeat: Duration::from_millis(heartbeat.into()),
         dead: Duration::from_millis((*cluster.dead_ms.get_ref()).into()),
+        isolated: cluster.isolated,
     })
 }
 

@@ -12,6 +12,7 @@
 //! | `seats` | positions of a service's real servers |
 //! | `free` | what of these is not taken |
 //! | `apply` | the changes that make the kernel equal to a specification |
+//! | `prepare` | what comes before a change that all directors make together |
 //! | `rosters` | whom tracked services choose from |
 //! | `loads` | real servers' connections, in memory shared with the kernel |
 //! | [`window`] | states of a service's slots, pure |
@@ -36,12 +37,14 @@ mod connections;
 mod error;
 mod explain;
 mod export;
+mod follow;
 mod free;
 mod keys;
 mod loads;
 mod maps;
 pub(crate) mod pins;
 mod plan;
+mod prepare;
 mod probe;
 mod replicas;
 mod replies;
@@ -57,6 +60,7 @@ pub mod window;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::programs::Xdp;
 use aya::programs::links::PinnedLink;
@@ -141,6 +145,9 @@ pub struct Options {
     /// Three quarters of them may be connections of other directors.
     /// A data plane that is adopted keeps the number it was made with.
     pub pins: u32,
+    /// How long two directors may be apart in the steps of an epoch, and by their clocks: slots go on pinning for that
+    /// time after their windows.
+    pub margin: Duration,
     /// Connections of tracked services that can be half-open at one time, apart from those: a flood of what begins and
     /// never goes on fills this and nothing else. A data plane that is adopted keeps the number it was made with.
     pub half_open: u32,
@@ -163,6 +170,7 @@ impl Default for Options {
             flow_accounting: false,
             flow_capacity: 65_536,
             pins: 1 << 20,
+            margin: Duration::from_secs(6),
             half_open: 1 << 16,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
@@ -211,6 +219,8 @@ pub struct Dataplane {
     replicas: Replicas,
     export: Export,
     capture: Option<Buffers>,
+    /// Second at which the epoch under way was prepared.
+    under_way: Option<u32>,
 }
 
 impl std::fmt::Debug for Dataplane {
@@ -267,9 +277,9 @@ impl Dataplane {
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
         let (replicas, export) = (Replicas::new(connections_in(pins) as usize / 4 * 3), Export::default());
-        let capture = None;
+        let (capture, under_way) = (None, None);
         let mut dataplane =
-            Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture };
+            Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture, under_way };
         if adopted {
             dataplane.recount()?;
         }

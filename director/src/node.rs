@@ -15,6 +15,7 @@
 mod answers;
 mod cluster;
 pub(crate) mod drain;
+mod epoch;
 mod explain;
 mod file;
 mod forwarding;
@@ -36,8 +37,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use director_proto::control::ReloadReply;
 use director_proto::control::control_server::ControlServer;
-use director_proto::tables::TableSet;
+use director_proto::tables::{TableSet, Version};
 use ipnet::IpNet;
+use syncd::ProposeError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -134,6 +136,16 @@ struct Node {
     drain: drain::Drain,
     /// Services that have their quorum.
     quorate: BTreeSet<String>,
+    /// Version of the tables.
+    version: Option<Version>,
+    /// What the kernel forwards by.
+    fed: Option<Version>,
+    /// What the kernel is prepared for.
+    prepared: Option<(Arc<TableSet>, Version)>,
+    /// It is not known yet how slots stand at the others.
+    windows_due: bool,
+    /// Tables were wanted that could not be proposed, or were refused: they are again.
+    wish: bool,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
     /// Whoever watches packets.
@@ -189,6 +201,11 @@ impl Node {
             announced: BTreeMap::new(),
             drain,
             quorate: BTreeSet::new(),
+            version: None,
+            fed: None,
+            prepared: None,
+            windows_due: false,
+            wish: false,
             trouble: None,
             watcher: None,
             ending: None,
@@ -213,7 +230,12 @@ impl Node {
                 },
                 due = replication::due(&mut self.exchange, self.attached) => self.exchange_pins(due).await?,
                 Some(()) = self.health.changed() => self.publish_health().await,
-                _ = second.tick() => self.tick(),
+                _ = second.tick() => {
+                    self.tick().await;
+                    if self.wish {
+                        self.lead().await;
+                    }
+                }
                 () = watch::due(&mut self.watcher) => self.read_capture(),
                 () = drain::due(self.drain.look_at()) => self.advance_drain().await,
                 Some(question) = questions.recv() => {
@@ -270,12 +292,29 @@ impl Node {
                 self.leader = leader;
                 self.lead().await;
             }
-            syncd::Event::TablesInForce(tables) => {
-                self.handle_tables(tables);
+            syncd::Event::Prepare { tables, version, .. } => self.prepare(&tables, version).await,
+            syncd::Event::RolledBack { .. } => {
+                self.prepared = None;
+                self.end_epoch();
+                self.wish = true;
+                self.feed_and_tell(None).await;
+            }
+            syncd::Event::WindowsWanted { to, version } => self.give_windows(to, version).await,
+            syncd::Event::Windows { version, windows, in_time } => {
+                self.take_windows(version, windows.as_deref(), in_time).await;
+            }
+            syncd::Event::TablesInForce { tables, version, follows, in_time, cause } => {
+                self.handle_tables(tables, version, &cause);
+                self.feed_and_tell(follows.filter(|_| Instant::now() <= in_time)).await;
                 self.ask_for_passed_over().await;
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
+            syncd::Event::Finished { .. } => {
+                self.end_epoch();
+                self.lead().await;
+            }
+            syncd::Event::NotInForce { .. } => self.wish = true,
             syncd::Event::Health(view) => {
                 self.health.view = view;
                 self.lead().await;
@@ -288,7 +327,8 @@ impl Node {
                 self.dataplane.orphan_pins(router_id, monotonic_seconds());
             }
             // Shown by `director peers`.
-            syncd::Event::PeerUp { .. }
+            syncd::Event::PassedOver { .. }
+            | syncd::Event::PeerUp { .. }
             | syncd::Event::Configuration { .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
@@ -300,6 +340,7 @@ impl Node {
     /// different one: then a change must not happen as a side effect of somebody's death.
     async fn lead(&mut self) {
         if self.leader != Some(self.config.node.router_id) {
+            self.wish = false;
             return;
         }
         let Ok(status) = self.sync.status().await else { return };
@@ -316,6 +357,7 @@ impl Node {
     /// Deals tables for the configuration, starting from those in force, and proposes what differs.
     async fn deal(&mut self) {
         let dealt = plan::deal(&self.config, self.tables.as_deref(), &self.health.view);
+        self.wish = false;
         if self.tables.as_ref().is_some_and(|tables| plan::same_effect(&tables.services, &dealt)) {
             return;
         }
@@ -324,27 +366,36 @@ impl Node {
             tracing::error!(%error, "no random hash key: no tables are dealt");
             return;
         }
-        match self.sync.propose(dealt, key).await {
+        let cause = plan::cause(self.tables.as_deref(), &dealt);
+        match self.sync.propose(dealt, key, cause).await {
             Ok(epoch) => tracing::info!(%epoch, "tables dealt"),
+            // Once more, when the one is over or the other has had its time.
+            Err(error @ (ProposeError::Busy { .. } | ProposeError::Rejected { .. })) => {
+                self.wish = true;
+                tracing::debug!(%error, "tables not dealt yet");
+            }
             Err(error) => tracing::warn!(%error, "tables not dealt"),
         }
     }
 
-    /// Puts tables into the kernel. Until that has worked the node announces nothing.
-    fn handle_tables(&mut self, tables: Arc<TableSet>) {
+    /// Other tables are in force.
+    fn handle_tables(&mut self, tables: Arc<TableSet>, version: Version, cause: &str) {
         let before = self.tables.replace(Arc::clone(&tables));
-        let moved = before.as_deref().map(|before| plan::share_moved(before, &tables));
-        tracing::info!(epoch = %tables.epoch, digest = %tables.digest(), moved, "tables in force");
+        let moved = before.as_deref().map_or(0.0, |before| plan::share_moved(before, &tables));
+        let moved = format!("{:.3} %", moved * 100.0);
+        tracing::info!(epoch = %version.epoch, digest = %version.digest, cause, moved, "epoch");
         for name in self.config.services.keys().filter(|name| !tables.services.contains_key(*name)) {
             tracing::warn!(service = name, "the cluster has no table for this service: it is not announced");
         }
-        self.feed();
+        self.version = Some(version);
     }
 
     /// Makes the kernel equal to configuration and tables, then lets packets and routing loose.
     fn feed(&mut self) {
+        let before = self.trouble.take();
         self.trouble = self.try_feed().err().map(|error| format!("{error:#}"));
-        if let Some(trouble) = &self.trouble {
+        // Tried again every second, and said once.
+        if let Some(trouble) = self.trouble.as_ref().filter(|trouble| before.as_ref() != Some(trouble)) {
             tracing::error!(trouble, "data plane");
         }
         self.announce();
@@ -370,7 +421,14 @@ impl Node {
     }
 
     /// What time does to the connections of slots that change.
-    fn tick(&mut self) {
+    async fn tick(&mut self) {
+        if self.trouble.is_some() {
+            self.feed_and_tell(None).await;
+        }
+        // Nothing is over as long as not all is known.
+        if self.windows_due || !self.exchange.is_whole() {
+            return;
+        }
         match self.dataplane.tick(monotonic_seconds()) {
             Ok(report) => {
                 for service in &report.refused {
@@ -444,6 +502,7 @@ impl Node {
         self.attached
             && self.trouble.is_none()
             && self.standing == syncd::Standing::Current
+            && !self.windows_due
             && self.exchange.is_whole()
     }
 

@@ -12,14 +12,15 @@ use dataplane_fixture::cases::{HERE, INGRESS, KEY};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, SYN};
 use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{
-    Datagrams, Dataplane, Forwarding, HashInput, NextHop, Options, Ports, Protocol, RealSpec, ServiceAddress,
-    ServiceSpec, Timeouts, monotonic_seconds,
+    ApplyError, Datagrams, Dataplane, Forwarding, HashInput, NextHop, Options, Ports, Protocol, RealSpec,
+    ServiceAddress, ServiceSpec, Timeouts, monotonic_seconds,
 };
 use director_common::SLOTS;
 use director_common::pin::PinState;
 use director_common::tables::{Address, FlowKey};
 use director_proto::pins::{Begin, Position, Server};
 use director_proto::sync::BootId;
+use director_proto::windows::Windows;
 use syncd::pins::{Delivery, LocalPin, Receipt, RemotePin};
 
 const VIP: &str = "203.0.113.10";
@@ -52,6 +53,24 @@ fn deal(dataplane: &mut Dataplane, servers: &[u8]) {
 }
 
 fn deal_to(dataplane: &mut Dataplane, reals: &[RealSpec]) {
+    with_spec(reals, |service| dataplane.apply(&[service])).expect("apply");
+}
+
+/// PREPARE of an epoch that would give all slots to the first of these servers.
+fn prepare_for(dataplane: &mut Dataplane, reals: &[RealSpec]) -> Result<usize, ApplyError> {
+    with_spec(reals, |service| dataplane.prepare(&[service]))
+}
+
+fn follow_for(
+    dataplane: &mut Dataplane,
+    reals: &[RealSpec],
+    windows: &Windows,
+    now: u32,
+) -> Result<bool, ApplyError> {
+    with_spec(reals, |service| dataplane.follow_windows(&[service], windows, now))
+}
+
+fn with_spec<T>(reals: &[RealSpec], action: impl FnOnce(ServiceSpec<'_>) -> T) -> T {
     let owner = reals.iter().position(|real| real.alive).map_or(u16::MAX, |position| position as u16);
     let slots = vec![owner; SLOTS];
     let service = ServiceSpec {
@@ -69,7 +88,7 @@ fn deal_to(dataplane: &mut Dataplane, reals: &[RealSpec]) {
         datagrams: Datagrams::default(),
         tracking: None,
     };
-    dataplane.apply(&[service]).expect("apply");
+    action(service)
 }
 
 /// Which server a packet of the connection from this port goes to; 0 if to none.
@@ -101,13 +120,17 @@ fn a_server_that_leaves_keeps_its_connections_until_the_last_has_ended() {
         let now = monotonic_seconds();
         let window = dataplane.windows(now)["web"].clone();
         assert_eq!((window.moving, window.pinned), (1.0, 0.0));
-        assert!(window.closes_in.is_some_and(|left| (895..=900).contains(&left.as_secs())), "{window:?}");
+        assert!(window.closes_in.is_some_and(|left| (901..=906).contains(&left.as_secs())), "{window:?}");
         assert_eq!(window.leaving, [(address(11), 80)]);
 
         // The window closes; the connection has not had its time yet by its own pin, which the kernel dates.
         let report = dataplane.tick(now + 903).expect("tick");
-        assert_eq!((report.closed, report.removed), (SLOTS, 2), "both pins have had their time as well");
-        assert_eq!((report.settled, report.released), (SLOTS, vec![address(11)]));
+        assert_eq!((report.held, report.removed), (SLOTS, 2), "both pins have had their time as well");
+        assert_eq!((report.closed, report.released), (0, vec![address(11)]));
+        assert_eq!(sent(&dataplane, 3, SYN), 12);
+        assert_eq!(dataplane.pins(now).expect("pins").len(), 1, "for another director that is not as far");
+        let report = dataplane.tick(now + 912).expect("tick");
+        assert_eq!((report.closed, report.removed, report.settled), (SLOTS, 1, SLOTS));
         assert!(retained(&dataplane).is_empty());
         assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 2, ACK)], [12, 12]);
         let window = dataplane.windows(now)["web"].clone();
@@ -186,7 +209,7 @@ fn where_no_pin_finds_room_it_is_counted_and_the_window_stays_open() {
         let now = monotonic_seconds() + LONG;
         let report = dataplane.tick(now).expect("tick");
         assert_eq!((report.closed, report.refused), (0, vec!["web".to_owned()]));
-        assert_eq!(dataplane.tick(now + LONG).expect("tick").closed, SLOTS, "a window later");
+        assert_eq!(dataplane.tick(now + LONG).expect("tick").held, SLOTS, "a window later");
     });
 }
 
@@ -267,7 +290,7 @@ fn in_a_moving_slot_both_sorts_of_connections_go_where_the_other_director_sent_t
         assert_eq!([1, 2, 3].map(|port| sent(&two, port, ACK)), [11, 12, 11]);
         // The window closes: the connection of the old owner is kept, and its slot pinned.
         let report = two.tick(monotonic_seconds() + 903).expect("tick");
-        assert_eq!(report.closed, SLOTS);
+        assert_eq!((report.held, report.closed), (SLOTS, 0));
     });
 }
 
@@ -437,4 +460,81 @@ fn a_flow() -> FlowKey {
         protocol: 6,
         ..FlowKey::default()
     }
+}
+
+/// What a director that has served all the while says of its slots.
+fn told(dataplane: &Dataplane, now: u32) -> Windows {
+    Windows::decode(dataplane.slot_windows(now).encode()).expect("own encoding")
+}
+
+#[test]
+fn what_is_prepared_is_pinned_and_goes_where_it_went_until_it_is_committed_or_rolled_back() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        deal(&mut dataplane, &[11]);
+        assert_eq!(sent(&dataplane, 1, SYN), 11);
+        assert!(dataplane.pins(monotonic_seconds()).expect("pins").is_empty(), "settled");
+        let all = [RealSpec::new(address(12), 80)];
+        assert_eq!(prepare_for(&mut dataplane, &all).expect("prepare"), SLOTS);
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 2, SYN)], [11, 11]);
+        let now = monotonic_seconds();
+        assert_eq!(dataplane.pins(now).expect("pins").len(), 2);
+        // However long the epoch takes, it is held.
+        assert_eq!(dataplane.tick(now + 1_000).expect("tick").closed, 0);
+        // Rolled back: what is in force once more, and after a margin the slots settle.
+        deal(&mut dataplane, &[11]);
+        dataplane.end_epoch().expect("end");
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 3, SYN)], [11, 11]);
+        assert_eq!(dataplane.tick(now + LONG).expect("tick").settled, SLOTS);
+        // Once more, and committed.
+        assert_eq!(prepare_for(&mut dataplane, &all).expect("prepare"), SLOTS);
+        assert_eq!(sent(&dataplane, 4, SYN), 11);
+        deal(&mut dataplane, &[12]);
+        dataplane.end_epoch().expect("end");
+        assert_eq!(
+            [sent(&dataplane, 4, ACK), sent(&dataplane, 5, ACK), sent(&dataplane, 6, SYN)],
+            [11, 11, 12]
+        );
+        assert_eq!(prepare_for(&mut dataplane, &all).expect("prepare"), 0, "in force already");
+    });
+}
+
+#[test]
+fn a_director_that_was_not_there_follows_the_windows_of_one_that_was() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let mut one = ready(&options());
+        deal(&mut one, &[11]);
+        deal(&mut one, &[12]);
+        let windows = told(&one, now + 100);
+        one.detach().expect("detach");
+        // It joins by tables that do not name the previous owner any more.
+        let mut two = ready(&options());
+        deal(&mut two, &[12]);
+        assert_eq!([sent(&two, 1, ACK), sent(&two, 2, SYN)], [12, 12]);
+        assert!(
+            follow_for(&mut two, &[RealSpec::new(address(12), 80)], &windows, now + 100).expect("follow")
+        );
+        learn(&mut two);
+        assert_eq!(retained(&two), [address(11)]);
+        assert_eq!([sent(&two, 1, ACK), sent(&two, 2, SYN), sent(&two, 2, ACK)], [11, 12, 12]);
+        // It ends when it does there, and not a window later.
+        assert_eq!(two.tick(now + 880).expect("tick").held, 0);
+        assert_eq!(two.tick(now + 910).expect("tick").held, SLOTS);
+    });
+}
+
+#[test]
+fn what_is_over_at_the_others_is_not_waited_for() {
+    isolated(|| {
+        let now = monotonic_seconds();
+        let mut dataplane = ready(&options());
+        deal(&mut dataplane, &[11]);
+        deal(&mut dataplane, &[12]);
+        assert_eq!(sent(&dataplane, 1, ACK), 11);
+        let reals = [RealSpec::new(address(12), 80)];
+        assert!(follow_for(&mut dataplane, &reals, &Windows::default(), now).expect("follow"));
+        assert_eq!([sent(&dataplane, 1, ACK), sent(&dataplane, 2, ACK)], [11, 12], "its own pins are kept");
+        assert!(!follow_for(&mut dataplane, &reals, &Windows::default(), now).expect("follow"));
+    });
 }

@@ -8,6 +8,7 @@ pub mod health;
 pub mod pins;
 pub mod sync;
 pub mod tables;
+pub mod windows;
 
 /// The control protocol, as generated from `proto/control.proto`.
 #[expect(

@@ -34,7 +34,8 @@ pub mod wire {
 /// Version of the protocol; directors of different ones refuse each other.
 /// 2: tables of two sizes, digests made of the digests of tables, and observations of health.
 /// 3: pins of connections, on a stream of their own.
-pub const PROTOCOL: u32 = 3;
+/// 4: epochs in three steps. A director of version 3 would put tables in force that others have only prepared.
+pub const PROTOCOL: u32 = 4;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
@@ -94,6 +95,62 @@ pub struct Report {
     pub software: String,
     /// Edition of the sender's [`Observations`]; 0 while it has none.
     pub observations: u64,
+    /// Counts the reports of one run of the sender.
+    pub sequence: u64,
+    /// Tables loaded beside those in force.
+    pub prepared: Option<Version>,
+    /// Where the epoch under way stands at the sender.
+    pub phase: Phase,
+    /// Whom the sender takes for the leader.
+    pub leader: Option<Ipv4Addr>,
+    /// The directors whose heartbeats the sender hears, at most [`MAX_HEARD`].
+    pub hears: Vec<Ipv4Addr>,
+    /// The sender serves, and can say how its slots stand.
+    pub serves: bool,
+    /// Highest epoch number that the sender has met, in force anywhere or only prepared: what anybody decides is above it.
+    pub floor: u64,
+}
+
+/// Most directors in [`Report::hears`].
+pub const MAX_HEARD: usize = 256;
+
+/// Where an epoch stands at one director.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Nothing is under way.
+    #[default]
+    Settled,
+    /// New tables are being loaded.
+    Preparing,
+    /// New tables are loaded: every connection in a slot that changes is looked up and pinned.
+    Prepared,
+    /// New tables are in force here, and not yet everywhere.
+    Committed,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Settled => "settled",
+            Self::Preparing => "preparing",
+            Self::Prepared => "prepared",
+            Self::Committed => "committed",
+        })
+    }
+}
+
+/// Asks to load tables beside those in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepare {
+    /// Tables it starts from.
+    pub from: Version,
+    /// Tables to load.
+    pub to: Version,
+    /// Why, for people; at most [`MAX_TEXT`] bytes.
+    pub cause: String,
+    /// What leads from one to the other; absent where it would not fit into a frame.
+    pub delta: Option<Delta>,
 }
 
 /// What replicas send to one another, besides heartbeats.
@@ -103,17 +160,36 @@ pub enum Message {
     Request(Request),
     /// A piece of a snapshot.
     Chunk(Chunk),
-    /// A change of the tables.
-    Delta(Arc<Delta>),
-    /// These tables are in force here.
+    /// Load tables beside those in force.
+    Prepare(Arc<Prepare>),
+    /// These tables are loaded here.
+    Prepared(Version),
+    /// These tables cannot be loaded here, or could not be put in force.
+    Refused {
+        /// Which tables.
+        version: Version,
+        /// Why not; at most [`MAX_TEXT`] bytes.
+        reason: String,
+    },
+    /// Put what is loaded in force.
+    Commit(Version),
+    /// These tables are in force here, and in the kernel.
     Acknowledge(Version),
+    /// These tables are in force wherever they will be.
+    Finish(Version),
+    /// Forget what was loaded.
+    Abort(Version),
     /// What the sender's health checks say.
     Observations(Arc<Observations>),
     /// Send observations made after this edition.
     ObservationsSince(u64),
+    /// Say how the slots stand under the tables of this version, from an offset on.
+    WindowsRequest(Request),
+    /// A piece of encoded [`Windows`](crate::windows::Windows).
+    Windows(Chunk),
 }
 
-/// Asks for a snapshot.
+/// Asks for a snapshot, or for how slots stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Version whose transfer goes on; `None` at its start.
@@ -122,7 +198,7 @@ pub struct Request {
     pub offset: u64,
 }
 
-/// A piece of an encoded table set.
+/// A piece of an encoded table set, or of how its slots stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Version the snapshot has.

@@ -9,6 +9,8 @@ use std::time::Duration;
 use director_proto::sync::MAX_TEXT;
 use director_proto::tables::{Digest, MAX_NAME};
 
+use crate::replica::{self, Isolation};
+
 /// Everything replication needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -30,6 +32,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Silence after which a peer counts as dead (1 s is usual); at least twice the heartbeat.
     pub dead: Duration,
+    /// What a director does that has lost most of the others.
+    pub isolation: Isolation,
     /// Software version, shown to peers.
     pub version: String,
     /// Digest of the configured services, compared with the peers'.
@@ -107,6 +111,12 @@ pub enum StartError {
 }
 
 impl Config {
+    /// How long two directors that serve may be apart in the steps of an epoch: for that time a slot goes on pinning after
+    /// its window.
+    pub fn skew(&self) -> Duration {
+        replica::skew(self.heartbeat, self.dead)
+    }
+
     /// Whether the director neither listens nor dials.
     pub(crate) fn is_standalone(&self) -> bool {
         self.listen.is_none() && self.peers.is_empty()

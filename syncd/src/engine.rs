@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Frame};
-use director_proto::tables::{Digest, Epoch, ServiceTable};
+use director_proto::tables::{Digest, Epoch, ServiceTable, Version};
+use director_proto::windows::Windows;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -20,7 +23,7 @@ use crate::net::dialer::Dialer;
 use crate::net::server::{self, SyncService};
 use crate::net::tls::Tls;
 use crate::net::{Kind, NetEvent};
-use crate::replica::{Event, Input, Output, ProposeError, Replica, Settings};
+use crate::replica::{Event, Fed, Input, Output, ProposeError, Replica, Settings};
 use crate::status::Status;
 use crate::store::{self, Writer};
 
@@ -49,8 +52,12 @@ enum Command {
     Propose {
         services: BTreeMap<String, ServiceTable>,
         hash_key_if_new: [u8; 16],
+        cause: String,
         reply: oneshot::Sender<Result<Epoch, ProposeError>>,
     },
+    Loaded(Version, Result<(), String>),
+    Applied(Version, Result<Fed, String>),
+    Windows(Ipv4Addr, Version, Bytes),
     ConfigDigest(Digest),
     Observe(BTreeMap<RealId, Health>),
     Status(oneshot::Sender<Status>),
@@ -65,13 +72,18 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Puts tables for `services` in force in the whole cluster. Only the leader's (or the seeder's) count;
-    /// services equal to those in force keep their epoch. `hash_key_if_new` becomes the key of the slot hash if
-    /// the cluster has no tables yet: take it from the operating system's random source.
+    /// Begins to put tables for `services` in force in the whole cluster. Only the leader's (or the seeder's) count;
+    /// services equal to those in force, or under way, keep their epoch. `hash_key_if_new` becomes the key of the slot hash
+    /// if the cluster has no tables yet: take it from the operating system's random source. `cause` is what the logs of all
+    /// directors say about it.
+    ///
+    /// # Errors
+    /// [`ProposeError`]. What becomes of the epoch is told by events.
     pub async fn propose(
         &self,
         services: BTreeMap<String, ServiceTable>,
         hash_key_if_new: [u8; 16],
+        cause: String,
     ) -> Result<Epoch, ProposeError> {
         // Hashing thousands of new tables takes its time; the engine's heartbeats must not wait for it.
         let hashed = tokio::task::spawn_blocking(move || {
@@ -83,9 +95,39 @@ impl Handle {
         });
         let services = hashed.await.map_err(|_| ProposeError::Stopped)?;
         let (reply, answer) = oneshot::channel();
-        let command = Command::Propose { services, hash_key_if_new, reply };
+        let command = Command::Propose { services, hash_key_if_new, cause, reply };
         self.commands.send(command).await.map_err(|_| ProposeError::Stopped)?;
         answer.await.map_err(|_| ProposeError::Stopped)?
+    }
+
+    /// The answer to [`Event::Prepare`]: the tables are loaded beside those in force, or why they cannot be.
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn loaded(&self, version: Version, result: Result<(), String>) -> Result<(), Stopped> {
+        self.commands.send(Command::Loaded(version, result)).await.map_err(|_| Stopped)
+    }
+
+    /// The answer to [`Event::TablesInForce`]: the kernel forwards by them, or why it could not be made to. After
+    /// [`Fed::Afresh`] the node does not serve until [`Event::Windows`] has come.
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn applied(&self, version: Version, result: Result<Fed, String>) -> Result<(), Stopped> {
+        self.commands.send(Command::Applied(version, result)).await.map_err(|_| Stopped)
+    }
+
+    /// The answer to [`Event::WindowsWanted`]: how slots stand in the kernel under these tables.
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn give_windows(
+        &self,
+        to: Ipv4Addr,
+        version: Version,
+        windows: &Windows,
+    ) -> Result<(), Stopped> {
+        self.commands.send(Command::Windows(to, version, windows.encode())).await.map_err(|_| Stopped)
     }
 
     /// The services configured on this node have changed.
@@ -168,6 +210,7 @@ fn settings(config: &Config, boot_id: BootId, listener: Option<&TcpListener>) ->
         grace: if config.is_standalone() { Duration::ZERO } else { config.grace },
         heartbeat: config.heartbeat,
         dead: config.dead,
+        isolation: config.isolation,
     }
 }
 
@@ -256,10 +299,15 @@ impl Engine {
     fn handle_command(&mut self, command: Command) {
         let now = Instant::now();
         match command {
-            Command::Propose { services, hash_key_if_new, reply } => {
-                let result = self.replica.propose(now, services, hash_key_if_new);
+            Command::Propose { services, hash_key_if_new, cause, reply } => {
+                let result = self.replica.propose(now, services, hash_key_if_new, cause);
                 // Whoever proposed may have stopped waiting: the tables count all the same.
                 let _ = reply.send(result);
+            }
+            Command::Loaded(version, result) => self.replica.handle(now, Input::Loaded { version, result }),
+            Command::Applied(version, result) => self.replica.handle(now, Input::Applied { version, result }),
+            Command::Windows(to, version, windows) => {
+                self.replica.handle(now, Input::Windows { to, version, windows });
             }
             Command::ConfigDigest(digest) => self.replica.handle(now, Input::ConfigDigest(digest)),
             Command::Observe(observed) => self.replica.handle(now, Input::Observed(observed)),
@@ -324,14 +372,17 @@ impl Engine {
 
     fn tell(&mut self, event: Event) {
         match &event {
-            Event::TablesInForce(_)
+            Event::Prepare { .. }
+            | Event::TablesInForce { .. }
+            | Event::Finished { .. }
+            | Event::Windows { .. }
             | Event::NeedTables { .. }
             | Event::Leader(_)
             | Event::PeerUp { .. }
             | Event::TablesAgree { .. }
             | Event::Standing(crate::replica::Standing::Current)
             | Event::Configuration { same: true, .. } => info!("{event}"),
-            Event::Health(_) => debug!("{event}"),
+            Event::Health(_) | Event::WindowsWanted { .. } => debug!("{event}"),
             _ => warn!("{event}"),
         }
         // Of what is said again and again, the node needs the latest only.
@@ -346,8 +397,16 @@ impl Engine {
 fn supersedes(event: &Event, older: &Event) -> bool {
     matches!(
         (event, older),
-        (Event::TablesInForce(_), Event::TablesInForce(_) | Event::NeedTables { .. })
-            | (Event::Standing(_), Event::Standing(_))
+        (
+            Event::TablesInForce { .. },
+            Event::TablesInForce { .. }
+                | Event::NeedTables { .. }
+                | Event::Prepare { .. }
+                | Event::RolledBack { .. }
+        ) | (
+            Event::Prepare { .. } | Event::RolledBack { .. },
+            Event::Prepare { .. } | Event::RolledBack { .. }
+        ) | (Event::Standing(_), Event::Standing(_))
             | (Event::Leader(_), Event::Leader(_))
             | (Event::Health(_), Event::Health(_))
     )

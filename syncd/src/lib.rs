@@ -9,7 +9,8 @@
 //! | `store` | the tables on disk |
 //!
 //! [`spawn`] starts it; the node keeps the [`Handle`] and listens to the [`Event`]s. It announces its VIPs only
-//! while [`Standing::Current`], proposes tables when it is asked to ([`Event::NeedTables`]) and, as the leader
+//! while [`Standing::Current`], loads what an epoch prepares ([`Event::Prepare`]), forwards by what it commits
+//! ([`Event::TablesInForce`]), says each time whether it could, proposes tables when it is asked to ([`Event::NeedTables`]) and, as the leader
 //! ([`Event::Leader`]), when its configuration asks for others than those in force.
 
 pub mod pins;
@@ -23,5 +24,5 @@ mod store;
 
 pub use config::{Config, StartError, TlsFiles};
 pub use engine::{Handle, PinPort, Stopped, spawn};
-pub use replica::{Event, HealthView, ProposeError, Refusal, Standing, Votes};
+pub use replica::{Event, Fed, HealthView, Isolation, ProposeError, Refusal, Standing, Votes};
 pub use status::{PeerState, PeerStatus, RefusedPeer, Status};

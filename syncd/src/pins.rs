@@ -52,6 +52,9 @@ pub enum PinInput {
     Applied(Applied),
     /// Services or servers have come of which pins had been passed over: they are to be told again.
     Again,
+    /// The same of what said no more than the slots did, as far as was known: as at a start, nothing is whole until all
+    /// is told.
+    Rejoin,
 }
 
 /// What became of a [`Delivery`].
@@ -109,6 +112,8 @@ pub struct Pins {
     tables_since: Option<Instant>,
     /// The pins of all others were whole once.
     is_whole: bool,
+    /// How often this director has begun to wait for them again.
+    rejoins: u64,
     messages: VecDeque<(Ipv4Addr, PinMessage)>,
     deliveries: VecDeque<Delivery>,
 }
@@ -126,6 +131,7 @@ impl Pins {
             hash_key: [0; 16],
             tables_since: None,
             is_whole: false,
+            rejoins: 0,
             messages: VecDeque::new(),
             deliveries: VecDeque::new(),
         }
@@ -244,6 +250,11 @@ impl Pins {
                 }
             }
             PinInput::Applied(applied) => self.handle_applied(now, applied, same_tables),
+            PinInput::Rejoin => {
+                self.peers.values_mut().for_each(|peer| peer.inbox.rejoin());
+                (self.is_whole, self.tables_since) = (false, self.tables_since.map(|_| now));
+                self.rejoins += 1;
+            }
             PinInput::Again => self.peers.values_mut().for_each(|peer| peer.inbox.ask_for_all()),
         }
     }
@@ -298,6 +309,11 @@ impl Pins {
     /// [`BARRIER`] in vain): only then may it serve.
     pub fn is_whole(&self) -> bool {
         self.is_whole
+    }
+
+    /// How often [`PinInput::Rejoin`] was told.
+    pub fn rejoins(&self) -> u64 {
+        self.rejoins
     }
 
     /// What there is to see of the exchange with a director.

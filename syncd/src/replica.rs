@@ -6,45 +6,59 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `agreement` | epochs in three steps: prepare, commit, finish |
+//! | `leading` | the steps, at the director that leads through them |
+//! | `following` | the steps, at those that are led |
+//! | `claims` | what others had in force that this director lacks, remembered while they are silent |
 //! | `admission` | who may speak: cluster, protocol, router id |
 //! | `health` | what every director's checks say of the real servers, and what follows |
 //! | `input` | what the machine is told |
 //! | `member` | what is known of one other director |
 //! | `seeding` | how tables come into force where nobody has any |
-//! | `spreading` | deltas to those that follow, and their repetition |
+//! | `standing` | whether this director may serve |
 //! | `transfer` | snapshots, asked for piece by piece |
+//! | `windows` | how slots stand, for who was not there when they began to move |
 //! | `output` | what the machine wants done and what it tells the node |
 //!
 //! Three rules carry it. Tables have a total order, the epoch, and the higher one wins wherever two meet.
-//! Heartbeats say what everybody holds, so that whoever lacks something asks for it: deltas only make that
-//! faster, and losing one costs time, not agreement. And what was on disk is a candidate: it comes into force
-//! only when the directors that can be reached agree that nobody holds anything.
+//! Heartbeats say what everybody holds and has prepared, so that whoever lacks something asks for it: the messages
+//! of an epoch's steps only make that faster, and losing one costs time, not agreement. And what was on disk is a
+//! candidate: it comes into force only when the directors that can be reached agree that nobody holds anything.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use director_proto::sync::{BootId, Message, Report};
+use director_proto::sync::{BootId, MAX_HEARD, Message, Report};
 use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
 
 pub use admission::Refusal;
 pub use health::{HealthView, Votes};
-pub use input::{Input, ProposeError, Saved, Settings};
+pub use input::{Fed, Input, Isolation, ProposeError, Saved, Settings, skew};
 pub use member::Member;
 pub use output::{Event, Output, Standing};
 
+use agreement::{Prepared, Rejected, Round};
+use claims::Claims;
+use standing::Doubts;
 use transfer::Download;
+use windows::{Given, Missing};
 
 mod admission;
+mod agreement;
+mod claims;
+mod following;
 mod health;
 mod input;
+mod leading;
 mod member;
 mod output;
 mod seeding;
-mod spreading;
+mod standing;
 mod transfer;
+mod windows;
 
 /// Tables with their version, which costs a hash over everything.
 #[derive(Clone, Debug)]
@@ -79,6 +93,27 @@ pub struct Replica {
     /// Encoding of `held`, made when first asked for.
     snapshot: Option<(Version, Bytes)>,
     download: Option<Download>,
+    /// Tables to be loaded on their way in, and why they change.
+    loading: Option<(Download, String)>,
+    /// Tables loaded beside those in force.
+    prepared: Option<Prepared>,
+    /// Tables that came into force in an epoch that is not finished, and when.
+    committed: Option<(Version, Instant)>,
+    /// What the node has said of the tables in force.
+    applied: Option<(Version, Result<(), String>)>,
+    /// It is not known how slots stand.
+    missing: Option<Missing>,
+    given: Given,
+    /// The epoch that this director leads through its steps.
+    round: Option<Round>,
+    /// Tables that the cluster refused last.
+    rejected: Option<Rejected>,
+    /// The other directors that were there when all was well.
+    roster: BTreeSet<Ipv4Addr>,
+    doubts: Doubts,
+    claims: Claims,
+    /// Reports sent.
+    reports: u64,
     /// What this director's own health checks say.
     observations: health::Own,
     /// What all live directors' say together, as last told to the node.
@@ -94,6 +129,8 @@ pub struct Replica {
     next_beat: Instant,
     standing: Standing,
     leader: Option<Ipv4Addr>,
+    /// When that was last somebody else.
+    leader_since: Option<Instant>,
     outputs: VecDeque<Output>,
 }
 
@@ -114,6 +151,18 @@ impl Replica {
             candidate,
             snapshot: None,
             download: None,
+            loading: None,
+            prepared: None,
+            committed: None,
+            applied: None,
+            missing: None,
+            given: Given::default(),
+            round: None,
+            rejected: None,
+            roster: BTreeSet::new(),
+            doubts: Doubts::default(),
+            claims: Claims::default(),
+            reports: 0,
             observations: health::Own::default(),
             health: Arc::default(),
             health_changed: false,
@@ -123,6 +172,7 @@ impl Replica {
             next_beat: now,
             standing: Standing::Joining,
             leader: None,
+            leader_since: None,
             outputs: VecDeque::new(),
         }
     }
@@ -138,26 +188,51 @@ impl Replica {
                 self.next_beat = now;
                 self.compare_configurations();
             }
+            Input::Loaded { version, result } => self.handle_loaded(now, version, result),
+            Input::Applied { version, result } => self.handle_applied(now, version, result),
+            Input::Windows { to, version, windows } => self.give_windows(to, version, windows),
             Input::Refused(refused) => self.refused = refused,
             Input::Observed(observed) => self.observe(&observed),
         }
         self.handle_time(now);
     }
 
-    /// Puts tables for `services` in force, if this director leads or is the one to seed; what is in force
-    /// already keeps its epoch. `hash_key_if_new` becomes the key where there are no tables yet.
+    /// Begins to put tables for `services` in force in the whole cluster, if this director leads or is the one to seed; what is
+    /// in force or under way already keeps its epoch. `hash_key_if_new` becomes the key where there are no tables yet;
+    /// `cause` is for people.
+    ///
+    /// # Errors
+    /// [`ProposeError`]. What becomes of the epoch is told by [`Event::TablesInForce`], [`Event::RolledBack`] and
+    /// [`Event::NotInForce`].
     pub fn propose(
         &mut self,
         now: Instant,
         services: BTreeMap<String, ServiceTable>,
         hash_key_if_new: [u8; 16],
+        cause: String,
     ) -> Result<Epoch, ProposeError> {
         self.handle_time(now);
         let router_id = self.settings.router_id;
         let (number, hash_key) = match (&self.held, self.leader) {
             (Some(held), Some(leader)) if leader == router_id => {
+                if let Some(round) = &self.round {
+                    let same = round.held().tables.services == services;
+                    return if same {
+                        Ok(round.epoch())
+                    } else {
+                        Err(ProposeError::Busy { epoch: round.epoch() })
+                    };
+                }
                 if held.tables.services == services {
                     return Ok(held.version.epoch);
+                }
+                if self.is_isolated() || self.is_leaderless() {
+                    return Err(ProposeError::Isolated);
+                }
+                if let Some(rejected) =
+                    self.rejected.as_ref().filter(|rejected| rejected.concerns(&services, now))
+                {
+                    return Err(ProposeError::Rejected { reason: rejected.reason.clone() });
                 }
                 (self.next_number(), held.tables.hash_key)
             }
@@ -168,7 +243,11 @@ impl Replica {
         let epoch = Epoch { number, leader: router_id };
         let tables = TableSet { epoch, hash_key, services };
         tables.check()?;
-        self.decide(now, Held::new(tables));
+        if self.held.is_some() {
+            self.begin_round(now, Held::new(tables), cause, false);
+        } else {
+            self.adopt(now, Held::new(tables), None, cause);
+        }
         self.handle_time(now);
         Ok(epoch)
     }
@@ -182,8 +261,7 @@ impl Replica {
     pub fn next_deadline(&self) -> Instant {
         let settings = &self.settings;
         let grace = self.held.is_none().then(|| self.started + settings.grace);
-        let lag =
-            self.lagging_since.iter().flat_map(|&since| [since + settings.heartbeat, since + settings.dead]);
+        let lag = self.lagging_since.iter().map(|&since| since + settings.heartbeat);
         let diverged = self.diverged_since.map(|since| since + self.patience());
         let download = self.download.as_ref().map(Download::deadline);
         let members = self.members.values().flat_map(|member| member.deadlines(settings));
@@ -193,6 +271,10 @@ impl Replica {
             .chain(diverged)
             .chain(download)
             .chain(members)
+            .chain(self.round_deadlines())
+            .chain(self.standing_deadlines())
+            .chain(self.claims.deadlines())
+            .chain(self.windows_deadlines())
             // What was due has been done: only the future needs a call.
             .filter(|deadline| *deadline > self.handled)
             .fold(self.next_beat, Instant::min)
@@ -223,6 +305,16 @@ impl Replica {
         self.leader
     }
 
+    /// Whether a member has yet to answer to the step under way here.
+    pub fn awaits(&self, router_id: Ipv4Addr) -> bool {
+        self.round.as_ref().is_some_and(|round| round.awaits(router_id))
+    }
+
+    /// Version of the tables loaded beside those in force, or being loaded.
+    pub fn prepared(&self) -> Option<Version> {
+        self.prepared.as_ref().map(|prepared| prepared.held.version)
+    }
+
     /// What the live directors' health checks say.
     pub fn health(&self) -> &Arc<HealthView> {
         &self.health
@@ -242,9 +334,11 @@ impl Replica {
         let Some(member) = self.members.get_mut(&from).filter(|member| member.boot_id() == boot_id) else {
             return;
         };
-        let numbers =
-            [report.tables, report.candidate].into_iter().flatten().map(|version| version.epoch.number);
-        self.floor = numbers.fold(self.floor, u64::max);
+        let numbers = [report.tables, report.candidate, report.prepared]
+            .into_iter()
+            .flatten()
+            .map(|version| version.epoch.number);
+        self.floor = numbers.fold(self.floor.max(report.floor), u64::max);
         let edition = report.observations;
         if member.handle_report(now, report) {
             self.health_changed = true;
@@ -261,44 +355,61 @@ impl Replica {
             return;
         };
         match message {
-            Message::Acknowledge(version) => member.handle_version(version),
+            Message::Acknowledge(version) => {
+                member.handle_version(version);
+                self.handle_acknowledge(from, version);
+            }
+            Message::Prepare(prepare) => self.handle_prepare(now, from, &prepare),
+            Message::Prepared(version) => self.handle_prepared(from, version),
+            Message::Refused { version, reason } => self.handle_refused(now, version, reason),
+            Message::Commit(version) => self.handle_commit(now, from, version),
+            Message::Finish(version) => self.finish(version),
+            Message::Abort(version) => self.handle_abort(now, from, version),
             Message::Request(request) => self.serve(from, request),
             Message::Observations(piece) => self.handle_observations(from, &piece),
             Message::ObservationsSince(edition) => self.handle_observations_since(from, edition),
-            Message::Chunk(chunk) => {
-                member.handle_version(chunk.version);
-                self.handle_chunk(now, from, &chunk);
-            }
-            Message::Delta(delta) => {
-                member.handle_version(delta.to);
-                self.handle_delta(now, from, &delta);
-            }
+            Message::Chunk(chunk) => self.handle_chunk(now, from, &chunk),
+            Message::WindowsRequest(request) => self.handle_windows_request(from, request),
+            Message::Windows(chunk) => self.handle_windows(now, from, &chunk),
         }
     }
 
     fn handle_time(&mut self, now: Instant) {
         self.handled = now;
         self.bury_the_silent(now);
+        self.call_the_roll(now);
         self.compare_tables(now);
+        self.follow(now);
         self.catch_up(now);
         self.settle_divergence(now);
         self.seed(now);
-        self.repeat_deltas(now);
         self.merge_health();
         self.announce(now);
+        self.lead_round(now);
+        self.announce(now);
+        self.seek_windows(now);
         if now >= self.next_beat {
             self.next_beat = now + self.settings.heartbeat;
-            self.outputs.push_back(Output::Beat(self.report()));
+            let report = self.report();
+            self.outputs.push_back(Output::Beat(report));
         }
     }
 
-    fn report(&self) -> Report {
+    fn report(&mut self) -> Report {
+        self.reports += 1;
         Report {
+            sequence: self.reports,
+            prepared: self.prepared(),
+            phase: self.phase(),
+            leader: self.leader,
+            hears: self.live().map(|(id, _)| id).take(MAX_HEARD).collect(),
             tables: self.version(),
             candidate: self.candidate.as_ref().map(|held| held.version),
             config_digest: self.config_digest,
             software: self.settings.software.clone(),
             observations: self.observations.edition(),
+            serves: self.serves(),
+            floor: self.floor,
         }
     }
 
@@ -357,7 +468,8 @@ impl Replica {
         }
         let epoch = Epoch { number: self.next_number(), leader: self.settings.router_id };
         let tables = TableSet { epoch, ..TableSet::clone(&held.tables) };
-        self.decide(now, Held::new(tables));
+        let before = held.version;
+        self.adopt(now, Held::new(tables), Some(before), "two contents under one epoch".to_owned());
         self.diverged_since = None;
     }
 
@@ -369,7 +481,7 @@ impl Replica {
 
     /// Time for reports under way to arrive before acting on what they say.
     fn patience(&self) -> Duration {
-        self.settings.heartbeat * 2
+        self.settings.patience()
     }
 
     fn leader_among_holders(&self) -> Option<Ipv4Addr> {
@@ -379,40 +491,38 @@ impl Replica {
         others.chain(holds(self.version()).then_some(self.settings.router_id)).min()
     }
 
-    /// Tells the node where it stands and who leads, when that has changed.
-    fn announce(&mut self, now: Instant) {
-        let dead = self.settings.dead;
-        let standing = match (&self.held, self.diverged_since, self.lagging_since) {
-            (None, _, _) => Standing::Joining,
-            (_, Some(_), _) => Standing::Diverged,
-            (_, _, Some(since)) if now >= since + dead => Standing::Behind,
-            _ => Standing::Current,
-        };
-        let leader = self.leader_among_holders();
-        if standing != self.standing {
-            self.standing = standing;
-            self.outputs.push_back(Output::Event(Event::Standing(standing)));
-        }
-        if leader != self.leader {
-            self.leader = leader;
-            self.outputs.push_back(Output::Event(Event::Leader(leader)));
-        }
-    }
-
-    /// Puts tables in force here.
-    fn adopt(&mut self, now: Instant, held: Held) {
-        self.floor = self.floor.max(held.version.epoch.number);
-        let saved = Saved { tables: Arc::clone(&held.tables), floor: self.floor };
-        self.outputs.push_back(Output::Store(saved));
-        self.outputs.push_back(Output::Event(Event::TablesInForce(Arc::clone(&held.tables))));
+    /// Puts tables in force here; `follows` names those that this director has gone on from, if it took part in the step.
+    fn adopt(&mut self, now: Instant, held: Held, follows: Option<Version>, cause: String) {
+        let version = held.version;
+        self.floor = self.floor.max(version.epoch.number);
+        let tables = Arc::clone(&held.tables);
+        // Who did not serve may be late: the others may have let go by now what it would begin to keep.
+        let follows = follows.filter(|_| self.standing == Standing::Current);
+        let in_time = now + self.settings.commit_time();
+        let event = Event::TablesInForce { tables, version, follows, in_time, cause };
+        self.outputs.push_back(Output::Event(event));
         self.held = Some(held);
+        self.store();
         self.candidate = None;
         self.download = None;
+        self.loading = None;
+        self.prepared = self.prepared.take().filter(|prepared| prepared.held.version.epoch > version.epoch);
+        self.committed = None;
+        self.applied = None;
         self.snapshot = None;
+        self.restart_search();
         self.asked = false;
-        // The others learn at once; this is an acknowledgement to all of them.
+        // The others learn at once.
         self.next_beat = now;
         self.compare_tables(now);
+    }
+
+    /// Keeps the tables in force, and the highest number given to any.
+    fn store(&mut self) {
+        if let Some(held) = &self.held {
+            let saved = Saved { tables: Arc::clone(&held.tables), floor: self.floor };
+            self.outputs.push_back(Output::Store(saved));
+        }
     }
 }
 

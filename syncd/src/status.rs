@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use director_proto::sync::BootId;
+use director_proto::sync::{BootId, Phase};
 use director_proto::tables::{Digest, Epoch};
 use serde::Serialize;
 
@@ -22,6 +22,8 @@ pub struct Status {
     pub epoch: Option<Epoch>,
     /// Their digest.
     pub digest: Option<Digest>,
+    /// Where the epoch under way stands here.
+    pub phase: Phase,
     /// Who leads.
     pub leader: Option<Ipv4Addr>,
     /// Configured peers in their order, then those that reached us without being configured.
@@ -61,6 +63,8 @@ pub struct PeerStatus {
     pub epoch: Option<Epoch>,
     /// Their digest.
     pub digest: Option<Digest>,
+    /// Where the epoch under way stands there.
+    pub phase: Option<Phase>,
     /// Whether they are ours.
     pub same_tables: bool,
     /// Whether its services are configured as ours.
@@ -85,7 +89,7 @@ pub struct PeerStatus {
     pub messages_out: u64,
     /// Messages not sent because its queue was full; what matters is repeated.
     pub messages_dropped: u64,
-    /// Changes sent to it that it has not acknowledged.
+    /// Steps of an epoch that it has yet to answer.
     pub unacked: u64,
     /// Bytes received from it per second, over some seconds.
     pub bytes_in_per_second: f64,

@@ -70,7 +70,11 @@ async fn state_of_peer(node: &Node, wanted: PeerState, reason: &str) {
 async fn three_directors_with_tls_agree_and_follow_a_change() {
     let authority = Authority::new();
     let nodes = trio(&authority).await;
-    let epoch = nodes[0].handle.propose(services(3), [0; 16]).await.expect("the lowest router id leads");
+    let epoch = nodes[0]
+        .handle
+        .propose(services(3), [0; 16], "a test".into())
+        .await
+        .expect("the lowest router id leads");
     eventually("the change in force everywhere", async || {
         for node in &nodes {
             let status = node.status().await;
@@ -82,7 +86,7 @@ async fn three_directors_with_tls_agree_and_follow_a_change() {
     })
     .await;
     agree(&nodes).await;
-    let refused = nodes[2].handle.propose(services(4), [0; 16]).await;
+    let refused = nodes[2].handle.propose(services(4), [0; 16], "a test".into()).await;
     assert_eq!(refused, Err(ProposeError::NotLeader { leader: id(1) }));
     let status = nodes[0].status().await;
     assert!(status.peers.iter().all(|peer| peer.rtt_ms.is_some_and(|rtt| rtt < 1000.0)), "{status:#?}");
@@ -103,7 +107,7 @@ async fn a_restarted_director_gets_the_tables_by_snapshot() {
     // Not from disk (it has none), not dealt anew: the bytes came over the wire.
     assert!(after.peers.iter().map(|peer| peer.bytes_in).sum::<u64>() > 131_074, "{after:#?}");
     let events = nodes[2].events();
-    let in_force = events.iter().position(|event| matches!(event, Event::TablesInForce(_)));
+    let in_force = events.iter().position(|event| matches!(event, Event::TablesInForce { .. }));
     let current = events.iter().position(|event| matches!(event, Event::Standing(Standing::Current)));
     assert!(in_force.is_some() && in_force < current, "{events:?}");
     assert!(!events.iter().any(|event| matches!(event, Event::NeedTables { .. })), "{events:?}");
@@ -120,7 +124,12 @@ async fn tables_survive_a_restart_of_the_whole_cluster() {
     };
     let nodes = [start(0).await, start(1).await];
     agree(&nodes).await;
-    nodes[0].handle.propose(services(9), [0; 16]).await.expect("leader");
+    let epoch = nodes[0].handle.propose(services(9), [0; 16], "a test".into()).await.expect("leader");
+    eventually("the change in force", async || match nodes[1].status().await {
+        status if status.epoch == Some(epoch) => Ok(()),
+        status => Err(format!("{status:#?}")),
+    })
+    .await;
     agree(&nodes).await;
     let before = nodes[0].status().await;
     for node in nodes {

@@ -3,6 +3,10 @@
 use crate::hash::FlowHash;
 use crate::tables::{Address, HashInput};
 
+mod rules;
+
+pub use rules::Changed;
+
 /// Slots of a service's table unless it asks for [`SMALL_SLOTS`]: a prime, well above 100 times the real servers a
 /// service usually has.
 pub const SLOTS: usize = 65_537;

@@ -199,7 +199,7 @@ fn bfd(bfd: &Bfd) -> String {
 }
 
 pub(super) fn peers(peers: &Peers) -> String {
-    let rows: Vec<[String; 12]> = peers
+    let rows: Vec<[String; 13]> = peers
         .peers
         .iter()
         .map(|peer| {
@@ -208,6 +208,7 @@ pub(super) fn peers(peers: &Peers) -> String {
                 dash(&peer.router_id),
                 peer.state.clone(),
                 dash(&peer.epoch),
+                dash(&peer.phase),
                 dash(&peer.table_digest),
                 yes(peer.same_tables),
                 yes(peer.same_config),
@@ -224,6 +225,7 @@ pub(super) fn peers(peers: &Peers) -> String {
         "router id",
         "state",
         "epoch",
+        "phase",
         "digest",
         "same tables",
         "same config",
@@ -234,8 +236,9 @@ pub(super) fn peers(peers: &Peers) -> String {
         "",
     ];
     format!(
-        "epoch {}, digest {}, leader {}\n\n{}",
+        "epoch {} ({}), digest {}, leader {}\n\n{}",
         dash(&peers.epoch),
+        dash(&peers.phase),
         dash(&peers.table_digest),
         dash(&peers.leader),
         render(titles, &rows)

@@ -231,6 +231,8 @@ pub(super) struct Cluster {
     pub(super) heartbeat_ms: Spanned<u32>,
     #[serde(default = "default_dead")]
     pub(super) dead_ms: Spanned<u32>,
+    #[serde(default)]
+    pub(super) isolated: super::Isolated,
 }
 
 fn default_grace() -> u32 {

@@ -183,8 +183,9 @@ impl Dataplane {
         let Seating { servers, gone, .. } = seating;
         let (hash, timeouts) = (service.hash, service.timeouts);
         let was_tracked = self.plan.services.get(service.name).map(Placement::is_tracked);
-        let Turn { rota, begun } = turn;
-        let new = Placement { index, table, block, hash, slots, servers, timeouts, rota, begun, window };
+        let (Turn { rota, begun }, guests) = (turn, Vec::new());
+        let new =
+            Placement { index, table, block, hash, slots, servers, guests, timeouts, rota, begun, window };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
         }
@@ -395,9 +396,8 @@ fn slots_of(
         || SlotWindows::new(seating.owners.iter().map(|owner| Slot::settled(*owner)).collect(), now);
     let Some(old) = old else { return (settled(), true) };
     let mut slots = old.slots.clone();
-    let tracks = service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp);
     // With another hash every connection has another slot, whose owners are no help.
-    let mut changed = if tracks && old.hash == service.hash {
+    let mut changed = if tracks(service) && old.hash == service.hash {
         slots.change(&seating.owners, |position| seating.is_gone(position), now)
     } else {
         slots.settle_at(&seating.owners)
@@ -407,6 +407,11 @@ fn slots_of(
         changed = true;
     }
     (slots, changed)
+}
+
+/// Whether the service has connections to keep.
+pub(super) fn tracks(service: &ServiceSpec<'_>) -> bool {
+    service.datagrams != Datagrams::OnePacket || service.has(Protocol::Tcp)
 }
 
 /// The flags for what services with NAT need.
@@ -447,6 +452,6 @@ pub(super) fn packed(slots: &[Slot]) -> Box<[u32]> {
     slots.iter().map(|slot| slot.bits()).collect()
 }
 
-fn full(service: &ServiceSpec<'_>, what: &'static str, limit: usize) -> ApplyError {
+pub(super) fn full(service: &ServiceSpec<'_>, what: &'static str, limit: usize) -> ApplyError {
     ApplyError::Full { service: service.name.to_owned(), what, limit }
 }

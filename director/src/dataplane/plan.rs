@@ -61,6 +61,8 @@ pub(super) struct Placement {
     pub(super) slots: SlotWindows,
     /// By position.
     pub(super) servers: BTreeMap<u16, Server>,
+    /// Servers that have left elsewhere, and are to get a position.
+    pub(super) guests: Vec<(IpAddr, u16)>,
     pub(super) timeouts: Timeouts,
     /// Whose turn it is, if its connections are tracked.
     pub(super) rota: Option<Rota>,
@@ -158,6 +160,7 @@ impl Plan {
             hash: entry.hash_input(),
             slots: SlotWindows::new(slots, window.opened),
             servers: read_servers(maps, block)?,
+            guests: Vec::new(),
             timeouts: Placement::noted_timeouts(&window),
             // What it was in detail the next specification says; until then its entries are kept as what they are.
             rota: entry.is_tracked().then(Rota::default),

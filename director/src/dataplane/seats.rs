@@ -61,6 +61,19 @@ impl Seating {
             });
             positions.push(position);
         }
+        // Another director has connections of theirs; one that the specification calls dead has none.
+        for place in old.iter().flat_map(|old| &old.guests) {
+            let known = service.reals.iter().any(|real| (real.address, real.port) == *place);
+            if known || places.contains_key(place) {
+                continue;
+            }
+            let position = free.next().unwrap_or(Slot::NO_POSITION);
+            *generation = generation.checked_add(1).unwrap_or(1);
+            let (address, port) = *place;
+            servers.insert(position, Server { address, port, generation: *generation, is_leaving: true });
+            places.insert(*place, position);
+            new.insert(position);
+        }
         let owner = |slot: &u16| positions.get(usize::from(*slot)).copied().unwrap_or(Slot::NO_POSITION);
         let owners = service.slots.iter().map(owner).collect();
         Self { servers, new, gone, owners }

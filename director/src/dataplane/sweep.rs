@@ -21,6 +21,7 @@ use super::connections::{Connections, Cursor, STEP};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
+use super::window::seconds;
 use super::{Dataplane, statistics};
 
 /// Most pins and buckets that one tick looks at: some 20 ms.
@@ -29,6 +30,8 @@ const PINS_PER_TICK: usize = 131_072;
 /// What a [`Dataplane::tick`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TickReport {
+    /// Slots whose windows are over: they are held for a margin.
+    pub held: usize,
     /// Slots that have ceased to move.
     pub closed: usize,
     /// Slots that have settled.
@@ -149,13 +152,13 @@ impl Dataplane {
             let slots = &placement.slots;
             let (moving, pinned) = slots.counts();
             let all = slots.slots().len().max(1) as f64;
-            let until = |opened: u32| opened.saturating_add(placement.window.window).saturating_sub(now);
+            let closes_in = slots.closes_in(placement.window.window, seconds(self.options.margin), now);
             let leaving = placement.servers.values().filter(|server| server.is_leaving);
             Window {
                 moving: moving as f64 / all,
                 pinned: pinned as f64 / all,
                 pins: slots.pins(),
-                closes_in: slots.opened().map(|opened| Duration::from_secs(until(opened).into())),
+                closes_in: closes_in.map(|left| Duration::from_secs(left.into())),
                 leaving: leaving.map(|server| (server.address, server.port)).collect(),
             }
         };
@@ -233,10 +236,16 @@ impl Dataplane {
 
     fn close_windows(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
         let mut changed = Vec::new();
+        let margin = seconds(self.options.margin);
         for (name, placement) in &mut self.plan.services {
-            let closed = placement.slots.close(placement.window.window, now);
-            if closed > 0 {
-                report.closed += closed;
+            let (held, closed) = placement.slots.close(placement.window.window, margin, self.under_way, now);
+            if held > 0 {
+                // Noted before the slots change: a process that dies in between holds them for too long, not too short.
+                placement.window.opened = now;
+                self.maps.set_window(placement.index, placement.window)?;
+            }
+            if held + closed > 0 {
+                (report.held, report.closed) = (report.held + held, report.closed + closed);
                 changed.push(name.clone());
             }
         }
@@ -248,7 +257,10 @@ impl Dataplane {
     ///
     /// Only states and previous owners change here, and a packet looks at one slot: none needs a table that is all of
     /// one moment.
-    fn rewrite_tables(&mut self, names: impl IntoIterator<Item = String>) -> Result<(), ApplyError> {
+    pub(super) fn rewrite_tables(
+        &mut self,
+        names: impl IntoIterator<Item = String>,
+    ) -> Result<(), ApplyError> {
         self.sweep.unwritten.extend(names);
         if self.sweep.unwritten.is_empty() {
             return Ok(());

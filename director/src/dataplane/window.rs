@@ -4,21 +4,20 @@
 //! [`SlotWindows::slots`] to the kernel whenever a method says that they have changed, and waits until no packet is
 //! under way that saw the old ones.
 //!
-//! | a slot that is | and gets | becomes |
+//! What a slot becomes is for the rules of [`director_common::slot`] to say; when its time is over, and when no pin is
+//! left that says otherwise, is kept here:
+//!
+//! | a slot that is | becomes | when |
 //! |---|---|---|
-//! | settled | another owner | moving, for the time of [`Timeouts`] |
-//! | settled | another owner, the old one being dead | settled: there is nothing to keep |
-//! | moving | another owner | moving still, from the same previous owner, until the same time: what began in between has its pin |
-//! | moving | its previous owner back | pinned: to that one goes whatever has no pin |
-//! | moving | another owner, the previous one being dead | pinned: what began in between is kept |
-//! | moving | its time is up | pinned: what lives has its pin |
-//! | pinned | another owner | moving, or, if the old one is dead, pinned still |
-//! | pinned | a whole sweep that finds no pin to another server | settled |
+//! | moving to another owner | held by that one | its window has passed: what lives has its pin |
+//! | held | pinned | the margin has passed: no director lets it move any more |
+//! | pinned | settled | a whole sweep has found no pin to another server |
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use director_common::pin::{Pin, PinState};
+use director_common::slot::Changed;
 use director_common::{Slot, SlotState};
 
 /// How long an idle connection is kept: its pin, and with it a server that has left. As in IPVS, whose defaults
@@ -162,22 +161,44 @@ impl SlotWindows {
         }
         let mut changed = false;
         for (at, owner) in owners.iter().enumerate() {
-            let old = self.slots[at];
-            let new = given(old, *owner, &is_gone);
-            if new == old {
-                continue;
-            }
+            let Some(new) = self.slots[at].give(*owner, &is_gone) else { continue };
             changed = true;
-            self.slots[at] = new;
-            if is_moving(new) && !is_moving(old) {
-                self.opened.resize(self.slots.len(), 0);
-                self.opened[at] = now;
-            }
+            self.set(at, new, now);
         }
         if changed {
             self.pass = None;
         }
         changed
+    }
+
+    /// The epoch that began at second `since` is over: what it has made slots hold they do for a margin from second `now`
+    /// on. False if that is none.
+    pub fn prolong(&mut self, since: u32, now: u32) -> bool {
+        let mut any = false;
+        for (slot, opened) in self.slots.iter().zip(&mut self.opened) {
+            if slot.is_held() && *opened >= since {
+                (*opened, any) = (now, true);
+            }
+        }
+        any
+    }
+
+    /// Slots that `owners` would give to another server look their connections up and pin them from second `now` on, and
+    /// go on belonging to whom they do; how many that are. Those that move to another server do so anyhow.
+    pub fn hold(&mut self, owners: &[u16], is_gone: impl Fn(u16) -> bool, now: u32) -> usize {
+        if owners.len() != self.slots.len() {
+            return 0;
+        }
+        let mut held = 0;
+        for (at, owner) in owners.iter().enumerate() {
+            let Some(slot) = self.slots[at].hold(*owner, &is_gone) else { continue };
+            self.set(at, Changed { slot, restarts: true }, now);
+            held += 1;
+        }
+        if held > 0 {
+            self.pass = None;
+        }
+        held
     }
 
     /// Settles every slot at its owner at once, where nothing is tracked.
@@ -200,15 +221,55 @@ impl SlotWindows {
         self.opened.iter_mut().filter(|opened| **opened == from).for_each(|opened| *opened = to);
     }
 
-    /// Closes the windows that have been open for more than `window` seconds; how many did.
-    pub fn close(&mut self, window: u32, now: u32) -> usize {
-        let due: Vec<usize> = self
-            .moving()
-            .filter(|(_, opened)| u64::from(now.saturating_sub(*opened)) > u64::from(window) + CLOCK_STEP)
-            .map(|(at, _)| at)
-            .collect();
+    /// Takes over how the slots are at a director that has missed nothing, under the same tables and with the positions
+    /// of this one: `theirs` says of a slot what it is there, and since which second if it moves. False if nothing
+    /// changes.
+    pub fn follow(&mut self, theirs: impl Fn(usize) -> (Slot, u32), now: u32) -> bool {
+        let mut changed = false;
+        for at in 0..self.slots.len() {
+            let (slot, opened) = theirs(at);
+            let Some(new) = self.slots[at].follow(slot) else { continue };
+            changed = true;
+            self.set(at, new, if is_moving(slot) { opened } else { now });
+        }
+        if changed {
+            self.pass = None;
+        }
+        changed
+    }
+
+    fn set(&mut self, at: usize, new: Changed, now: u32) {
+        self.slots[at] = new.slot;
+        if new.restarts {
+            self.opened.resize(self.slots.len(), 0);
+            self.opened[at] = now;
+        }
+    }
+
+    /// Since which second a slot moves, if it does.
+    pub fn moves_since(&self, at: usize) -> Option<u32> {
+        is_moving(*self.slots.get(at)?).then(|| self.opened.get(at).copied().unwrap_or(0))
+    }
+
+    /// Ends what has had its time at second `now`: windows of `window` seconds, and after them, or after an epoch that
+    /// has come to nothing, margins of `margin` seconds. Returns how many slots have ceased to move to another owner, and
+    /// how many to move at all.
+    ///
+    /// What has begun since second `under_way`, that of an epoch which is not over, does not end: another director may
+    /// still forward by the tables before.
+    pub fn close(&mut self, window: u32, margin: u32, under_way: Option<u32>, now: u32) -> (usize, usize) {
+        let time = |slot: Slot| u64::from(if slot.is_held() { margin } else { window }) + CLOCK_STEP;
+        let is_due = |(at, opened): &(usize, u32)| {
+            under_way.is_none_or(|since| *opened < since)
+                && u64::from(now.saturating_sub(*opened)) > time(self.slots[*at])
+        };
+        let due: Vec<usize> = self.moving().filter(is_due).map(|(at, _)| at).collect();
+        let (mut held, mut closed) = (0, 0);
         for at in &due {
-            self.slots[*at] = pinned(self.slots[*at].raw_current());
+            let slot = self.slots[*at].close();
+            let still_moves = is_moving(slot);
+            self.set(*at, Changed { slot, restarts: still_moves }, now);
+            *if still_moves { &mut held } else { &mut closed } += 1;
         }
         if !due.is_empty() {
             self.pass = None;
@@ -216,7 +277,19 @@ impl SlotWindows {
                 self.opened = Vec::new();
             }
         }
-        due.len()
+        (held, closed)
+    }
+
+    /// Seconds until the last slot has ceased to move, if one does.
+    pub fn closes_in(&self, window: u32, margin: u32, now: u32) -> Option<u32> {
+        let left = |(at, opened): (usize, u32)| {
+            let until = |time: u32| opened.saturating_add(time).saturating_sub(now);
+            match self.slots[at].is_held() {
+                true => until(margin),
+                false => until(window).saturating_add(margin),
+            }
+        };
+        self.moving().map(left).max()
     }
 
     /// A sweep over all pins begins.
@@ -307,18 +380,4 @@ fn is_moving(slot: Slot) -> bool {
 
 fn pinned(position: u16) -> Slot {
     Slot::new(SlotState::Pinned, position, position)
-}
-
-/// What a slot becomes when it is given to `owner`: see the table at the head of this file.
-fn given(slot: Slot, owner: u16, is_gone: &impl Fn(u16) -> bool) -> Slot {
-    let alive = |position: u16| position != Slot::NO_POSITION && !is_gone(position);
-    let (current, previous) = (slot.raw_current(), slot.raw_previous());
-    match slot.state() {
-        Some(SlotState::Moving) if owner == previous || !alive(previous) => pinned(owner),
-        Some(SlotState::Moving) => Slot::new(SlotState::Moving, owner, previous),
-        Some(_) if owner == current => slot,
-        Some(_) if alive(current) => Slot::new(SlotState::Moving, owner, current),
-        Some(SlotState::Pinned) => pinned(owner),
-        Some(SlotState::Settled) | None => Slot::settled(owner),
-    }
 }

@@ -34,6 +34,7 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
         icmp_rate: config.node.icmp_rate,
         pins: config.node.connections,
         half_open: config.node.half_open,
+        margin: sync_config(config).skew(),
         ..dataplane::Options::default()
     }
 }
@@ -54,6 +55,10 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
         grace: cluster.grace,
         heartbeat: cluster.heartbeat,
         dead: cluster.dead,
+        isolation: match cluster.isolated {
+            config::Isolated::Withdraw => syncd::Isolation::Withdraw,
+            config::Isolated::Serve => syncd::Isolation::Serve,
+        },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config_digest: config.services_digest(),
         allow_plaintext: false,

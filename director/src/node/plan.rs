@@ -87,6 +87,55 @@ pub(super) fn same_effect(
         })
 }
 
+/// Changes that a cause names; of the others it gives the number.
+const NAMED_CHANGES: usize = 4;
+
+/// Why tables change, in words for the logs of all directors.
+pub(super) fn cause(before: Option<&TableSet>, after: &BTreeMap<String, ServiceTable>) -> String {
+    let Some(before) = before else { return "the first tables".to_owned() };
+    let mut changes = Vec::new();
+    for (name, table) in after {
+        match before.services.get(name) {
+            None => changes.push(format!("service {name} added")),
+            Some(old) if old.scheduler != table.scheduler => {
+                changes.push(format!("{name}: scheduler {} -> {}", old.scheduler, table.scheduler));
+            }
+            Some(old) => changes.extend(changes_of_reals(name, old, table)),
+        }
+    }
+    let gone = before.services.keys().filter(|name| !after.contains_key(*name));
+    changes.extend(gone.map(|name| format!("service {name} removed")));
+    let more = changes.len().saturating_sub(NAMED_CHANGES);
+    changes.truncate(NAMED_CHANGES);
+    match (changes.is_empty(), more) {
+        (true, _) => "slots dealt anew".to_owned(),
+        (false, 0) => changes.join(", "),
+        (false, more) => format!("{} and {more} more", changes.join(", ")),
+    }
+}
+
+fn changes_of_reals(name: &str, old: &ServiceTable, new: &ServiceTable) -> Vec<String> {
+    let by_address = |table: &ServiceTable| -> BTreeMap<(IpAddr, u16), TableReal> {
+        table.reals.iter().map(|real| ((real.address, real.port), real.clone())).collect()
+    };
+    let (before, after) = (by_address(old), by_address(new));
+    let mut changes = Vec::new();
+    for (place, real) in &after {
+        let what = match before.get(place) {
+            Some(old) if old == real => continue,
+            Some(old) if old.dead != real.dead => {
+                if real.dead { "found dead" } else { "found live" }.to_owned()
+            }
+            Some(old) => format!("weight {} -> {}", old.weight, real.weight),
+            None => format!("added, weight {}", real.weight),
+        };
+        changes.push(format!("{name}: {} {what}", real.address));
+    }
+    let gone = before.keys().filter(|place| !after.contains_key(*place));
+    changes.extend(gone.map(|(address, _)| format!("{name}: {address} removed")));
+    changes
+}
+
 /// A prefix to announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Announcement {

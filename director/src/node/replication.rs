@@ -45,6 +45,13 @@ impl Exchange {
         self.whole
     }
 
+    /// What was passed over so far may be needed: nothing is known until all is told again.
+    pub(super) async fn rejoin(&mut self) {
+        self.whole = false;
+        // The loop ends by itself with the sync service.
+        let _ = self.port.rejoin().await;
+    }
+
     /// What became of the others' pins so far.
     pub(super) fn totals(&self) -> PinReport {
         self.totals

@@ -99,7 +99,15 @@ impl Node {
                 },
             },
             syncd::Standing::Joining => ("joining", "waiting for the cluster's tables".to_owned()),
-            syncd::Standing::Behind => ("waiting", "another director holds newer tables".to_owned()),
+            syncd::Standing::Behind => {
+                ("waiting", "this director has not followed the others to newer tables yet".to_owned())
+            }
+            syncd::Standing::Isolated => (
+                "isolated",
+                "most of the other directors are not heard: they may have changed the tables; \
+                 look at the network between them, or set [cluster] isolated = \"serve\""
+                    .to_owned(),
+            ),
             syncd::Standing::Diverged => {
                 ("diverged", "another director holds other tables under the same epoch".to_owned())
             }
@@ -239,6 +247,7 @@ impl Node {
             epoch: show(status.epoch.map(|epoch| epoch.to_string())),
             table_digest: show(status.digest.map(|digest| digest.to_string())),
             leader: show(status.leader.map(|leader| leader.to_string())),
+            phase: status.phase.to_string(),
             peers: status
                 .peers
                 .into_iter()
@@ -260,6 +269,7 @@ impl Node {
                     bytes_in: peer.bytes_in,
                     bytes_out: peer.bytes_out,
                     unacknowledged: peer.unacked,
+                    phase: show(peer.phase.map(|phase| phase.to_string())),
                     bytes_in_per_second: peer.bytes_in_per_second,
                     bytes_out_per_second: peer.bytes_out_per_second,
                     pin_lag_records: peer.pins.lag_records,

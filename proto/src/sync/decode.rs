@@ -9,7 +9,8 @@ use prost::Message as _;
 
 use super::wire::{self, frame::Body};
 use super::{
-    BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_SNAPSHOT, MAX_TEXT, Message, Report, Request,
+    BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_HEARD, MAX_SNAPSHOT, MAX_TEXT, Message, Phase,
+    Prepare, Report, Request,
 };
 use crate::health::{Health, MAX_OBSERVED, Observations, RealId};
 use crate::pins::PinMessage;
@@ -42,12 +43,22 @@ impl TryFrom<wire::Frame> for Frame {
             Body::Echo(sent_at_us) => Self::Echo(sent_at_us),
             Body::Request(request) => Self::Message(Message::Request(request.try_into()?)),
             Body::Chunk(chunk) => Self::Message(Message::Chunk(chunk.try_into()?)),
-            Body::Delta(delta) => Self::Message(Message::Delta(Arc::new(delta.try_into()?))),
+            Body::Prepare(prepare) => Self::Message(Message::Prepare(Arc::new(prepare.try_into()?))),
+            Body::Prepared(version) => Self::Message(Message::Prepared(version.try_into()?)),
+            Body::Refused(refused) => Self::Message(Message::Refused {
+                version: required("version", refused.version)?.try_into()?,
+                reason: text("reason", refused.reason)?,
+            }),
+            Body::Commit(version) => Self::Message(Message::Commit(version.try_into()?)),
+            Body::Finish(version) => Self::Message(Message::Finish(version.try_into()?)),
+            Body::Abort(version) => Self::Message(Message::Abort(version.try_into()?)),
             Body::Acknowledge(version) => Self::Message(Message::Acknowledge(version.try_into()?)),
             Body::Observations(observations) => {
                 Self::Message(Message::Observations(Arc::new(observations.try_into()?)))
             }
             Body::ObservationsSince(edition) => Self::Message(Message::ObservationsSince(edition)),
+            Body::WindowsRequest(request) => Self::Message(Message::WindowsRequest(request.try_into()?)),
+            Body::Windows(chunk) => Self::Message(Message::Windows(chunk.try_into()?)),
             Body::PinSubscription(subscription) => Self::Pins(subscription.into()),
             Body::PinBatch(batch) => Self::Pins(PinMessage::Batch(Box::new(batch.try_into()?))),
             Body::PinAcknowledgement(acknowledgement) => Self::Pins(acknowledgement.into()),
@@ -74,13 +85,41 @@ impl TryFrom<wire::Report> for Report {
     type Error = FrameError;
 
     fn try_from(report: wire::Report) -> Result<Self, FrameError> {
+        let length = report.hears.len();
+        if length > MAX_HEARD {
+            return Err(FrameError::Length { field: "hears", length });
+        }
+        let phase = match report.phase() {
+            wire::Phase::Settled => Phase::Settled,
+            wire::Phase::Preparing => Phase::Preparing,
+            wire::Phase::Prepared => Phase::Prepared,
+            wire::Phase::Committed => Phase::Committed,
+        };
         Ok(Self {
+            phase,
             tables: report.tables.map(TryInto::try_into).transpose()?,
             candidate: report.candidate.map(TryInto::try_into).transpose()?,
             config_digest: Digest(array("config_digest", &report.config_digest)?),
             software: text("software", report.software)?,
             observations: report.observations,
+            sequence: report.sequence,
+            prepared: report.prepared.map(TryInto::try_into).transpose()?,
+            leader: Some(Ipv4Addr::from_bits(report.leads)).filter(|leader| !leader.is_unspecified()),
+            hears: report.hears.into_iter().map(Ipv4Addr::from_bits).collect(),
+            serves: report.serves,
+            floor: report.floor,
         })
+    }
+}
+
+impl TryFrom<wire::Prepare> for Prepare {
+    type Error = FrameError;
+
+    fn try_from(prepare: wire::Prepare) -> Result<Self, FrameError> {
+        let (from, to) =
+            (required("from", prepare.from)?.try_into()?, required("to", prepare.to)?.try_into()?);
+        let delta: Option<Delta> = prepare.delta.map(TryInto::try_into).transpose()?;
+        Ok(Self { from, to, cause: text("cause", prepare.cause)?, delta })
     }
 }
 

@@ -1,12 +1,12 @@
 //! Domain to wire: total, nothing can fail.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
 
 use super::wire::{self, frame::Body};
-use super::{Chunk, Frame, Hello, Message, Report, Request};
+use super::{Chunk, Frame, Hello, Message, Phase, Prepare, Report, Request};
 use crate::health::{Health, Observations, RealId};
 use crate::tables::{Delta, ServicePatch, ServiceTable, TableReal, TableSet, Version};
 
@@ -35,12 +35,21 @@ impl From<&Frame> for wire::Frame {
             Frame::Echo(sent_at_us) => Body::Echo(*sent_at_us),
             Frame::Message(Message::Request(request)) => Body::Request((*request).into()),
             Frame::Message(Message::Chunk(chunk)) => Body::Chunk(chunk.into()),
-            Frame::Message(Message::Delta(delta)) => Body::Delta((&**delta).into()),
+            Frame::Message(Message::Prepare(prepare)) => Body::Prepare((&**prepare).into()),
+            Frame::Message(Message::Prepared(version)) => Body::Prepared((*version).into()),
+            Frame::Message(Message::Refused { version, reason }) => {
+                Body::Refused(wire::Refused { version: Some((*version).into()), reason: reason.clone() })
+            }
+            Frame::Message(Message::Commit(version)) => Body::Commit((*version).into()),
+            Frame::Message(Message::Finish(version)) => Body::Finish((*version).into()),
+            Frame::Message(Message::Abort(version)) => Body::Abort((*version).into()),
             Frame::Message(Message::Acknowledge(version)) => Body::Acknowledge((*version).into()),
             Frame::Message(Message::Observations(observations)) => {
                 Body::Observations((&**observations).into())
             }
             Frame::Message(Message::ObservationsSince(edition)) => Body::ObservationsSince(*edition),
+            Frame::Message(Message::WindowsRequest(request)) => Body::WindowsRequest((*request).into()),
+            Frame::Message(Message::Windows(chunk)) => Body::Windows(chunk.into()),
             Frame::Pins(message) => message.into(),
         };
         Self { body: Some(body) }
@@ -68,6 +77,33 @@ fn report(report: &Report, sent_at_us: u64) -> wire::Report {
         software: report.software.clone(),
         sent_at_us,
         observations: report.observations,
+        sequence: report.sequence,
+        prepared: report.prepared.map(Into::into),
+        phase: phase(report.phase).into(),
+        leads: report.leader.map_or(0, Ipv4Addr::to_bits),
+        hears: report.hears.iter().map(|heard| heard.to_bits()).collect(),
+        serves: report.serves,
+        floor: report.floor,
+    }
+}
+
+fn phase(phase: Phase) -> wire::Phase {
+    match phase {
+        Phase::Settled => wire::Phase::Settled,
+        Phase::Preparing => wire::Phase::Preparing,
+        Phase::Prepared => wire::Phase::Prepared,
+        Phase::Committed => wire::Phase::Committed,
+    }
+}
+
+impl From<&Prepare> for wire::Prepare {
+    fn from(prepare: &Prepare) -> Self {
+        Self {
+            from: Some(prepare.from.into()),
+            to: Some(prepare.to.into()),
+            cause: prepare.cause.clone(),
+            delta: prepare.delta.as_ref().map(Into::into),
+        }
     }
 }
 

@@ -84,16 +84,33 @@ fn frames() -> Vec<Frame> {
                 config_digest: Digest([3; 32]),
                 software: String::new(),
                 observations: 12,
+                sequence: 4,
+                prepared: Some(version(2)),
+                phase: Phase::Prepared,
+                leader: Some(Ipv4Addr::new(10, 255, 0, 1)),
+                hears: vec![Ipv4Addr::new(10, 255, 0, 2), Ipv4Addr::new(10, 255, 0, 3)],
+                serves: true,
+                floor: 44,
             },
             77,
         ),
         Frame::Echo(77),
         Frame::Message(Message::Request(Request { version: Some(version(2)), offset: 1 })),
         Frame::Message(Message::Chunk(chunk)),
-        Frame::Message(Message::Delta(Arc::new(delta))),
+        Frame::Message(Message::Prepare(Arc::new(Prepare {
+            from: version(4),
+            to: version(5),
+            cause: "web: 10.0.2.11 is dead".into(),
+            delta: Some(delta),
+        }))),
         Frame::Message(Message::Acknowledge(version(5))),
         Frame::Message(Message::Observations(Arc::new(observations()))),
         Frame::Message(Message::ObservationsSince(3)),
+        Frame::Message(Message::Prepared(version(5))),
+        Frame::Message(Message::Refused { version: version(5), reason: "no room".into() }),
+        Frame::Message(Message::Commit(version(5))),
+        Frame::Message(Message::Finish(version(5))),
+        Frame::Message(Message::Abort(version(5))),
     ]
 }
 
@@ -192,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_byte_gives_an_error_or_a_well_formed_frame(kind in 0usize..10, at in any::<prop::sample::Index>(), flip in 1u8..) {
+    fn a_flipped_byte_gives_an_error_or_a_well_formed_frame(kind in 0usize..15, at in any::<prop::sample::Index>(), flip in 1u8..) {
         let mut bytes = wire::Frame::from(&frames()[kind]).encode_to_vec();
         let at = at.index(bytes.len().min(400));
         bytes[at] ^= flip;

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -22,13 +22,24 @@ const DELIVERIES: usize = 8;
 pub struct PinPort {
     inputs: mpsc::Sender<PinInput>,
     deliveries: mpsc::Receiver<Delivery>,
-    whole: Arc<AtomicBool>,
+    whole: Arc<AtomicU64>,
+    /// How often everything was asked for again.
+    rejoins: u64,
 }
 
 impl PinPort {
     /// [`Pins::is_whole`].
     pub fn is_whole(&self) -> bool {
-        self.whole.load(Ordering::Relaxed)
+        self.whole.load(Ordering::Relaxed) == self.rejoins + 1
+    }
+
+    /// Asks for all pins again: they are not whole until all have come.
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn rejoin(&mut self) -> Result<(), Stopped> {
+        self.rejoins += 1;
+        self.send(PinInput::Rejoin).await
     }
 
     /// Whether [`Self::send`] will find room now: if not, what is to be said now can be said later as well.
@@ -70,15 +81,16 @@ pub(super) struct Exchange {
     input: Option<PinInput>,
     /// Taken out of the machine, for the node.
     delivery: Option<Delivery>,
-    whole: Arc<AtomicBool>,
+    /// One more than the number of the last [`PinInput::Rejoin`] that has come to its end; the start is number 0.
+    whole: Arc<AtomicU64>,
 }
 
 impl Exchange {
     pub(super) fn new(replica: &Replica) -> (Lent, Self) {
         let (to_engine, inputs) = mpsc::channel(INPUTS);
         let (deliveries, to_node) = mpsc::channel(DELIVERIES);
-        let whole = Arc::new(AtomicBool::new(false));
-        let port = PinPort { inputs: to_engine, deliveries: to_node, whole: Arc::clone(&whole) };
+        let whole = Arc::new(AtomicU64::new(0));
+        let port = PinPort { inputs: to_engine, deliveries: to_node, whole: Arc::clone(&whole), rejoins: 0 };
         let settings = replica.settings();
         let machine = Pins::new(Instant::now(), settings.router_id, settings.boot_id);
         let exchange = Self { machine, inputs, deliveries, input: None, delivery: None, whole };
@@ -124,7 +136,9 @@ impl Engine {
         let live: Vec<_> = live.map(|(router_id, member)| (router_id, member.boot_id())).collect();
         let hash_key = self.replica.tables().map(|tables| tables.hash_key);
         self.pins.machine.handle_members(now, live, hash_key);
-        self.pins.whole.store(self.pins.machine.is_whole(), Ordering::Relaxed);
+        if self.pins.machine.is_whole() {
+            self.pins.whole.store(self.pins.machine.rejoins() + 1, Ordering::Relaxed);
+        }
         if let Some(input) = self.pins.input.take() {
             let replica = &self.replica;
             let same = |peer: Ipv4Addr| {

@@ -98,6 +98,8 @@ pub(super) struct Inbox {
     taken: Position,
     /// The last one in force.
     applied: Position,
+    /// The last session that does not count any more.
+    past: u64,
     /// Batches at the node.
     pending: usize,
     targets: Vec<Option<Target>>,
@@ -124,6 +126,7 @@ impl Inbox {
             boot_id,
             taken: Position::default(),
             applied: Position::default(),
+            past: 0,
             pending: 0,
             targets: Vec::new(),
             servers: Vec::new(),
@@ -174,8 +177,16 @@ impl Inbox {
 
     /// What is known is not enough any more: everything has to be told anew.
     pub(super) fn ask_for_all(&mut self) {
+        self.past = self.past.max(self.taken.session);
         (self.applied, self.taken, self.pending) = (Position::default(), Position::default(), 0);
         self.ask();
+    }
+
+    /// The same, and nothing is whole until it is.
+    pub(super) fn rejoin(&mut self) {
+        self.ask_for_all();
+        // Whoever is not heard is not waited for.
+        self.whole = self.silenced_until.is_some();
     }
 
     /// Takes a batch; what the node is to do with it, if it is the next one.
@@ -287,6 +298,10 @@ impl Inbox {
         ends_snapshot: bool,
         strangers: u32,
     ) -> Result<(), Offence> {
+        if position.session <= self.past {
+            // Of before everything was asked for again.
+            return Ok(());
+        }
         self.pending = self.pending.saturating_sub(1);
         self.applied = self.applied.max(position);
         self.whole |= ends_snapshot;

@@ -108,6 +108,7 @@ impl Replica {
         }
         member.restarted(hello.boot_id, &hello.endpoint, &hello.software);
         self.health_changed = true;
+        self.forget_answer(hello.router_id);
         Ok(())
     }
 

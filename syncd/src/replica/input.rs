@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, Report};
-use director_proto::tables::{Digest, TableError, TableSet};
+use director_proto::tables::{Digest, Epoch, TableError, TableSet, Version};
 
 /// What a replica is and how patient it is.
 #[derive(Clone, Debug)]
@@ -30,6 +31,69 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Silence after which a member counts as dead.
     pub dead: Duration,
+    /// What a director does that has lost most of the others.
+    pub isolation: Isolation,
+}
+
+impl Settings {
+    /// How long PREPARE may last. Until it is over a member that did not answer has withdrawn its VIPs: it misses the
+    /// others within one dead interval and acts within the patience for reports, and the rest is for its switches.
+    pub fn prepare_time(&self) -> Duration {
+        prepare_time(self.heartbeat, self.dead)
+    }
+
+    /// How long COMMIT may last until the epoch is finished without those that did not answer.
+    pub fn commit_time(&self) -> Duration {
+        commit_time(self.dead)
+    }
+
+    /// How long two directors that serve may be apart in the steps of an epoch: the margin for which a slot is held after
+    /// its window.
+    pub fn skew(&self) -> Duration {
+        skew(self.heartbeat, self.dead)
+    }
+
+    /// Time for reports under way to arrive before acting on what they say.
+    pub(super) fn patience(&self) -> Duration {
+        self.heartbeat * 2
+    }
+}
+
+/// How long two directors that serve may be apart in the steps of an epoch, by their intervals of heartbeats and of
+/// death: the margin for which a slot is held after its window.
+pub fn skew(heartbeat: Duration, dead: Duration) -> Duration {
+    prepare_time(heartbeat, dead) + commit_time(dead) + dead
+}
+
+fn prepare_time(heartbeat: Duration, dead: Duration) -> Duration {
+    dead * 2 + heartbeat * 2
+}
+
+fn commit_time(dead: Duration) -> Duration {
+    dead * 2
+}
+
+/// What a director does that hears no majority of the directors that were there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// It goes on serving, and changes its tables as it sees fit, as the survivor it probably is: the loss of all others
+    /// must not stop the service. Only if one that it hears hears more of them does it know better, and withdraws. Where
+    /// it was the network between the directors that failed, connections opened meanwhile are lost if they come to a
+    /// director of another side.
+    #[default]
+    Serve,
+    /// It does not serve and changes nothing: the others may have changed the tables. Nothing is ever misrouted, and a
+    /// cluster that loses most of its directors at once stops serving until somebody starts them again.
+    Withdraw,
+}
+
+/// How tables came into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// In place of those that they follow, or once more: slots stand as everywhere else.
+    Onward,
+    /// In place of others, or of none: how slots stand is to be learned from a director that has missed nothing.
+    Afresh,
 }
 
 /// Something that happened.
@@ -57,6 +121,30 @@ pub enum Input {
     },
     /// The node's services have changed.
     ConfigDigest(Digest),
+    /// The node has loaded tables beside those in force, or why it cannot: the answer to [`Event::Prepare`](super::Event::Prepare).
+    Loaded {
+        /// Which tables.
+        version: Version,
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// The node has put tables in force in the kernel, or why it could not: the answer to
+    /// [`Event::TablesInForce`](super::Event::TablesInForce).
+    Applied {
+        /// Which tables.
+        version: Version,
+        /// What they were put in place of, or why they were not.
+        result: Result<Fed, String>,
+    },
+    /// How slots stand: the answer to [`Event::WindowsWanted`](super::Event::WindowsWanted).
+    Windows {
+        /// Who asked.
+        to: Ipv4Addr,
+        /// Under which tables.
+        version: Version,
+        /// [`Windows`](director_proto::windows::Windows), encoded.
+        windows: Bytes,
+    },
     /// Whether a configured peer that can be reached does not talk with this director.
     Refused(bool),
     /// The whole of what the node's health checks say now.
@@ -75,6 +163,21 @@ pub enum ProposeError {
     /// The director holds no tables yet and may not seed.
     #[error("the director has not joined the cluster yet")]
     Joining,
+    /// One epoch at a time.
+    #[error("epoch {epoch} is under way; propose again when it is over")]
+    Busy {
+        /// Which one.
+        epoch: Epoch,
+    },
+    /// The others may be changing the tables.
+    #[error("the director has lost most of the others: it changes nothing until it hears them again")]
+    Isolated,
+    /// The cluster has just refused the same tables.
+    #[error("the cluster has just refused these tables: {reason}")]
+    Rejected {
+        /// Who refused, and why.
+        reason: String,
+    },
     /// Tables that nobody can use.
     #[error("unusable tables: {0}")]
     Tables(#[from] TableError),

@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use director_proto::sync::{BootId, Report};
-use director_proto::tables::{Delta, Digest, Version};
+use director_proto::sync::{BootId, Phase, Report};
+use director_proto::tables::{Digest, Version};
 
 use super::health::Theirs;
 use super::{Event, Settings};
@@ -22,7 +21,11 @@ pub struct Member {
     endpoint: String,
     software: String,
     heard: Option<Instant>,
+    /// When it was last known to be heard, here or by another director that is heard here.
+    known_heard: Option<Instant>,
     live: bool,
+    /// When it came to life last.
+    revived: Option<Instant>,
     tables: Option<Version>,
     candidate: Option<Version>,
     config_digest: Option<Digest>,
@@ -31,12 +34,13 @@ pub struct Member {
     difference_told: bool,
     /// What its health checks say.
     pub(super) observations: Theirs,
-    /// Deltas sent and not acknowledged, oldest first.
-    pub(super) pending: VecDeque<Arc<Delta>>,
-    /// When `pending` was last sent.
-    pub(super) sent_at: Option<Instant>,
-    /// How often it was sent without an acknowledgement.
-    pub(super) attempts: u32,
+    /// Number of the last report.
+    sequence: u64,
+    prepared: Option<Version>,
+    phase: Phase,
+    leader: Option<Ipv4Addr>,
+    hears: Vec<Ipv4Addr>,
+    serves: bool,
 }
 
 impl Member {
@@ -47,7 +51,9 @@ impl Member {
             endpoint: endpoint.to_owned(),
             software: software.to_owned(),
             heard: None,
+            known_heard: None,
             live: false,
+            revived: None,
             tables: None,
             candidate: None,
             config_digest: None,
@@ -55,9 +61,12 @@ impl Member {
             differs_since: None,
             difference_told: false,
             observations: Theirs::default(),
-            pending: VecDeque::new(),
-            sent_at: None,
-            attempts: 0,
+            sequence: 0,
+            prepared: None,
+            phase: Phase::Settled,
+            leader: None,
+            hears: Vec::new(),
+            serves: false,
         }
     }
 
@@ -92,9 +101,25 @@ impl Member {
         self.live
     }
 
+    /// When it was heard again after a silence, or for the first time.
+    pub(super) fn revived(&self) -> Option<Instant> {
+        self.revived
+    }
+
     /// When it was last heard.
     pub fn heard(&self) -> Option<Instant> {
         self.heard
+    }
+
+    /// When it was last known to be heard, here or by another director that is heard here: it may have followed
+    /// the others until then.
+    pub(super) fn known_heard(&self) -> Option<Instant> {
+        self.known_heard.max(self.heard)
+    }
+
+    /// Another director says that it hears it.
+    pub(super) fn heard_elsewhere(&mut self, now: Instant) {
+        self.known_heard = Some(now);
     }
 
     /// Version of the tables in force there.
@@ -107,9 +132,29 @@ impl Member {
         self.same_config
     }
 
-    /// Deltas sent to it and not acknowledged.
-    pub fn unacknowledged(&self) -> usize {
-        self.pending.len()
+    /// Where the epoch under way stands there.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Version of the tables loaded there beside those in force, or being loaded.
+    pub fn prepared(&self) -> Option<Version> {
+        self.prepared
+    }
+
+    /// Whether it serves, and can say how its slots stand.
+    pub(super) fn serves(&self) -> bool {
+        self.serves
+    }
+
+    /// Whether it hears another director.
+    pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
+        self.hears.contains(&router_id)
+    }
+
+    /// Whom it takes for the leader.
+    pub fn leader(&self) -> Option<Ipv4Addr> {
+        self.leader
     }
 
     pub(super) fn candidate(&self) -> Option<Version> {
@@ -123,13 +168,27 @@ impl Member {
     /// Whether the member has come to life by this.
     pub(super) fn handle_report(&mut self, now: Instant, report: Report) -> bool {
         self.heard = Some(now);
+        let overtaken = report.sequence <= self.sequence;
+        let comes_to_life = !std::mem::replace(&mut self.live, true);
+        if comes_to_life {
+            self.revived = Some(now);
+        }
+        if overtaken {
+            return comes_to_life;
+        }
+        self.sequence = report.sequence;
+        self.prepared = report.prepared;
+        self.phase = report.phase;
+        self.leader = report.leader;
+        self.hears = report.hears;
+        self.serves = report.serves;
         self.candidate = report.candidate;
         self.config_digest = Some(report.config_digest);
         self.software = report.software;
         if let Some(version) = report.tables {
             self.handle_version(version);
         }
-        !std::mem::replace(&mut self.live, true)
+        comes_to_life
     }
 
     /// The member holds `version`. Reports and acknowledgements may overtake each other; one run of a director
@@ -140,11 +199,6 @@ impl Member {
         }
         self.tables = Some(version);
         self.candidate = None;
-        let before = self.pending.len();
-        self.pending.retain(|delta| delta.to.epoch > version.epoch);
-        if self.pending.len() != before {
-            self.attempts = 0;
-        }
     }
 
     /// Whether the member has died by now.
@@ -154,7 +208,10 @@ impl Member {
             return false;
         }
         self.live = false;
-        self.pending.clear();
+        self.prepared = None;
+        self.phase = Phase::Settled;
+        self.leader = None;
+        self.serves = false;
         self.differs_since = None;
         true
     }
@@ -193,8 +250,6 @@ impl Member {
         let dead = settings.dead;
         let death = self.heard.filter(|_| self.live).map(|heard| heard + dead);
         let tell = self.differs_since.filter(|_| !self.difference_told).map(|since| since + dead);
-        let repeat =
-            self.sent_at.filter(|_| !self.pending.is_empty()).map(|sent| sent + settings.heartbeat * 2);
-        [death, tell, repeat].into_iter().flatten()
+        [death, tell].into_iter().flatten()
     }
 }

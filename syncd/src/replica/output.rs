@@ -3,10 +3,12 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use director_proto::health::Health;
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{TableSet, Version};
+use director_proto::windows::Windows;
 
 use super::{HealthView, Saved};
 
@@ -36,8 +38,10 @@ pub enum Standing {
     Joining,
     /// It holds the highest epoch known.
     Current,
-    /// A live director has held a higher epoch for longer than the dead interval: withdraw.
+    /// It does not follow what other directors do: withdraw.
     Behind,
+    /// It has lost most of the others, which may be changing the tables: withdraw.
+    Isolated,
     /// A live director holds other tables under the same epoch: withdraw.
     Diverged,
 }
@@ -48,6 +52,7 @@ impl fmt::Display for Standing {
             Self::Joining => "joining",
             Self::Current => "current",
             Self::Behind => "behind",
+            Self::Isolated => "isolated",
             Self::Diverged => "diverged",
         })
     }
@@ -56,8 +61,75 @@ impl fmt::Display for Standing {
 /// What the node learns; `Display` gives the line for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Forward by these tables from now on.
-    TablesInForce(Arc<TableSet>),
+    /// Load these tables beside those in force, and answer with
+    /// [`Handle::loaded`](crate::Handle::loaded): connections in slots that change are looked up and pinned from now on.
+    Prepare {
+        /// What to load.
+        tables: Arc<TableSet>,
+        /// Its version.
+        version: Version,
+        /// Why the tables change.
+        cause: String,
+    },
+    /// What was loaded will not come into force: back to the tables that are.
+    RolledBack {
+        /// What was loaded.
+        version: Version,
+        /// Why.
+        reason: String,
+    },
+    /// Forward by these tables from now on, and answer with [`Handle::applied`](crate::Handle::applied).
+    TablesInForce {
+        /// What to forward by.
+        tables: Arc<TableSet>,
+        /// Its version.
+        version: Version,
+        /// The tables that these follow, in steps that this director took part in. Where the kernel holds others, how
+        /// slots stand has to be learned: answer with [`Fed::Afresh`](super::Fed::Afresh).
+        follows: Option<Version>,
+        /// The same where they come into the kernel later than this.
+        in_time: Instant,
+        /// Why the tables change.
+        cause: String,
+    },
+    /// Another director asks how slots stand: answer with [`Handle::give_windows`](crate::Handle::give_windows) if the
+    /// kernel forwards by these tables.
+    WindowsWanted {
+        /// Which one.
+        to: Ipv4Addr,
+        /// Under which tables.
+        version: Version,
+    },
+    /// How slots stand at a director that has missed nothing; `None` if none could be asked. The end of what
+    /// [`Fed::Afresh`](super::Fed::Afresh) began.
+    Windows {
+        /// Under which tables.
+        version: Version,
+        /// What it says.
+        windows: Option<Arc<Windows>>,
+        /// What is put into the kernel later than this is out of date: answer with
+        /// [`Fed::Afresh`](super::Fed::Afresh) once more.
+        in_time: Instant,
+    },
+    /// The tables are in force wherever they will be: windows of slots may close.
+    Finished {
+        /// Which tables.
+        version: Version,
+    },
+    /// The cluster goes on without a director that has not answered in time; it does not serve until it has the tables.
+    PassedOver {
+        /// Which one.
+        router_id: Ipv4Addr,
+        /// Which tables it lacks.
+        version: Version,
+    },
+    /// A director could not put tables in force: those from before come back.
+    NotInForce {
+        /// Which tables.
+        version: Version,
+        /// Who, and why.
+        reason: String,
+    },
     /// Deal tables and propose them: nobody has any (`None`), or old ones came back from disk and the
     /// configuration may ask for others since.
     NeedTables {
@@ -117,8 +189,33 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TablesInForce(tables) => {
-                write!(f, "tables of epoch {} in force, {} services", tables.epoch, tables.services.len())
+            Self::Prepare { version, cause, .. } => write!(f, "epoch {version} is being prepared: {cause}"),
+            Self::RolledBack { version, reason } => write!(f, "epoch {version} is rolled back: {reason}"),
+            Self::TablesInForce { tables, version, cause, .. } => {
+                write!(f, "tables of epoch {version} in force, {} services: {cause}", tables.services.len())
+            }
+            Self::WindowsWanted { to, version } => {
+                write!(f, "peer {to} asks how slots stand under the tables of epoch {version}")
+            }
+            Self::Windows { version, windows: Some(windows), .. } => {
+                let moving = windows.services.len();
+                write!(
+                    f,
+                    "slots stand as at the others by the tables of epoch {version}, {moving} services in change"
+                )
+            }
+            Self::Windows { version, windows: None, .. } => {
+                write!(
+                    f,
+                    "no director says how slots stand under the tables of epoch {version}: they stay as they are"
+                )
+            }
+            Self::Finished { version } => write!(f, "epoch {version} is finished"),
+            Self::PassedOver { router_id, version } => {
+                write!(f, "peer {router_id} has not answered in time: epoch {version} goes on without it")
+            }
+            Self::NotInForce { version, reason } => {
+                write!(f, "epoch {version} could not be put in force everywhere: {reason}")
             }
             Self::NeedTables { previous: None } => write!(f, "no director has tables: dealing them"),
             Self::NeedTables { previous: Some(tables) } => {

@@ -18,7 +18,7 @@ impl Replica {
         }
         if let Some(candidate) = self.candidate.take() {
             let previous = Some(Arc::clone(&candidate.tables));
-            self.adopt(now, candidate);
+            self.adopt(now, candidate, None, "tables from disk".to_owned());
             self.outputs.push_back(Output::Event(Event::NeedTables { previous }));
         } else if !std::mem::replace(&mut self.asked, true) {
             self.outputs.push_back(Output::Event(Event::NeedTables { previous: None }));

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use director_proto::health::{Health, RealId};
-use director_proto::sync::{BootId, Message, PROTOCOL};
+use director_proto::sync::{BootId, Message, PROTOCOL, Phase};
 use director_proto::tables::Digest;
 
-use super::simulation::{Cluster, Weather, id, real, services};
+use super::simulation::{Cluster, Refuses, Weather, id, real, services};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ fn agreed(seed: u64, size: usize) -> Cluster {
 }
 
 fn propose(cluster: &mut Cluster, node: usize, salt: u64) -> Result<Epoch, ProposeError> {
-    cluster.with(node, |replica, now| replica.propose(now, services(salt), [0; 16]))
+    cluster.with(node, |replica, now| replica.propose(now, services(salt), [0; 16], "a test".into()))
 }
 
 fn events(cluster: &Cluster, node: usize, wanted: fn(&Event) -> bool) -> usize {
@@ -90,12 +90,14 @@ fn a_joiner_is_not_current_before_it_holds_the_tables() {
 fn a_change_reaches_everybody_as_a_delta() {
     let mut cluster = agreed(4, 3);
     cluster.nodes.iter_mut().for_each(|node| node.sent.clear());
-    propose(&mut cluster, 0, 77).expect("the leader proposes");
-    cluster.run_for(Duration::from_millis(50));
-    assert!(cluster.agrees(), "{}", cluster.describe());
+    let epoch = propose(&mut cluster, 0, 77).expect("the leader proposes");
+    cluster.run_until(SECOND / 2, "the change", |cluster| cluster.forwards_by(epoch));
     let sent = cluster.nodes.iter().flat_map(|node| &node.sent);
     assert_eq!(sent.filter(|(_, message)| matches!(message, Message::Chunk(_))).count(), 0);
-    assert!(cluster.replica(0).members().all(|(_, member)| member.unacknowledged() == 0));
+    assert!([1, 2].iter().all(|node| !cluster.replica(0).awaits(id(*node))));
+    for node in 0..3 {
+        assert_eq!(events(&cluster, node, |event| matches!(event, Event::Finished { .. })), 1);
+    }
 }
 
 #[test]
@@ -123,36 +125,37 @@ fn unusable_tables_are_refused() {
     let mut cluster = agreed(8, 2);
     let mut wrong = services(1);
     wrong.get_mut("web").expect("service").slots = vec![0; 7].into();
-    let result = cluster.with(0, |replica, now| replica.propose(now, wrong, [0; 16]));
+    let result = cluster.with(0, |replica, now| replica.propose(now, wrong, [0; 16], String::new()));
     assert!(matches!(result, Err(ProposeError::Tables(_))), "{result:?}");
 }
 
 #[test]
-fn a_lost_delta_is_repeated() {
+fn a_lost_step_is_repeated() {
     let mut cluster = agreed(9, 2);
     cluster.weather.loss = 100;
-    propose(&mut cluster, 0, 9).expect("leader");
+    let epoch = propose(&mut cluster, 0, 9).expect("leader");
+    assert!(cluster.replica(0).awaits(id(1)));
     cluster.weather.loss = 0;
-    assert_eq!(cluster.replica(0).members().map(|(_, member)| member.unacknowledged()).sum::<usize>(), 1);
-    cluster.run_until(SECOND, "repaired", Cluster::agrees);
+    cluster.run_until(SECOND, "repaired", |cluster| cluster.forwards_by(epoch));
 }
 
 #[test]
-fn a_delta_that_comes_twice_is_acknowledged_twice() {
+fn a_step_that_comes_twice_is_answered_twice_and_done_once() {
     let mut cluster = agreed(20, 2);
     propose(&mut cluster, 0, 9).expect("leader");
-    let delta = cluster.nodes[0].sent.last().expect("a delta").1.clone();
+    let prepare = cluster.nodes[0].sent.last().expect("a step").1.clone();
     let hello = cluster.replica(0).hello();
-    let version = cluster.replica(0).version().expect("in force");
     let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.run_until(SECOND, "loaded", |cluster| cluster.replica(1).phase() == Phase::Prepared);
+    let Message::Prepare(step) = &prepare else { panic!("{prepare:?}") };
+    let answer = (id(0), Message::Prepared(step.to));
     cluster.nodes[1].sent.clear();
     for _ in 0..2 {
-        let message = delta.clone();
+        let message = prepare.clone();
         cluster.with(1, |replica, now| replica.handle(now, Input::Message { from, boot_id, message }));
     }
-    let acknowledgement = (id(0), Message::Acknowledge(version));
-    assert_eq!(cluster.nodes[1].sent, [acknowledgement.clone(), acknowledgement]);
-    assert_eq!(events(&cluster, 1, |event| matches!(event, Event::TransferFailed { .. })), 0);
+    assert_eq!(cluster.nodes[1].sent, [answer.clone(), answer]);
+    assert_eq!(events(&cluster, 1, |event| matches!(event, Event::Prepare { .. })), 1);
 }
 
 #[test]
@@ -160,8 +163,8 @@ fn a_heartbeat_that_was_overtaken_changes_nothing() {
     let mut cluster = agreed(21, 2);
     let hello = cluster.replica(1).hello();
     let report = cluster.with(1, |replica, _| replica.report());
-    propose(&mut cluster, 0, 10).expect("leader");
-    cluster.run_for(Duration::from_millis(50));
+    let epoch = propose(&mut cluster, 0, 10).expect("leader");
+    cluster.run_until(SECOND, "the change", |cluster| cluster.forwards_by(epoch));
     let (from, boot_id) = (hello.router_id, hello.boot_id);
     cluster.with(0, |replica, now| replica.handle(now, Input::Report { from, boot_id, report }));
     let known = cluster.replica(0).members().next().and_then(|(_, member)| member.tables());
@@ -169,26 +172,26 @@ fn a_heartbeat_that_was_overtaken_changes_nothing() {
 }
 
 #[test]
-fn a_change_decided_by_another_than_its_sender_is_not_taken() {
+fn a_step_of_a_director_that_does_not_lead_is_answered_by_abort() {
     let mut cluster = agreed(22, 3);
     cluster.weather.loss = 100;
     propose(&mut cluster, 0, 9).expect("leader");
-    let message = cluster.nodes[0].sent.last().expect("a delta").1.clone();
+    let message = cluster.nodes[0].sent.last().expect("a step").1.clone();
     let hello = cluster.replica(1).hello();
-    let before = cluster.replica(2).version();
     let (from, boot_id) = (hello.router_id, hello.boot_id);
+    cluster.nodes[2].sent.clear();
     cluster.with(2, |replica, now| replica.handle(now, Input::Message { from, boot_id, message }));
-    assert_eq!(cluster.replica(2).version(), before);
-    assert_eq!(events(&cluster, 2, |event| matches!(event, Event::TransferFailed { .. })), 1);
+    assert!(matches!(cluster.nodes[2].sent[..], [(to, Message::Abort(_))] if to == from));
+    assert_eq!(cluster.replica(2).prepared(), None);
 }
 
 #[test]
-fn a_corrupted_delta_leads_to_a_snapshot() {
+fn a_corrupted_step_leads_to_a_snapshot() {
     let mut cluster = agreed(10, 2);
     cluster.weather.corruption = 100;
-    propose(&mut cluster, 0, 10).expect("leader");
+    let epoch = propose(&mut cluster, 0, 10).expect("leader");
     cluster.weather.corruption = 0;
-    cluster.run_until(SECOND, "repaired", Cluster::agrees);
+    cluster.run_until(SECOND, "repaired", |cluster| cluster.forwards_by(epoch));
     assert_eq!(events(&cluster, 1, |event| matches!(event, Event::TransferFailed { .. })), 1);
     let asked = |(_, message): &(Ipv4Addr, Message)| matches!(message, Message::Request(_));
     assert!(cluster.nodes[1].sent.iter().any(asked));
@@ -196,12 +199,18 @@ fn a_corrupted_delta_leads_to_a_snapshot() {
 
 #[test]
 fn the_higher_epoch_wins_after_a_partition() {
-    let mut cluster = agreed(11, 4);
+    let mut cluster = Cluster::new(11, 4);
+    cluster.isolation = Isolation::Serve;
+    cluster.start_all();
+    cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+    cluster.run_for(SECOND / 2);
     cluster.part(&[0, 1]);
     cluster.run_for(2 * SECOND);
     propose(&mut cluster, 0, 20).expect("leads its side");
     propose(&mut cluster, 2, 21).expect("leads the other");
+    cluster.run_for(4 * SECOND);
     propose(&mut cluster, 2, 22).expect("leads the other");
+    cluster.run_for(4 * SECOND);
     let winner = cluster.replica(2).version();
     cluster.cut.clear();
     cluster.run_until(2 * SECOND, "healed", Cluster::agrees);
@@ -266,8 +275,8 @@ fn a_cluster_that_restarts_as_a_whole_comes_back_with_the_highest_tables_from_di
     let mut cluster = agreed(14, 3);
     cluster.crash(1);
     cluster.run_for(2 * SECOND);
-    propose(&mut cluster, 0, 40).expect("leader");
-    cluster.run_until(SECOND, "agreement of two", Cluster::agrees);
+    let epoch = propose(&mut cluster, 0, 40).expect("leader");
+    cluster.run_until(4 * SECOND, "agreement of two", |cluster| cluster.forwards_by(epoch));
     let version = cluster.replica(0).version();
     cluster.crash(0);
     cluster.crash(2);
@@ -307,10 +316,10 @@ fn a_source_that_dies_during_a_snapshot_is_left_for_another() {
     cluster.weather = Weather { longest_delay_ms: 1, ..Weather::default() };
     cluster.start(2);
     cluster.run_until(SECOND, "the joiner asks", |cluster| !cluster.nodes[2].sent.is_empty());
-    assert_eq!(cluster.nodes[2].sent[0].0, id(0));
-    cluster.crash(0);
+    let source = usize::from(cluster.nodes[2].sent[0].0 == id(1));
+    cluster.crash(source);
     cluster.run_until(5 * SECOND, "joined", Cluster::agrees);
-    assert_eq!(cluster.replica(2).leader(), Some(id(1)));
+    assert_eq!(cluster.replica(2).leader(), Some(id(1 - source)));
 }
 
 #[test]
@@ -345,10 +354,14 @@ fn a_configuration_that_differs_is_told_once_per_change() {
 
 #[test]
 fn tables_above_a_discarded_candidate_get_a_number_of_their_own() {
-    let mut cluster = agreed(19, 3);
+    let mut cluster = Cluster::new(19, 3);
+    cluster.isolation = Isolation::Serve;
+    cluster.start_all();
+    cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
     cluster.part(&[0]);
     cluster.run_for(2 * SECOND);
     let lost = propose(&mut cluster, 0, 60).expect("leads alone");
+    cluster.run_for(4 * SECOND);
     cluster.crash(0);
     cluster.cut.clear();
     cluster.start(0);
@@ -487,4 +500,285 @@ fn a_joiner_learns_thousands_of_observations() {
     cluster.weather.longest_delay_ms = 100;
     cluster.start(1);
     cluster.run_until(5 * SECOND, "observations", |cluster| cluster.replica(1).health().len() == 5_000);
+}
+
+mod epochs {
+    use super::*;
+
+    /// A change of [`agreed`] directors, and its epoch.
+    fn changing(seed: u64, size: usize) -> (Cluster, Epoch) {
+        let mut cluster = agreed(seed, size);
+        let epoch = propose(&mut cluster, 0, 90).expect("leader");
+        (cluster, epoch)
+    }
+
+    fn all_prepared(cluster: &Cluster) -> bool {
+        (0..cluster.nodes.len()).all(|node| cluster.replica(node).phase() == Phase::Prepared)
+    }
+
+    #[test]
+    fn nobody_puts_in_force_what_not_all_have_loaded() {
+        let (mut cluster, epoch) = changing(40, 3);
+        cluster.nodes[2].stuck_until = Some(cluster.now + SECOND / 2);
+        cluster.run_for(SECOND / 4);
+        for node in 0..3 {
+            assert!(cluster.replica(node).version().is_some_and(|version| version.epoch < epoch));
+        }
+        cluster.run_until(SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn a_stuck_director_withdraws_before_the_others_go_on_and_follows_when_it_can() {
+        let mut cluster = agreed(41, 3);
+        let stuck_until = cluster.now + 20 * SECOND;
+        cluster.nodes[2].stuck_until = Some(stuck_until);
+        let epoch = propose(&mut cluster, 0, 91).expect("leader");
+        cluster.run_until(2 * SECOND, "its withdrawal", |cluster| {
+            cluster.replica(2).standing() == Standing::Behind
+        });
+        let before = |cluster: &Cluster| cluster.replica(0).version().is_some_and(|held| held.epoch < epoch);
+        assert!(before(&cluster), "the others wait for it");
+        cluster.run_until(2 * SECOND, "the change without it", |cluster| !before(cluster));
+        assert_eq!(events(&cluster, 0, |event| matches!(event, Event::PassedOver { .. })), 1);
+        cluster.run_until(25 * SECOND, "its return", |cluster| cluster.forwards_by(epoch));
+    }
+
+    /// Three directors of which the second has prepared an epoch that it is cut off from, and the third saw a later one
+    /// in force at the first: the two go on without the first from now on.
+    fn forked(seed: u64) -> (Cluster, Epoch) {
+        let mut cluster = agreed(seed, 3);
+        cluster.stalled.extend([(0, 2), (2, 0)]);
+        propose(&mut cluster, 0, 93).expect("leader");
+        cluster.run_until(SECOND, "PREPARE", |cluster| cluster.replica(1).phase() == Phase::Prepared);
+        cluster.cut.extend([(0, 1), (1, 0)]);
+        let settled = |cluster: &Cluster| cluster.replica(0).phase() == Phase::Settled;
+        cluster.run_until(10 * SECOND, "the change without the others", settled);
+        let later = propose(&mut cluster, 0, 94).expect("leader");
+        let in_force =
+            |cluster: &Cluster| cluster.replica(0).version().is_some_and(|held| held.epoch == later);
+        cluster.run_until(10 * SECOND, "the next one", |cluster| in_force(cluster) && settled(cluster));
+        cluster.run_for(SECOND / 2);
+        assert_eq!(cluster.replica(1).phase(), Phase::Prepared);
+        assert_eq!(cluster.replica(2).standing(), Standing::Behind);
+        cluster.stalled.clear();
+        cluster.cut.extend([(0, 2), (2, 0)]);
+        (cluster, later)
+    }
+
+    #[test]
+    fn a_director_that_lacked_what_a_silent_one_had_waits_until_that_one_has_withdrawn() {
+        let (mut cluster, later) = forked(48);
+        let (parted, settings) = (cluster.now, cluster.replica(2).settings().clone());
+        let serves = |cluster: &Cluster| cluster.replica(2).standing() == Standing::Current;
+        let follows = |cluster: &Cluster| cluster.replica(2).version().is_some_and(|held| held.epoch > later);
+        cluster.run_until(10 * SECOND, "an epoch without the first", follows);
+        assert!(!serves(&cluster), "a higher epoch says nothing of the one that was lacking");
+        cluster.run_until(10 * SECOND, "its return", serves);
+        let waited = cluster.now - parted;
+        assert!(waited >= settings.dead + settings.prepare_time() - settings.heartbeat, "{waited:?}");
+        assert_eq!(cluster.replica(0).standing(), Standing::Isolated);
+    }
+
+    #[test]
+    fn a_director_that_lacked_what_a_silent_one_had_serves_when_it_hears_it_and_follows() {
+        let (mut cluster, _) = forked(49);
+        cluster.run_for(2 * SECOND);
+        assert_ne!(cluster.replica(2).standing(), Standing::Current);
+        cluster.cut.clear();
+        cluster.run_until(3 * SECOND, "agreement", Cluster::agrees);
+    }
+
+    #[test]
+    fn what_a_new_leader_resumes_is_above_all_that_anybody_saw_in_force() {
+        let (mut cluster, later) = forked(50);
+        let resumed = |cluster: &Cluster| {
+            cluster.replica(1).tables().is_some_and(|tables| tables.services == services(93))
+        };
+        cluster.run_until(10 * SECOND, "what was prepared", resumed);
+        let epoch = cluster.replica(1).version().expect("tables").epoch;
+        assert!(epoch > later && epoch.leader == id(1), "{epoch} after {later}");
+    }
+
+    #[test]
+    fn a_director_that_has_lost_the_others_asks_them_how_slots_stand_when_it_hears_them_again() {
+        for size in [2, 3] {
+            let mut cluster = agreed(51, size);
+            cluster.part(&[0]);
+            cluster.run_for(5 * SECOND);
+            let isolated = cluster.replica(0).standing() == Standing::Isolated;
+            assert_eq!(isolated, size == 3, "of two each takes itself for the survivor");
+            let version = cluster.replica(0).version().expect("tables");
+            // Its kernel lost the tables, and has them again.
+            let input = Input::Applied { version, result: Ok(Fed::Afresh) };
+            cluster.with(0, |replica, now| replica.handle(now, input));
+            cluster.run_for(5 * SECOND);
+            assert!(!cluster.replica(0).knows_windows(), "there may be others to ask");
+            cluster.cut.clear();
+            cluster.run_until(5 * SECOND, "how slots stand", |cluster| cluster.replica(0).knows_windows());
+            let told = |event: &Event| matches!(event, Event::Windows { windows: Some(_), .. });
+            assert_eq!(events(&cluster, 0, told), 1, "of {size}");
+        }
+    }
+
+    #[test]
+    fn of_directors_that_all_miss_how_slots_stand_the_others_ask_the_leader() {
+        let mut cluster = agreed(52, 3);
+        let version = cluster.replica(0).version().expect("tables");
+        for node in 0..3 {
+            cluster.nodes[node].events.clear();
+            let input = Input::Applied { version, result: Ok(Fed::Afresh) };
+            cluster.with(node, |replica, now| replica.handle(now, input));
+        }
+        let all_know = |cluster: &Cluster| (0..3).all(|node| cluster.replica(node).knows_windows());
+        cluster.run_until(40 * SECOND, "how slots stand", all_know);
+        let alone = |event: &Event| matches!(event, Event::Windows { windows: None, .. });
+        assert!((1..3).all(|node| events(&cluster, node, alone) == 0), "{}", cluster.describe());
+    }
+
+    #[test]
+    fn what_one_director_cannot_load_comes_into_force_nowhere() {
+        let mut cluster = agreed(42, 3);
+        let before = cluster.replica(0).version();
+        cluster.nodes[1].refuses = Refuses::ToLoad;
+        propose(&mut cluster, 0, 92).expect("leader");
+        cluster.run_for(2 * SECOND);
+        assert!(cluster.agrees() && cluster.replica(0).version() == before, "{}", cluster.describe());
+        let told = |event: &Event| matches!(event, Event::RolledBack { reason, .. } if reason == "10.255.0.2: no room");
+        assert_eq!(events(&cluster, 0, told), 1);
+        let again = propose(&mut cluster, 0, 92);
+        assert!(matches!(again, Err(ProposeError::Rejected { .. })), "{again:?}");
+        cluster.nodes[1].refuses = Refuses::Nothing;
+        cluster.run_for(10 * SECOND);
+        let epoch = propose(&mut cluster, 0, 92).expect("time for another attempt");
+        cluster.run_until(SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn what_one_director_cannot_put_in_force_is_put_back_everywhere() {
+        let mut cluster = agreed(43, 3);
+        let before = cluster.replica(0).tables().expect("in force").services.clone();
+        let epoch = propose(&mut cluster, 0, 93).expect("leader");
+        cluster.run_until(SECOND, "prepared", all_prepared);
+        cluster.nodes[2].refuses = Refuses::ToApply;
+        cluster.run_until(SECOND, "its refusal", |cluster| {
+            events(cluster, 0, |event| matches!(event, Event::NotInForce { .. })) == 1
+        });
+        cluster.nodes[2].refuses = Refuses::Nothing;
+        let next = Epoch { number: epoch.number + 1, ..epoch };
+        cluster.run_until(SECOND, "the tables from before", |cluster| cluster.forwards_by(next));
+        assert_eq!(cluster.replica(1).tables().expect("in force").services, before);
+        let why = |event: &Event| matches!(event, Event::TablesInForce { cause, .. } if cause.contains("put back: 10.255.0.3: no room"));
+        assert_eq!(events(&cluster, 1, why), 1);
+    }
+
+    #[test]
+    fn what_a_leader_that_died_had_prepared_is_finished_by_the_next() {
+        let (mut cluster, epoch) = changing(44, 3);
+        cluster.nodes[0].stuck_until = Some(cluster.now + 20 * SECOND);
+        cluster.run_until(SECOND, "prepared by the others", |cluster| {
+            [1, 2].iter().all(|node| cluster.replica(*node).phase() == Phase::Prepared)
+        });
+        cluster.crash(0);
+        cluster.run_until(8 * SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn what_nobody_leads_any_more_is_rolled_back() {
+        let mut cluster = agreed(45, 3);
+        cluster.stalled.insert((0, 1));
+        let before = cluster.replica(1).version();
+        propose(&mut cluster, 0, 94).expect("leader");
+        cluster.run_until(SECOND, "prepared by one", |cluster| cluster.replica(2).phase() == Phase::Prepared);
+        cluster.crash(0);
+        cluster.run_until(5 * SECOND, "roll-back", |cluster| cluster.replica(2).phase() == Phase::Settled);
+        assert_eq!(cluster.replica(2).version(), before);
+        assert_eq!(events(&cluster, 2, |event| matches!(event, Event::RolledBack { .. })), 1);
+    }
+
+    #[test]
+    fn a_commit_that_reached_one_director_reaches_all() {
+        let mut cluster = agreed(46, 3);
+        cluster.nodes.iter_mut().for_each(|node| node.sent.clear());
+        let epoch = propose(&mut cluster, 0, 95).expect("leader");
+        cluster.run_until(SECOND, "prepared", all_prepared);
+        cluster.stalled.extend([(0, 1), (0, 2)]);
+        cluster.run_until(SECOND, "the leader's own", |cluster| {
+            cluster.replica(0).version().is_some_and(|version| version.epoch == epoch)
+        });
+        cluster.run_until(8 * SECOND, "everybody's", |cluster| cluster.forwards_by(epoch));
+        assert_eq!(events(&cluster, 1, |event| matches!(event, Event::TransferFailed { .. })), 0);
+        let asked = |(_, message): &(Ipv4Addr, Message)| matches!(message, Message::Request(_));
+        assert!(!cluster.nodes[1].sent.iter().any(asked), "what is loaded needs no snapshot");
+    }
+
+    #[test]
+    fn a_director_that_has_lost_most_of_the_others_withdraws_and_changes_nothing() {
+        let mut cluster = agreed(47, 3);
+        cluster.part(&[0]);
+        cluster.run_for(Duration::from_millis(1300));
+        assert_eq!(cluster.replica(0).standing(), Standing::Isolated);
+        assert_eq!(propose(&mut cluster, 0, 96), Err(ProposeError::Isolated));
+        let epoch = propose(&mut cluster, 1, 97).expect("most of them");
+        cluster.run_for(4 * SECOND);
+        assert_eq!(cluster.replica(1).version().map(|version| version.epoch), Some(epoch));
+        cluster.cut.clear();
+        cluster.run_until(4 * SECOND, "healed", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn a_lone_survivor_goes_on_unless_it_hears_of_others() {
+        let mut cluster = Cluster::new(47, 5);
+        cluster.isolation = Isolation::Serve;
+        cluster.start_all();
+        cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+        cluster.run_for(SECOND);
+        // It hears one of the others, which hears all of them.
+        cluster.part(&[4]);
+        cluster.cut.retain(|pair| !matches!(pair, (3, 4) | (4, 3)));
+        cluster.run_for(2 * SECOND);
+        assert_ne!(cluster.replica(4).standing(), Standing::Current);
+        assert_eq!([0, 1, 2].map(|node| cluster.replica(node).standing()), [Standing::Current; 3]);
+        cluster.cut.clear();
+        cluster.run_until(4 * SECOND, "healed", Cluster::agrees);
+        (0..4).for_each(|node| cluster.crash(node));
+        cluster.run_for(3 * SECOND);
+        assert_eq!(cluster.replica(4).standing(), Standing::Current);
+        let epoch = propose(&mut cluster, 4, 99).expect("alone");
+        cluster.run_until(4 * SECOND, "a change by itself", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn a_cluster_shrinks_to_one_director_one_by_one() {
+        let mut cluster = agreed(48, 4);
+        for node in 0..3 {
+            cluster.crash(node);
+            cluster.run_for(3 * SECOND);
+            assert_eq!(cluster.replica(3).standing(), Standing::Current, "without {node}");
+        }
+        let epoch = propose(&mut cluster, 3, 98).expect("alone");
+        cluster.run_until(SECOND, "a change by itself", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn of_two_halves_the_one_with_the_lowest_router_id_goes_on() {
+        let mut cluster = agreed(49, 4);
+        cluster.part(&[0, 3]);
+        cluster.run_for(2 * SECOND);
+        let standing = |node: usize| cluster.replica(node).standing();
+        assert_eq!([0, 3].map(standing), [Standing::Current; 2]);
+        assert_eq!([1, 2].map(standing), [Standing::Isolated; 2]);
+    }
+
+    #[test]
+    fn tables_too_different_for_one_frame_are_loaded_from_a_snapshot() {
+        let mut cluster = agreed(50, 3);
+        let table = services(1)["web"].clone();
+        let many: BTreeMap<String, ServiceTable> =
+            (0..60).map(|number| (format!("web{number}"), table.clone())).chain(services(7)).collect();
+        let epoch = cluster
+            .with(0, |replica, now| replica.propose(now, many, [0; 16], "many".into()))
+            .expect("leader");
+        cluster.run_until(2 * SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+        assert_eq!(events(&cluster, 1, |event| matches!(event, Event::Prepare { .. })), 1);
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use director_proto::sync::{Chunk, MAX_CHUNK, Message, Request, decode_tables, encode_tables};
+use director_proto::sync::{Chunk, MAX_CHUNK, Message, Prepare, Request, decode_tables, encode_tables};
 use director_proto::tables::Version;
 
 use super::{Event, Held, Output, Replica};
@@ -97,10 +97,11 @@ impl Download {
 impl Replica {
     /// Sends the pieces asked for.
     pub(super) fn serve(&mut self, to: Ipv4Addr, request: Request) {
-        let Some(held) = &self.held else { return };
+        let Some(held) = self.wanted(request.version) else { return };
         let version = held.version;
         if self.snapshot.as_ref().is_none_or(|(encoded, _)| *encoded != version) {
-            self.snapshot = Some((version, encode_tables(&held.tables)));
+            let encoded = encode_tables(&held.tables);
+            self.snapshot = Some((version, encoded));
         }
         let Some((_, bytes)) = &self.snapshot else { return };
         let start = match request.version {
@@ -116,7 +117,66 @@ impl Replica {
         }
     }
 
+    /// The tables to send: those in force, unless those that are being prepared are asked for.
+    fn wanted(&self, version: Option<Version>) -> Option<&Held> {
+        let prepared = self.prepared.as_ref().map(|prepared| &prepared.held);
+        let prepared = prepared.or(self.round.as_ref().map(|round| round.held()));
+        prepared.filter(|held| Some(held.version) == version).or(self.held.as_ref())
+    }
+
+    /// Asks the leader for tables that it wants loaded, and again at each of its repetitions.
+    pub(super) fn download_prepared(&mut self, now: Instant, from: Ipv4Addr, prepare: &Prepare) {
+        let same = |(download, _): &(Download, String)| {
+            download.source == from && download.version == Some(prepare.to)
+        };
+        if !self.loading.as_ref().is_some_and(same) {
+            let mut download = Download::new(now, from, BTreeSet::new());
+            download.version = Some(prepare.to);
+            self.outputs.push_back(download.request());
+            self.loading = Some((download, prepare.cause.clone()));
+            return;
+        }
+        if let Some((download, _)) = self.loading.as_mut().filter(|(download, _)| now >= download.deadline) {
+            download.deadline = now + TIMEOUT;
+            self.outputs.push_back(download.request());
+        }
+    }
+
+    /// Takes a piece of tables to be loaded; false if it is not one.
+    fn load_chunk(&mut self, now: Instant, from: Ipv4Addr, chunk: &Chunk) -> bool {
+        let Some((download, _)) = self
+            .loading
+            .as_mut()
+            .filter(|(download, _)| download.source == from && download.version == Some(chunk.version))
+        else {
+            return false;
+        };
+        if download.data.is_empty() && chunk.offset == 0 {
+            download.total = chunk.total;
+        }
+        if !download.take(now, chunk) {
+            return true;
+        }
+        if !download.is_complete() {
+            if download.pieces.is_multiple_of(WINDOW) {
+                self.outputs.push_back(download.request());
+            }
+            return true;
+        }
+        let Some((mut download, cause)) = self.loading.take() else { return true };
+        match download.finish() {
+            Ok(held) => self.take_prepared(download.source, held, cause),
+            Err(reason) => {
+                self.outputs.push_back(Output::Event(Event::TransferFailed { router_id: from, reason }));
+            }
+        }
+        true
+    }
+
     pub(super) fn handle_chunk(&mut self, now: Instant, from: Ipv4Addr, chunk: &Chunk) {
+        if self.load_chunk(now, from, chunk) {
+            return;
+        }
         let useful = self.version().is_none_or(|ours| chunk.version.epoch > ours.epoch);
         let Some(download) = self.download.as_mut().filter(|download| download.source == from) else {
             return;
@@ -132,16 +192,15 @@ impl Replica {
         }
         match download.finish() {
             Ok(held) => {
-                let message = Message::Acknowledge(held.version);
-                self.adopt(now, held);
-                self.outputs.push_back(Output::Send { to: from, message });
+                let cause = format!("caught up with {from}");
+                self.adopt(now, held, None, cause);
             }
             Err(reason) => self.fail_download(now, reason),
         }
     }
 
-    /// Asks for a snapshot when somebody holds a higher epoch: at once without tables, else once a delta has
-    /// had its time.
+    /// Asks for a snapshot when somebody holds a higher epoch: at once without tables, else once a message
+    /// under way has had its time.
     pub(super) fn catch_up(&mut self, now: Instant) {
         let due = match self.lagging_since {
             Some(since) => now >= since + self.settings.heartbeat,
@@ -155,7 +214,7 @@ impl Replica {
             return;
         };
         if let Some(candidate) = self.take_matching_candidate() {
-            self.adopt(now, candidate);
+            self.adopt(now, candidate, None, "the cluster has the tables from disk".to_owned());
             return;
         }
         let Some(download) = &mut self.download else {

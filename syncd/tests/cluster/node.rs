@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use director_proto::tables::{Digest, SLOTS, ServiceTable, TableReal};
-use syncd::{Config, Event, Handle, Status};
+use syncd::{Config, Event, Fed, Handle, Status};
 use tokio::sync::mpsc;
 
 /// Longest time for anything to come true.
@@ -64,10 +64,16 @@ impl Node {
 async fn answer(handle: Handle, mut events: mpsc::Receiver<Event>, seen: Arc<Mutex<Vec<Event>>>, salt: u64) {
     while let Some(event) = events.recv().await {
         let asked = matches!(event, Event::NeedTables { previous: None });
+        // Whatever replication ends with, the next event does not come.
+        match &event {
+            Event::Prepare { version, .. } => _ = handle.loaded(*version, Ok(())).await,
+            Event::TablesInForce { version, .. } => _ = handle.applied(*version, Ok(Fed::Onward)).await,
+            _ => {}
+        }
         seen.lock().expect("lock").push(event);
         if asked {
             // Somebody else's tables may have come into force meanwhile.
-            let _ = handle.propose(services(salt), [salt as u8; 16]).await;
+            let _ = handle.propose(services(salt), [salt as u8; 16], "asked for".into()).await;
         }
     }
 }
@@ -84,6 +90,7 @@ pub(crate) fn config(router_id: Ipv4Addr, index: usize, addresses: &[SocketAddr]
         grace: Duration::from_secs(3),
         heartbeat: Duration::from_millis(100),
         dead: Duration::from_secs(1),
+        isolation: syncd::Isolation::Withdraw,
         version: "0.1.0".into(),
         config_digest: Digest([0; 32]),
         allow_plaintext: false,
