@@ -8,7 +8,7 @@ use super::{Ask, said};
 #[derive(Args)]
 pub(super) struct Restart {
     /// How long the neighbours shall keep their adjacencies for the successor.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+    #[arg(long, value_name = "SECONDS", default_value_t = 120,
           value_parser = clap::value_parser!(u32).range(10..=1800))]
     grace: u32,
     /// End the process, for whoever starts the successor, rather than replace it in place.

@@ -193,28 +193,82 @@ impl<V: Protocol> Neighbor<V> {
 mod tests {
     use super::{NeighborEvent as E, NeighborState as S, next_state};
 
+    const STATES: [S; 7] = [S::Down, S::Init, S::TwoWay, S::ExStart, S::Exchange, S::Loading, S::Full];
+    const EVENTS: [E; 12] = [
+        E::HelloReceived,
+        E::TwoWayReceived,
+        E::NegotiationDone,
+        E::ExchangeDone,
+        E::BadLsReq,
+        E::LoadingDone,
+        E::AdjOk,
+        E::SeqNumberMismatch,
+        E::OneWay,
+        E::KillNbr,
+        E::InactivityTimer,
+        E::LinkDown,
+    ];
+
+    /// What section 10.3 says: the states that an entry is for, its event, and the new state where an adjacency should
+    /// exist, and where it should not. Whatever has no entry changes nothing.
+    fn entries() -> Vec<(&'static [S], E, S, S)> {
+        let (any, init_or_greater) = (&STATES[..], &STATES[1..]);
+        let (two_way_or_greater, ex_start_or_greater, exchange_or_greater) =
+            (&STATES[2..], &STATES[3..], &STATES[4..]);
+        assert_eq!(init_or_greater[0], S::Init);
+        vec![
+            // "Start the Inactivity Timer for the neighbor. The timer's later firing would indicate that the neighbor is
+            // dead."
+            (&STATES[..1], E::HelloReceived, S::Init, S::Init),
+            // "Determine whether an adjacency should be established with the neighbor (see Section 10.4). If not, the new
+            // neighbor state is 2-Way. Otherwise (an adjacency should be established) the neighbor state transitions to
+            // ExStart."
+            (&STATES[1..2], E::TwoWayReceived, S::ExStart, S::TwoWay),
+            // "The router must list the contents of its entire area link state database in the neighbor Database summary
+            // list."
+            (&STATES[3..4], E::NegotiationDone, S::Exchange, S::Exchange),
+            // "If the neighbor Link state request list is empty, the new neighbor state is Full." It is so in the same
+            // turn, by LoadingDone.
+            (&STATES[4..5], E::ExchangeDone, S::Loading, S::Loading),
+            // "No action required. This is an adjacency's final state."
+            (&STATES[5..6], E::LoadingDone, S::Full, S::Full),
+            // "Determine whether an adjacency should be formed with the neighboring router (see Section 10.4). If not, the
+            // neighbor state remains at 2-Way. Otherwise, transition the neighbor state to ExStart".
+            (&STATES[2..3], E::AdjOk, S::ExStart, S::TwoWay),
+            // "Determine whether the neighboring router should still be adjacent. If yes, there is no state change and no
+            // further action is necessary. Otherwise, the (possibly partially formed) adjacency must be destroyed. The
+            // neighbor state transitions to 2-Way."
+            (ex_start_or_greater, E::AdjOk, S::Down, S::TwoWay), // Down: stands for no change, see below
+            // "The (possibly partially formed) adjacency is torn down, and then an attempt is made at reestablishment. The
+            // neighbor state first transitions to ExStart."
+            (exchange_or_greater, E::SeqNumberMismatch, S::ExStart, S::ExStart),
+            // "The action for event BadLSReq is exactly the same as for the neighbor event SeqNumberMismatch."
+            (exchange_or_greater, E::BadLsReq, S::ExStart, S::ExStart),
+            // "The Link state retransmission list, Database summary list and Link state request list are cleared of LSAs.
+            // Also, the Inactivity Timer is disabled."
+            (any, E::KillNbr, S::Down, S::Down),
+            (any, E::LinkDown, S::Down, S::Down),
+            (any, E::InactivityTimer, S::Down, S::Down),
+            // "State(s): 2-Way or greater, Event: 1-WayReceived, New state: Init".
+            (two_way_or_greater, E::OneWay, S::Init, S::Init),
+        ]
+    }
+
     #[test]
-    fn transitions_follow_section_10_3() {
-        let rows = [
-            (S::Down, E::HelloReceived, true, S::Init),
-            (S::Init, E::TwoWayReceived, false, S::TwoWay),
-            (S::Init, E::TwoWayReceived, true, S::ExStart),
-            (S::TwoWay, E::AdjOk, true, S::ExStart),
-            (S::ExStart, E::NegotiationDone, true, S::Exchange),
-            (S::Exchange, E::ExchangeDone, true, S::Loading),
-            (S::Loading, E::LoadingDone, true, S::Full),
-            (S::Full, E::AdjOk, true, S::Full),
-            (S::Full, E::AdjOk, false, S::TwoWay),
-            (S::Full, E::SeqNumberMismatch, true, S::ExStart),
-            (S::Loading, E::BadLsReq, true, S::ExStart),
-            (S::Full, E::OneWay, true, S::Init),
-            (S::Init, E::OneWay, true, S::Init),
-            (S::Full, E::InactivityTimer, true, S::Down),
-            (S::ExStart, E::SeqNumberMismatch, true, S::ExStart),
-            (S::Down, E::TwoWayReceived, true, S::Down),
-        ];
-        for (state, event, wanted, expected) in rows {
-            assert_eq!(next_state(state, event, wanted), expected, "{state:?} {event:?} {wanted}");
+    fn every_entry_of_section_10_3_and_no_other_change() {
+        let entries = entries();
+        for state in STATES {
+            for event in EVENTS {
+                let entry = entries.iter().find(|entry| entry.0.contains(&state) && entry.1 == event);
+                let stays = event == E::AdjOk && state >= S::ExStart;
+                let (wanted, unwanted) = match entry {
+                    Some((.., unwanted)) if stays => (state, *unwanted),
+                    Some((.., wanted, unwanted)) => (*wanted, *unwanted),
+                    None => (state, state),
+                };
+                assert_eq!(next_state(state, event, true), wanted, "{state:?} {event:?}, wanted");
+                assert_eq!(next_state(state, event, false), unwanted, "{state:?} {event:?}, not wanted");
+            }
         }
     }
 }

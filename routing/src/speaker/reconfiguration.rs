@@ -22,12 +22,9 @@ impl<V: Protocol> Machine<V> {
             self.remove_interface(gone);
         }
         for (id, interface) in ids.into_iter().zip(&next.interfaces) {
-            if self.interfaces.contains_key(&id) {
-                self.reconfigure_interface(id, interface.clone());
-            } else {
-                // It comes up when its link is known.
-                self.interfaces.insert(id, Interface::new(interface.clone()));
-            }
+            // A new one comes up when its link is known.
+            self.interfaces.entry(id).or_insert_with(|| Interface::new(interface.clone()));
+            self.reconfigure_interface(id, interface.clone());
         }
         self.spf.reconfigure(next.spf);
         self.config = next;

@@ -3,9 +3,11 @@
 mod areas;
 mod authentication;
 mod externals;
+mod flooding;
 mod fuzz;
 mod graceful;
 mod inspection;
+mod interfaces;
 mod liveness;
 mod protocol;
 mod reconfiguration;

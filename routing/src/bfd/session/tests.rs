@@ -61,6 +61,8 @@ fn up(parameters: Parameters, now: Instant) -> Session {
     session
 }
 
+/// "When bfd.SessionState is not Up, the system MUST set bfd.DesiredMinTxInterval to a value of not less than one
+/// second (1,000,000 microseconds)." (RFC 5880 section 6.8.3)
 #[test]
 fn slow_start_sends_once_a_second_until_up() {
     let start = Instant::now();
@@ -75,6 +77,8 @@ fn slow_start_sends_once_a_second_until_up() {
     assert_eq!(sent(&mut session, start + ms(1000)).len(), 1);
 }
 
+/// "If bfd.SessionState is Down, if received State is Down, set bfd.SessionState to Init" (RFC 5880 section 6.8.6);
+/// and "a Poll Sequence MUST be initiated" once the interval changes (section 6.8.3).
 #[test]
 fn three_way_handshake_ends_in_a_poll_with_the_fast_interval() {
     let now = Instant::now();
@@ -91,6 +95,8 @@ fn three_way_handshake_ends_in_a_poll_with_the_fast_interval() {
     assert_eq!(session.transmit_interval(), ms(50));
 }
 
+/// "If the Poll (P) bit is set, send a BFD Control packet to the remote system with the Poll (P) bit clear, and the
+/// Final (F) bit set" (RFC 5880 section 6.8.6).
 #[test]
 fn poll_is_answered_at_once_and_beside_the_periodic_packets() {
     let now = Instant::now();
@@ -102,6 +108,9 @@ fn poll_is_answered_at_once_and_beside_the_periodic_packets() {
     assert_eq!(session.transmit_deadline(), periodic);
 }
 
+/// "In Asynchronous mode, the Detection Time calculated in the local system is equal to the value of Detect Mult
+/// received from the remote system, multiplied by the agreed transmit interval of the remote system (the greater of
+/// bfd.RequiredMinRxInterval and the last received Desired Min TX Interval)." (RFC 5880 section 6.8.4)
 #[test]
 fn detection_time_uses_the_multiplier_and_interval_of_the_peer() {
     let now = Instant::now();
@@ -126,6 +135,8 @@ fn detection_time_uses_the_multiplier_and_interval_of_the_peer() {
     );
 }
 
+/// "If bfd.DesiredMinTxInterval is increased and bfd.SessionState is Up, the actual transmission interval used MUST
+/// NOT change until the Poll Sequence described above has terminated." (RFC 5880 section 6.8.3)
 #[test]
 fn longer_transmit_interval_waits_for_the_final() {
     let now = Instant::now();
@@ -149,6 +160,9 @@ fn shorter_transmit_interval_is_used_at_once() {
     assert!(session.is_polling());
 }
 
+/// "If bfd.RequiredMinRxInterval is reduced and bfd.SessionState is Up, the previous value of
+/// bfd.RequiredMinRxInterval MUST be used when calculating the Detection Time for the remote system until the Poll
+/// Sequence described above has terminated." (RFC 5880 section 6.8.3)
 #[test]
 fn shorter_receive_interval_waits_for_the_final_and_a_longer_one_does_not() {
     let now = Instant::now();
@@ -233,6 +247,8 @@ fn failure_lasts_until_up_again() {
     assert_eq!(session.handle_packet(now, &from_peer(State::Init)).unwrap().path, Path::Up);
 }
 
+/// "If bfd.SessionState is AdminDown, discard the packet" (RFC 5880 section 6.8.6); "BFD Control packets SHOULD be
+/// transmitted for at least a Detection Time after transitioning to AdminDown state" (section 6.8.16).
 #[test]
 fn disabled_session_says_so_three_times_and_hears_nothing() {
     let now = Instant::now();
@@ -264,6 +280,8 @@ fn path_failure_is_told_to_the_peer_at_once() {
     assert_eq!((packets[0].state, packets[0].diagnostic), (State::Down, Diagnostic::PATH_DOWN));
 }
 
+/// "A system MUST NOT periodically transmit BFD Control packets if Demand mode is active on the remote system … and a
+/// Poll Sequence is not being transmitted." (RFC 5880 section 6.8.7)
 #[test]
 fn remote_demand_mode_stops_periodic_packets_but_not_polls() {
     let now = Instant::now();
@@ -280,6 +298,8 @@ fn remote_demand_mode_stops_periodic_packets_but_not_polls() {
     assert!(sent(&mut session, now + ms(9000)).is_empty());
 }
 
+/// "A system MUST NOT periodically transmit BFD Control packets if bfd.RemoteMinRxInterval is zero." (RFC 5880 section
+/// 6.8.7)
 #[test]
 fn nothing_periodic_to_a_peer_that_wants_nothing() {
     let now = Instant::now();

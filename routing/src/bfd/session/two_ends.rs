@@ -134,6 +134,7 @@ fn both_come_up_within_two_slow_intervals() {
     assert!(pair.ends.iter().all(|end| !end.session.is_polling()));
 }
 
+/// "In other words, the system reporting the slower rate determines the transmission rate." (RFC 5880 section 6.8.2)
 #[test]
 fn intervals_are_negotiated_each_way() {
     let left = Parameters { desired_min_tx: ms(20), required_min_rx: ms(300), ..symmetric(50, 3) };
@@ -144,6 +145,8 @@ fn intervals_are_negotiated_each_way() {
     assert_eq!((left.session.detection_time(), right.session.detection_time()), (ms(1500), ms(180)));
 }
 
+/// "The periodic transmission of BFD Control packets MUST be jittered on a per-packet basis by up to 25%, that is, the
+/// interval MUST be reduced by a random value of 0 to 25%" (RFC 5880 section 6.8.7).
 #[test]
 fn intervals_between_packets_keep_the_bounds_of_jitter() {
     for (multiplier, longest) in [(1, 90), (3, 100)] {
@@ -157,6 +160,8 @@ fn intervals_between_packets_keep_the_bounds_of_jitter() {
     }
 }
 
+/// "If a period of time equal to the Detection Time passes without receiving a BFD Control packet from the remote
+/// system, and bfd.SessionState is Init or Up, the session has gone down" (RFC 5880 section 6.8.4).
 #[test]
 fn death_is_noticed_after_the_detection_time_and_not_before() {
     let mut pair = Pair::established(symmetric(50, 3), symmetric(50, 3));

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Node 0 is under test, node 1 its full neighbour, in whose name packets are made.
-fn adjacent() -> Simulator {
+pub(super) fn adjacent() -> Simulator {
     let mut sim = Simulator::new(77);
     sim.segment(&[(0, super::p2p()), (1, super::p2p())]);
     sim.start();
@@ -26,18 +26,18 @@ fn adjacent() -> Simulator {
     sim
 }
 
-fn receive(sim: &mut Simulator, payload: Vec<u8>) {
+pub(super) fn receive(sim: &mut Simulator, payload: Vec<u8>) {
     let source = Ipv4Addr::new(10, 0, 0, 2);
     let (interface, destination) = (InterfaceId(0), ALL_SPF_ROUTERS);
     sim.input(0, Input::Packet { interface, source, destination, payload });
 }
 
-fn deliver(sim: &mut Simulator, body: Body) {
+pub(super) fn deliver(sim: &mut Simulator, body: Body) {
     let packet = Packet { router: id(1), area: Ipv4Addr::UNSPECIFIED, body };
     receive(sim, packet.emit().to_vec());
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello {
         mask: Ipv4Addr::new(255, 255, 255, 0),
         hello_interval: 1,
@@ -50,11 +50,11 @@ fn hello() -> Hello {
     }
 }
 
-fn count(sim: &Simulator, reason: Refusal) -> u64 {
+pub(super) fn count(sim: &Simulator, reason: Refusal) -> u64 {
     sim.status(0).counters.get(&reason).copied().unwrap_or(0)
 }
 
-fn summary(sequence: i32, metric: u8) -> Lsa {
+pub(super) fn summary(sequence: i32, metric: u8) -> Lsa {
     let key = LsaKey { kind: SUMMARY_NETWORK, id: Ipv4Addr::new(192, 0, 2, 0), router: id(1) };
     Lsa::build(key, OPTION_E, sequence, &[255, 255, 255, 0, 0, 0, 0, metric]).expect("short")
 }
@@ -269,4 +269,45 @@ proptest! {
         }
         sim.until(seconds(30), |sim| sim.all_full(2));
     }
+}
+
+/// What is refused before anybody looks inside, and what does not fit the neighbour's state: each has its counter, and one
+/// line in the log for as many as come within half a minute.
+#[test]
+fn every_packet_out_of_place_has_its_counter_and_one_line() {
+    let mut sim = adjacent();
+    let from = |sim: &mut Simulator, source: [u8; 4], destination: Ipv4Addr| {
+        let packet = Packet { router: id(1), area: Ipv4Addr::UNSPECIFIED, body: Body::Hello(hello()) };
+        let (interface, source, payload) = (InterfaceId(0), source.into(), packet.emit().to_vec());
+        sim.input(0, Input::Packet { interface, source, destination, payload });
+    };
+    let stranger = |body| Packet { router: id(7), area: Ipv4Addr::UNSPECIFIED, body }.emit().to_vec();
+    for _ in 0..2 {
+        from(&mut sim, [10, 0, 0, 1], ALL_SPF_ROUTERS);
+        from(&mut sim, [192, 0, 2, 9], ALL_SPF_ROUTERS);
+        from(&mut sim, [10, 0, 0, 2], Ipv4Addr::new(10, 0, 0, 9));
+        receive(&mut sim, stranger(Body::Ack(Vec::new())));
+    }
+    let said = |sim: &Simulator, reason: Refusal| -> Vec<String> {
+        let of = |event: &Event| match event {
+            Event::Refused { reason: told, detail, .. } if *told == reason => Some(detail.clone()),
+            _ => None,
+        };
+        sim.events(0).iter().filter_map(of).collect()
+    };
+    for (reason, detail) in [
+        (Refusal::OwnPacket, "own packet came back"),
+        (Refusal::Source, "source 192.0.2.9 is not in 10.0.0.0/24"),
+        (Refusal::Destination, "addressed to 10.0.0.9"),
+        (Refusal::UnknownNeighbor, "no Hello from 10.255.0.8 yet"),
+    ] {
+        assert_eq!((count(&sim, reason), said(&sim, reason)), (2, vec![detail.to_owned()]), "{reason:?}");
+    }
+    deliver(&mut sim, Body::Hello(Hello { neighbors: Vec::new(), ..hello() }));
+    deliver(&mut sim, Body::Ack(Vec::new()));
+    let detail = "neighbour is in state Init, packet needs Exchange or above";
+    assert_eq!(said(&sim, Refusal::NeighborState), [detail]);
+    sim.run(seconds(31));
+    from(&mut sim, [10, 0, 0, 2], Ipv4Addr::new(10, 0, 0, 9));
+    assert_eq!((count(&sim, Refusal::Destination), said(&sim, Refusal::Destination).len()), (3, 2));
 }

@@ -127,6 +127,8 @@ pub(super) struct Network<V: Family> {
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// What node 0 sends, where somebody wants to see it.
+    pub(super) said: Option<Vec<Vec<u8>>>,
     /// Deliveries to node 0, where somebody wants to see them: source, destination, payload.
     pub(super) tap: Option<Vec<Heard<V>>>,
     /// What time of day nodes that start believe it was when the simulation began.
@@ -151,6 +153,7 @@ impl<V: Family> Network<V> {
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            said: None,
             tap: None,
             time_of_day: START,
             largest: 0,
@@ -354,6 +357,9 @@ impl<V: Family> Network<V> {
     }
 
     fn transmit(&mut self, from: usize, interface: InterfaceId, destination: V::Address, payload: &[u8]) {
+        if let Some(said) = self.said.as_mut().filter(|_| from == 0) {
+            said.push(payload.to_vec());
+        }
         let on = |members: &Vec<(usize, InterfaceId)>| members.contains(&(from, interface));
         let Some(segment) =
             self.segments.iter().position(on).filter(|at| !self.down.contains(at) && !self.cut.contains(at))
