@@ -23,6 +23,8 @@ struct Count {
     watch: Watch,
     /// Next hops that a switch lost, of the four between two directors and two switches.
     losses: usize,
+    /// Next hops that are there at the end, of the same four: what was never there cannot be lost.
+    there: usize,
     /// Sessions that went down as our speakers count them.
     downs: Option<u64>,
 }
@@ -65,8 +67,9 @@ pub(crate) fn measure(span: Duration) -> Result<String> {
             (0..2).map(|director| switch.monitor.losses(VIP, &gateway(at, director), since)).sum::<usize>()
         };
         let losses = rig.switches.iter().enumerate().map(lost).sum();
+        let there = rig.switches.iter().map(|switch| switch.monitor.hops(VIP).len()).sum();
         let downs = downs(rig)?.zip(before).map(|(now, before)| now.saturating_sub(before));
-        counts.push(Count { place: rig.place, watch: *watch, losses, downs });
+        counts.push(Count { place: rig.place, watch: *watch, losses, there, downs });
     }
     Ok(table(&counts, span, processors))
 }
@@ -85,16 +88,19 @@ fn table(counts: &[Count], span: Duration, processors: usize) -> String {
     let mut text = format!(
         "{} s with {} busy threads on {processors} processors; four sessions each, of two directors with two switches, \
          whose daemons are in the real-time class as if they were on another machine.\n\n\
-         | BFD | in our place | next hops lost | a session's rate | sessions down, as we count |\n|---|---|---:|---:|---:|\n",
+         | BFD | in our place | next hops lost | there at the end | a session's rate | sessions down, as we count |\n|---|---|---:|---:|---:|---:|\n",
         span.as_secs(),
         processors * BUSY
     );
-    for Count { place, watch, losses, downs } in counts {
+    for Count { place, watch, losses, there, downs } in counts {
         let interval = watch.interval().unwrap_or_default();
         let rate = *losses as f64 / 4.0 / (span.as_secs_f64() / 3600.0);
         let downs = downs.map_or_else(|| "not counted".to_owned(), |downs| downs.to_string());
-        writeln!(text, "| {interval} ms x 3 | {place} | {losses} | {rate:.1} an hour | {downs} |")
-            .expect("invariant: a string takes all");
+        writeln!(
+            text,
+            "| {interval} ms x 3 | {place} | {losses} | {there} of 4 | {rate:.1} an hour | {downs} |"
+        )
+        .expect("invariant: a string takes all");
     }
     text
 }

@@ -68,12 +68,15 @@ pub(crate) fn measure(place: Brand, watch: Watch, runs: usize, samples: &Samples
             }
             Watch::Bfd10 => {
                 life.die(Event::KilledBfd10)?;
-                std::thread::sleep(FORGOTTEN);
-                life.restart(Event::RestartedLater)?;
+                life.rig.victim().start()?;
             }
             Watch::Bfd50 => {
                 life.die(Event::KilledBfd50)?;
                 life.restart(Event::Restarted)?;
+                life.steady()?;
+                life.rig.victim().kill()?;
+                std::thread::sleep(FORGOTTEN);
+                life.restart(Event::RestartedLater)?;
             }
             Watch::Alive => {
                 life.change_what_is_announced()?;
@@ -106,7 +109,10 @@ impl Life<'_> {
         for (at, switch) in self.rig.switches.iter().enumerate() {
             let gone = |hops: &Hops| !hops.contains(&gateway(at, 1));
             let took = switch.monitor.until(VIP, since, LIMIT, gone);
-            self.record(event, at, took, 0);
+            // What was gone before, a false alarm took: nothing was measured.
+            if took != Some(Duration::ZERO) {
+                self.record(event, at, took, 0);
+            }
         }
         Ok(())
     }

@@ -43,13 +43,19 @@ struct Arguments {
     /// Only the calculation of a large domain, in this process.
     #[arg(long)]
     calculation: bool,
+    /// Only one history, as `bfd50` (deaths and restarts), `alive` (withdrawals, drain, links), `hellos`, `bfd10` or `pools`.
+    #[arg(long, value_parser = ["bfd50", "alive", "hellos", "bfd10", "pools"])]
+    only: Option<String>,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
+/// Measures something with a brand in our place.
+type Task<'a> = dyn Fn(Brand) -> Result<()> + Sync + 'a;
+
 /// Measures side by side; what fails is in the samples.
-fn side_by_side(samples: &Samples, tasks: &[&(dyn Fn(Brand) -> Result<()> + Sync)]) {
+fn side_by_side(samples: &Samples, tasks: &[&Task<'_>]) {
     std::thread::scope(|scope| {
         for task in tasks {
             for place in Brand::ALL {
@@ -83,21 +89,28 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let samples = Samples::default();
-    side_by_side(
-        &samples,
-        &[
-            &|place| life::measure(place, Watch::Bfd50, runs, &samples),
-            &|place| life::measure(place, Watch::Alive, runs, &samples),
-            &|place| life::measure(place, Watch::Hellos, runs, &samples),
-            &|place| life::measure(place, Watch::Bfd10, runs, &samples),
-        ],
-    );
-    side_by_side(
-        &samples,
-        &[&|place| pool::measure(place, As::External, runs, &samples), &|place| {
-            pool::measure(place, As::Stub, runs, &samples)
-        }],
-    );
+    let chosen = |name: &str| arguments.only.as_ref().is_none_or(|only| only == name);
+    let histories = [
+        ("bfd50", Watch::Bfd50),
+        ("alive", Watch::Alive),
+        ("hellos", Watch::Hellos),
+        ("bfd10", Watch::Bfd10),
+    ];
+    let lives = histories.map(|(name, watch)| {
+        let samples = &samples;
+        (name, move |place| life::measure(place, watch, runs, samples))
+    });
+    let lives: Vec<&Task> =
+        lives.iter().filter(|(name, _)| chosen(name)).map(|(_, life)| life as &Task).collect();
+    side_by_side(&samples, &lives);
+    if chosen("pools") {
+        side_by_side(
+            &samples,
+            &[&|place| pool::measure(place, As::External, runs, &samples), &|place| {
+                pool::measure(place, As::Stub, runs, &samples)
+            }],
+        );
+    }
     println!("{} {runs} runs; median / worst.\n", report::machine(&load)?);
     println!("{}\n{}", report::events(&samples), report::calculation(&calculation));
     Ok(())

@@ -294,7 +294,7 @@ impl Director {
                 until("the speaker ends", ten, || speaker.has_ended()).map(drop)
             }
             Running::Daemons(mut daemons) => {
-                let ended = |all: &mut Daemons| all.processes().all(|one| has_ended(one));
+                let ended = |all: &mut Daemons| all.processes().all(has_ended);
                 until("the daemons end", ten, || Ok(ended(&mut daemons))).map(drop)
             }
             Running::Nothing => Ok(()),
