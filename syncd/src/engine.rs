@@ -321,12 +321,12 @@ impl Engine {
     fn handle_net(&mut self, event: NetEvent) {
         let now = Instant::now();
         match event {
-            NetEvent::Greeting { hello, kind, origin, outgoing, reply } => {
+            NetEvent::Greeting { hello, kind, origin, answer, outgoing, reply } => {
                 let admitted = self.replica.admit(now, &hello);
                 if admitted.is_ok() && kind == Kind::Pins {
                     self.pins.machine.handle_link(hello.router_id, hello.boot_id);
                 }
-                let taken = admitted.map(|()| self.links.take(&hello, kind, origin, outgoing));
+                let taken = admitted.map(|()| self.links.take(&hello, kind, origin, answer, outgoing));
                 // A session that has ended meanwhile says so by its closed link.
                 let _ = reply.send(taken);
             }

@@ -83,6 +83,8 @@ pub(crate) enum NetEvent {
         hello: Hello,
         kind: Kind,
         origin: Origin,
+        /// Our own greeting, where the peer greeted first: it goes out before anything else does.
+        answer: Option<wire::Frame>,
         outgoing: mpsc::Sender<wire::Frame>,
         reply: oneshot::Sender<Result<Taken, Refusal>>,
     },

@@ -63,27 +63,23 @@ impl Session {
             Ok(Ok((Frame::Refusal(reason), _))) => return Err(SessionError::PeerRefuses(reason)),
             Ok(Ok(_)) => return Err(SessionError::Violation("not a greeting".to_owned())),
         };
-        let taken = match self.judge(hello).await {
-            Ok(taken) => taken,
+        match self.judge(hello, answer).await {
             Err(SessionError::WeRefuse(refusal)) => {
                 self.send(&Frame::Refusal(refusal.to_string())).await;
-                return Err(refusal.into());
+                Err(refusal.into())
             }
-            Err(error) => return Err(error),
-        };
-        if let Some(hello) = answer {
-            self.send(&Frame::Hello(hello.clone())).await;
+            judged => judged,
         }
-        Ok(taken)
     }
 
-    async fn judge(&self, hello: Hello) -> Result<Taken, SessionError> {
+    async fn judge(&self, hello: Hello, answer: Option<&Hello>) -> Result<Taken, SessionError> {
         if let Some(certificate) = &self.certificate {
             tls::check_name(certificate, hello.router_id, &self.cluster)?;
         }
         let (reply, verdict) = oneshot::channel();
         let (kind, origin, outgoing) = (self.kind, self.origin, self.outgoing.clone());
-        let greeting = NetEvent::Greeting { hello, kind, origin, outgoing, reply };
+        let answer = answer.map(|hello| wire::Frame::from(&Frame::Hello(hello.clone())));
+        let greeting = NetEvent::Greeting { hello, kind, origin, answer, outgoing, reply };
         self.engine.send(greeting).await.map_err(|_| SessionError::GivenUp)?;
         Ok(verdict.await.map_err(|_| SessionError::GivenUp)??)
     }

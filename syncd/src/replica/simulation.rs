@@ -4,7 +4,7 @@
 //! Two sorts of histories are tried. Those that `end_in_agreement` may do anything to a cluster, lost disks and links that
 //! work one way included, and must end well. Those that `misroute_nothing` leave it disks and symmetric links, and are
 //! checked at every moment: each director's epochs only rise, an epoch has one content, a director that serves has at
-//! least prepared what any other forwards by, no packet of a connection meets another real server than its own, and
+//! least prepared what any other forwards by, or given it up less than a margin ago, no packet of a connection meets another real server than its own, and
 //! no epoch is under way for longer than the stated bound.
 //!
 //! Everything follows from one seed. `SYNCD_SEED=… cargo test -p syncd histories` replays a history that failed,
@@ -90,6 +90,8 @@ pub(super) struct Node {
     fed: Option<Version>,
     /// What the kernel is prepared for.
     loaded: Option<(Arc<TableSet>, Version)>,
+    /// What it was prepared for and has given up, and when: the slots concerned are held for a margin from then on.
+    given_up: Vec<(Epoch, Instant)>,
     /// When the epoch under way was prepared.
     under_way: Option<Instant>,
     /// It has not learned yet how slots stand.
@@ -187,6 +189,7 @@ impl Cluster {
             kernel: Kernel::new(now),
             fed: None,
             loaded: None,
+            given_up: Vec::new(),
             under_way: None,
             windows_due: false,
             reached_until: None,
@@ -223,6 +226,7 @@ impl Cluster {
         node.fed = None;
         node.windows_due = false;
         node.loaded = None;
+        node.given_up.clear();
         node.reached_until = None;
         node.leading_since = None;
         node.stuck_until = None;
@@ -350,14 +354,17 @@ impl Cluster {
                         node.kernel.end_epoch(since, self.now);
                     }
                     node.kernel.prepare(&tables, self.now);
-                    node.loaded = Some((tables, version));
+                    let replaced = node.loaded.replace((tables, version));
+                    node.given_up.extend(replaced.map(|(_, version)| (version.epoch, self.now)));
                 }
                 self.with(index, |replica, now| replica.handle(now, Input::Loaded { version, result }));
             }
             Event::RolledBack { .. } if refuses != Refuses::ToApply => {
                 let held = self.replica(index).tables().cloned().zip(self.replica(index).version());
                 if let Some((tables, version)) = held {
-                    self.nodes[index].loaded = None;
+                    let node = &mut self.nodes[index];
+                    let rolled_back = node.loaded.take();
+                    node.given_up.extend(rolled_back.map(|(_, version)| (version.epoch, self.now)));
                     self.feed(index, &tables, version, None);
                 }
             }
@@ -779,14 +786,17 @@ impl Cluster {
         }
     }
 
-    /// Whoever serves has at least prepared what any other one forwards by.
+    /// Whoever serves has at least prepared what any other one forwards by, or given it up less than a margin ago.
     fn check_cover(&self, reached: &[usize]) {
         let epoch = |node: &usize| self.nodes[*node].fed.map(|version| version.epoch);
         let highest = reached.iter().filter_map(epoch).max();
         for node in reached {
             let prepared = self.nodes[*node].loaded.as_ref().map(|(_, version)| version.epoch);
+            let margin = self.nodes[*node].replica.as_ref().map(|replica| replica.settings().skew());
+            let is_held = |(_, at): &&(Epoch, Instant)| margin.is_some_and(|margin| self.now < *at + margin);
+            let given_up = self.nodes[*node].given_up.iter().filter(is_held).map(|(epoch, _)| *epoch).max();
             assert!(
-                epoch(node).max(prepared) >= highest,
+                epoch(node).max(prepared).max(given_up) >= highest,
                 "director {node} serves with {:?} and {prepared:?} beside {highest:?}
 {}",
                 epoch(node),
