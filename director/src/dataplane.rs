@@ -396,7 +396,7 @@ fn buckets_to_have(options: &Options, map: &str, connections: u32) -> Result<u32
 /// A secret that nobody else has.
 fn draw_secret() -> Result<HashKey, OpenError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| OpenError::Secret(error.into()))?;
+    getrandom::fill(&mut bytes).map_err(OpenError::Secret)?;
     Ok(HashKey::from_bytes(bytes))
 }
 

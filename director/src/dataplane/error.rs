@@ -37,8 +37,8 @@ pub enum OpenError {
         expected: String,
     },
     /// The operating system gives no random numbers.
-    #[error("no random numbers")]
-    Secret(#[source] io::Error),
+    #[error("no random numbers: {0}")]
+    Secret(getrandom::Error),
     /// The kernel refused the object.
     #[error("the kernel refused the maps or the object of the data plane")]
     Load(#[source] EbpfError),
