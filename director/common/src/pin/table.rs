@@ -22,6 +22,7 @@ use crate::tables::{FlowKey, Plain};
 
 /// Entries of a bucket.
 pub const WAYS: usize = 8;
+const _: () = assert!(WAYS == 1 << 3);
 /// Entries in a connection's first bucket from which on it is put into the emptier one of both: those of a cache line.
 pub const HALF: usize = WAYS / 2;
 
@@ -258,7 +259,7 @@ const fn number_of(bucket: u32, way: usize) -> u32 {
 /// Bucket and place there of entry number `number`.
 #[inline(always)]
 pub const fn place_of(number: u32) -> (u32, usize) {
-    (number / WAYS as u32, number as usize % WAYS)
+    (number >> 3, number as usize & (WAYS - 1))
 }
 
 /// The entry with a number.
