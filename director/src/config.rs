@@ -70,7 +70,7 @@ pub struct Node {
     pub echo: Echo,
     /// Most ICMP errors (packet too big) in a second, for each processor; 0 for none.
     pub icmp_rate: u32,
-    /// Room for connections, of tracked services and of slots that change; about 120 bytes each.
+    /// Room for connections, of tracked services and of slots that change; 90 bytes each.
     pub connections: u32,
     /// Room for connections of tracked services that have begun and not gone on yet.
     pub half_open: u32,

@@ -141,7 +141,7 @@ pub struct Options {
     pub flow_accounting: bool,
     /// Flows accounted at one time; beyond, the least recently seen is forgotten.
     pub flow_capacity: u32,
-    /// Connections that can be pinned at one time, while slots change: about 120 bytes each, taken from the start.
+    /// Connections that can be pinned at one time, while slots change: 90 bytes each, taken from the start.
     /// Three quarters of them may be connections of other directors.
     /// A data plane that is adopted keeps the number it was made with.
     pub pins: u32,
@@ -281,7 +281,9 @@ impl Dataplane {
         let mut dataplane =
             Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture, under_way };
         if adopted {
-            dataplane.recount()?;
+            dataplane.maps.pins.free_claims();
+            dataplane.maps.half_open.free_claims();
+            dataplane.recount();
         }
         dataplane.adopt_links()?;
         let adoption = if adopted { dataplane.adoption() } else { Adoption::Fresh };

@@ -229,6 +229,9 @@ impl Replica {
                 if self.is_isolated() || self.is_leaderless() {
                     return Err(ProposeError::Isolated);
                 }
+                if let Some(epoch) = self.to_be_resumed() {
+                    return Err(ProposeError::Busy { epoch });
+                }
                 if let Some(rejected) =
                     self.rejected.as_ref().filter(|rejected| rejected.concerns(&services, now))
                 {

@@ -280,7 +280,7 @@ impl Tables for KernelTables {
 /// and never goes back.
 #[inline(always)]
 fn seconds(nanoseconds: u64) -> u32 {
-    // 2^54 / 10^9, of units of 2^23 ns: within 64 bits for more than 290 years.
+    // 2^54 / 10^9, of units of 2^23 ns: within 64 bits for 270 years.
     ((nanoseconds >> 23).wrapping_mul(18_014_399) >> 31) as u32
 }
 

@@ -126,14 +126,14 @@ impl PinTable {
     #[inline(always)]
     fn take(&self, first: u64, second: u64) -> u32 {
         let Some(config) = KernelTables.config() else { return NOWHERE };
-        table::claim(self, (self.buckets)(config), &Trace { first, second })
+        table::claim(self, (self.buckets)(config), &Trace { first, second }, table::CLAIMED)
     }
 
     /// A connection's entry.
     ///
     /// Should user space remove it meanwhile, it had not been used for its whole time. If another connection has it by
-    /// the next moment, that one is kept a little longer, or this packet goes where that one's do: its server is not
-    /// asked for twice.
+    /// the next moment, that one is kept a little longer, or this one goes where that one does: its server is not asked
+    /// for twice.
     #[inline(always)]
     pub fn get(&self, flow: &FlowKey) -> Option<&'static PinCell> {
         let trace = KernelTables.config()?.pins.of(flow);

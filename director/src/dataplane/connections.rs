@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapError;
 use director_common::pin::table::{
-    self, Buckets, FlowBucket, NOWHERE, PinBucket, PinHash, Trace, WAYS, cell, names_somebody, place_of,
+    self, Buckets, CLAIMED_BY_USER, FlowBucket, NOWHERE, PinBucket, PinHash, Trace, WAYS, cell,
+    names_somebody, place_of,
 };
 use director_common::pin::{Pin, PinCell};
 use director_common::tables::FlowKey;
@@ -21,6 +22,17 @@ pub(super) struct Connections {
     entries: Mapping<PinBucket>,
     flows: Mapping<FlowBucket>,
     hash: PinHash,
+}
+
+/// An entry as a walk has met it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// Its number in the table.
+    number: u32,
+    /// The connection.
+    pub(super) flow: FlowKey,
+    /// Its pin.
+    pub(super) pin: Pin,
 }
 
 /// Where a walk through a table goes on.
@@ -75,27 +87,56 @@ impl Connections {
         (trace, cell(self, table::find(self, self.buckets(), &trace)))
     }
 
-    /// Appends the next connections to `found`, those of so many buckets.
-    pub(super) fn read(&self, cursor: Cursor, found: &mut Vec<(FlowKey, Pin)>) -> Cursor {
+    /// Appends the next connections to `found`, those of [`STEP`] buckets.
+    pub(super) fn read(&self, cursor: Cursor, found: &mut Vec<Entry>) -> Cursor {
         let first = match cursor {
             Cursor::Start => 0,
             Cursor::At(bucket) => bucket,
             Cursor::End => return Cursor::End,
         };
         let end = first.saturating_add(STEP).min(self.buckets());
-        for number in first * WAYS as u32..end * WAYS as u32 {
-            let Some(cell) = cell(self, number) else { break };
+        found.extend((first * WAYS as u32..end * WAYS as u32).filter_map(|number| self.entry(number)));
+        if end == self.buckets() { Cursor::End } else { Cursor::At(end) }
+    }
+
+    /// The entry with this number, if it is somebody's.
+    pub(super) fn entry(&self, number: u32) -> Option<Entry> {
+        let cell = cell(self, number)?;
+        // The program may change it meanwhile, but not for ever: what is read must have been there at one moment.
+        loop {
             let word = cell.word();
             if !names_somebody(word) {
-                continue;
+                return None;
             }
-            let (pin, flow) = (cell.load(), self.flow(number));
-            // Unless it has become another's meanwhile.
-            if self.hash.of(&flow).is_of(cell.word(), cell.tag()) {
-                found.push((flow, pin));
+            let (pin, flow, tag) = (cell.load(), self.flow(number), cell.tag());
+            if cell.word() == word {
+                return self.hash.of(&flow).is_of(word, tag).then_some(Entry { number, flow, pin });
             }
         }
-        if end == self.buckets() { Cursor::End } else { Cursor::At(end) }
+    }
+
+    /// The same entry as it is now, if it is the same connection's.
+    pub(super) fn again(&self, entry: &Entry) -> Option<Entry> {
+        self.entry(entry.number).filter(|again| again.flow == entry.flow)
+    }
+
+    /// Removes an entry if it is still as it was met.
+    pub(super) fn remove(&self, entry: &Entry) -> bool {
+        let trace = self.hash.of(&entry.flow);
+        cell(self, entry.number).is_some_and(|cell| {
+            cell.tag() == trace.tag()
+                && cell.load() == entry.pin
+                && table::release(self, cell, &trace, &entry.pin)
+        })
+    }
+
+    /// Frees what an earlier process was about to fill when it was killed.
+    pub(super) fn free_claims(&self) {
+        for bucket in (0..self.buckets()).filter_map(|number| self.bucket(number)) {
+            for cell in &bucket.cells {
+                self.exchange(cell, CLAIMED_BY_USER, 0);
+            }
+        }
     }
 
     /// Whose the entry with this number is.
@@ -128,7 +169,7 @@ impl Connections {
     /// Adds a pin for a connection that has none: false if it has one, or there is no room.
     pub(super) fn add(&self, flow: &FlowKey, pin: &Pin) -> bool {
         let trace = self.hash.of(flow);
-        let number = table::claim(self, self.buckets(), &trace);
+        let number = table::claim(self, self.buckets(), &trace, CLAIMED_BY_USER);
         if number == NOWHERE {
             return false;
         }
@@ -137,6 +178,6 @@ impl Connections {
         // SAFETY: within the mapping, at a place that is nobody else's while it is claimed.
         unsafe { (&raw mut (*flows.as_ptr()).flows).cast::<FlowKey>().add(way).write_volatile(*flow) };
         cell.fill(trace.tag(), u32::try_from(pin.seen).unwrap_or(u32::MAX));
-        self.exchange(cell, table::CLAIMED, trace.word(pin))
+        self.exchange(cell, CLAIMED_BY_USER, trace.word(pin))
     }
 }

@@ -10,7 +10,7 @@ use director_proto::pins::Server;
 use syncd::pins::LocalPin;
 
 use super::Dataplane;
-use super::connections::{Cursor, STEP};
+use super::connections::{Cursor, Entry, STEP};
 use super::error::ReadError;
 
 /// Where the walk is.
@@ -54,7 +54,7 @@ impl Dataplane {
         while seen < budget {
             self.export.cursor = self.maps.pins.read(self.export.cursor, &mut found);
             seen += found.len() + STEP as usize / 8;
-            for (flow, pin) in found.drain(..) {
+            for Entry { flow, pin, .. } in found.drain(..) {
                 if !self.replicas.tells(&flow, &pin, orphans) {
                     continue;
                 }

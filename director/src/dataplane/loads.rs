@@ -77,6 +77,18 @@ impl Loads {
         }
     }
 
+    /// Adds to the counts, modulo 2^64, and marks the server as they say.
+    pub(super) fn correct(&self, index: u32, active: u64, inactive: u64) {
+        let Some(load) = self.at(index) else { return };
+        load.active.fetch_add(active, Ordering::Relaxed);
+        load.inactive.fetch_add(inactive, Ordering::Relaxed);
+        let entry = self.get(index);
+        let thresholds = Thresholds { upper: entry.upper, lower: entry.lower };
+        let marked = thresholds.after_arrival(entry.overloaded != 0, entry.total());
+        let marked = thresholds.after_departure(marked, entry.total());
+        load.overloaded.store(u32::from(marked), Ordering::Relaxed);
+    }
+
     /// Counts a connection that another director told of.
     pub(super) fn arrive(&self, index: u32, is_active: bool) {
         let Some(load) = self.at(index) else { return };

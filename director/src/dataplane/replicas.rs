@@ -333,9 +333,8 @@ fn take(
     let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
     if let Some(known) = replicas.known.get_mut(flow) {
         let ours = match known.kind {
-            Kind::Held => map.get(flow).is_some_and(|cell| cell.seen > known.seen),
+            Kind::Held | Kind::Orphan => map.get(flow).is_some_and(|cell| cell.seen > known.seen),
             Kind::Ours => true,
-            Kind::Orphan => false,
         };
         if ours {
             known.kind = Kind::Ours;
@@ -368,8 +367,12 @@ fn take(
     replicas.known.insert(*flow, replica);
     changes.flows.push(*flow);
     changes.pins.push(Pin::new(server, pin.state, seen as u32));
-    if !placement.is_tracked() {
+    // Should a sweep be under way, it may have passed the place where this one will be.
+    if placement.is_tracked() {
+        placement.slots.keep_tracked(slot, server.position());
+    } else {
         placement.slots.pin(slot);
+        placement.slots.keep(slot, server.position(), false);
     }
     Ok(())
 }

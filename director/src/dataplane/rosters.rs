@@ -175,7 +175,7 @@ impl Dataplane {
     ) -> Result<(), ApplyError> {
         let is_tracked = service.tracking.is_some();
         if is_counted_anew(was_tracked, is_tracked, moved) {
-            return Ok(self.recount()?);
+            self.recount();
         }
         if was_tracked == Some(true) && !is_tracked {
             self.sweep.demand();

@@ -2,22 +2,21 @@
 //!
 //! [`Dataplane::tick`] is called once a second, or whenever it can be: being late keeps connections, pins and servers
 //! longer than needed, and never loses one. A sweep over all pins is spread over as many ticks as it takes. What it
-//! concludes holds, since a slot that is not moving gets no new pin, and one that changed meanwhile is left to the
+//! concludes holds, since a slot that is not moving gets no new pin but of another director's, which is told to a sweep
+//! under way, and one that changed meanwhile is left to the
 //! next sweep.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use aya::maps::MapError;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
-use director_common::schedulers::Thresholds;
 use director_common::tables::{FlowKey, LoadEntry};
 
 use super::apply::packed;
-use super::connections::{Connections, Cursor, STEP};
+use super::connections::{Connections, Cursor, Entry, STEP};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
@@ -188,7 +187,7 @@ impl Dataplane {
         while cursor != Cursor::End {
             cursor = map.read(cursor, &mut pins);
         }
-        let record = |(flow, pin): (FlowKey, Pin)| {
+        let record = |Entry { flow, pin, .. }: Entry| {
             let (name, position) = owners.get(&pin.server().generation())?;
             let placement = self.plan.services.get(name)?;
             let server = placement.servers.get(position)?;
@@ -294,17 +293,33 @@ impl Dataplane {
             let mut pins = Vec::new();
             let next = self.maps.pins.read(self.sweep.cursor, &mut pins);
             seen += pins.len() + STEP as usize;
-            pins.retain(|(flow, pin)| !self.keeps(&hash, &owners, flow, pin, now));
-            let stale: Vec<FlowKey> = pins.into_iter().map(|(flow, _)| flow).collect();
-            self.remove_pins(&owners, &stale);
-            stale.iter().for_each(|flow| self.replicas.forget(flow));
-            report.removed += stale.len();
+            for entry in pins {
+                report.removed += usize::from(self.sweep_one(&hash, &owners, entry, now));
+            }
             self.sweep.cursor = next;
         }
         if self.sweep.cursor == Cursor::End {
             self.end_sweep(report)?;
         }
         Ok(())
+    }
+
+    /// Removes a pin that the sweep has met, unless it stays. One that a packet changes meanwhile is looked at again: it is
+    /// alive.
+    fn sweep_one(&mut self, hash: &FlowHash, owners: &Owners, mut entry: Entry, now: u32) -> bool {
+        while !self.keeps(hash, owners, &entry.flow, &entry.pin, now) {
+            if self.maps.pins.remove(&entry) {
+                self.uncount(owners, &entry.flow, &entry.pin);
+                // There may be another entry of the same connection.
+                if self.maps.pins.get(&entry.flow).is_none() {
+                    self.replicas.forget(&entry.flow);
+                }
+                return true;
+            }
+            let Some(again) = self.maps.pins.again(&entry) else { break };
+            entry = again;
+        }
+        false
     }
 
     /// Whether a pin that the sweep has met stays.
@@ -348,35 +363,37 @@ impl Dataplane {
     }
 
     /// Counts the connections of all tracked services anew, from those that there are: a process that died may have
-    /// removed some and not counted that, and before a service was tracked nobody counted. What begins or ends in the
-    /// same moment may be miscounted by one.
-    pub(super) fn recount(&mut self) -> Result<(), MapError> {
+    /// removed some and not counted that, and before a service was tracked nobody counted. What the program counts
+    /// meanwhile stays counted; a connection that begins, ends or goes on while its table is walked through may be off by
+    /// one.
+    pub(super) fn recount(&self) {
         let owners = self.owners();
+        let tracked = || self.plan.services.values().filter(|placement| placement.is_tracked());
+        let indices = tracked().flat_map(|placement| {
+            placement.servers.keys().map(|position| placement.block.base + u32::from(*position))
+        });
+        let before: BTreeMap<u32, LoadEntry> =
+            indices.map(|index| (index, self.maps.loads.get(index))).collect();
         let (mut pins, mut counts) = (Vec::new(), BTreeMap::<u32, (u64, u64)>::new());
         for map in [&self.maps.pins, &self.maps.half_open] {
             let mut cursor = Cursor::Start;
             while cursor != Cursor::End {
                 cursor = map.read(cursor, &mut pins);
-                for (flow, pin) in pins.drain(..) {
+                for Entry { flow, pin, .. } in pins.drain(..) {
                     let Some((index, is_active)) = self.counted(&owners, &flow, &pin) else { continue };
                     let (active, inactive) = counts.entry(index).or_default();
                     *(if is_active { active } else { inactive }) += 1;
                 }
             }
         }
-        for placement in self.plan.services.values().filter(|placement| placement.is_tracked()) {
-            for position in placement.servers.keys() {
-                let index = placement.block.base + u32::from(*position);
-                let (active, inactive) = counts.get(&index).copied().unwrap_or_default();
-                let load = self.maps.loads.get(index);
-                let thresholds = Thresholds { upper: load.upper, lower: load.lower };
-                let (marked, total) = (load.overloaded != 0, active + inactive);
-                let marked = thresholds.after_departure(thresholds.after_arrival(marked, total), total);
-                let overloaded = u32::from(marked);
-                self.maps.loads.set(index, LoadEntry { active, inactive, overloaded, ..load });
-            }
+        for (index, before) in before {
+            let (active, inactive) = counts.get(&index).copied().unwrap_or_default();
+            self.maps.loads.correct(
+                index,
+                active.wrapping_sub(before.active),
+                inactive.wrapping_sub(before.inactive),
+            );
         }
-        Ok(())
     }
 
     /// Removes the half-open connections that have had their time, or that nobody tracks any more.
@@ -393,18 +410,20 @@ impl Dataplane {
             let mut pins = Vec::new();
             self.sweep.half_open = self.maps.half_open.read(self.sweep.half_open, &mut pins);
             seen += pins.len() + STEP as usize;
-            for (flow, pin) in pins {
+            for entry in pins {
+                let (flow, pin) = (&entry.flow, &entry.pin);
                 let owner = owners.get(&pin.server().generation());
                 let placement = owner.and_then(|(name, _)| self.plan.services.get(name));
                 let stays = placement.is_some_and(|placement| {
                     placement.is_tracked()
-                        && !placement.timeouts.is_expired(&pin, flow.protocol == PROTOCOL_TCP, now)
+                        && !placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
                 });
-                if stays {
-                    self.sweep.has_half_open = true;
-                } else if let Some(pin) = self.maps.half_open.take(&flow) {
-                    self.uncount(&owners, &flow, &pin);
+                if !stays && self.maps.half_open.remove(&entry) {
+                    self.uncount(&owners, flow, pin);
                     report.removed += 1;
+                } else {
+                    // Also one that has changed just now: the next walk sees.
+                    self.sweep.has_half_open = true;
                 }
             }
         }

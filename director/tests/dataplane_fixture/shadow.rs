@@ -51,7 +51,7 @@ impl Shadow {
     /// Takes a place for a connection; false if there is none.
     pub fn add(&self, flow: &FlowKey, pin: &Pin) -> bool {
         let trace = self.hash.of(flow);
-        let number = table::claim(self, self.count(), &trace);
+        let number = table::claim(self, self.count(), &trace, table::CLAIMED);
         if number == NOWHERE {
             return false;
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use director_proto::sync::{MAX_FRAME, MAX_TEXT, Message, Prepare, encoded_delta_size};
-use director_proto::tables::{Delta, Version};
+use director_proto::tables::{Delta, Epoch, Version};
 
 #[cfg(doc)]
 use super::Settings;
@@ -108,6 +108,12 @@ impl Replica {
             round.answers.extend(newcomers.into_iter().map(|id| (id, Answer::None)));
             self.send_step(now);
         }
+    }
+
+    /// What the last leader has begun and this one goes on with, in a moment.
+    pub(super) fn to_be_resumed(&self) -> Option<Epoch> {
+        let epoch = self.prepared.as_ref().filter(|prepared| prepared.loaded)?.held.version.epoch;
+        self.highest().is_none_or(|highest| highest < epoch).then_some(epoch)
     }
 
     /// A new leader goes on with what it has loaded, unless somebody is beyond it.

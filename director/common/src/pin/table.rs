@@ -26,8 +26,11 @@ const _: () = assert!(WAYS == 1 << 3);
 /// Entries in a connection's first bucket from which on it is put into the emptier one of both: those of a cache line.
 pub const HALF: usize = WAYS / 2;
 
-/// [`PinCell::word`] of an entry that somebody is about to fill: no server, and still not zero.
+/// [`PinCell::word`] of an entry that the program is about to fill: no server, and still not zero.
 pub const CLAIMED: u64 = 1 << STATE_SHIFT;
+/// The same of one that user space is about to fill: should its process be killed meanwhile, the next one frees it. (The
+/// program always runs to its end.)
+pub const CLAIMED_BY_USER: u64 = 2 << STATE_SHIFT;
 /// Where the part of a connection's [`Trace`] begins that is in the word.
 const MARK_SHIFT: u32 = STATE_SHIFT + 2;
 /// That part.
@@ -217,13 +220,13 @@ fn find_in(table: &impl Buckets, number: u32, trace: &Trace) -> u32 {
     NOWHERE
 }
 
-/// Claims an entry for a connection, and says its number; [`NOWHERE`] if it has one, or there is no room. The caller
-/// fills it in ([`PinCell::fill`]), and then sets its word.
+/// Claims an entry for a connection by `mark`, [`CLAIMED`] or [`CLAIMED_BY_USER`], and says its number; [`NOWHERE`] if
+/// it has one, or there is no room. The caller fills it in ([`PinCell::fill`]), and then sets its word.
 ///
-/// Two that claim for one connection in the same moment may both succeed. The one in the bucket's front is found from
-/// then on, and the other has its time and goes.
+/// Two that claim for one connection in the same moment may both succeed. The one in front is found from then on; the
+/// other has its time and goes, by its number.
 #[inline(always)]
-pub fn claim(table: &impl Buckets, count: u32, trace: &Trace) -> u32 {
+pub fn claim(table: &impl Buckets, count: u32, trace: &Trace, mark: u64) -> u32 {
     if find(table, count, trace) != NOWHERE {
         return NOWHERE;
     }
@@ -233,7 +236,7 @@ pub fn claim(table: &impl Buckets, count: u32, trace: &Trace) -> u32 {
     let Some(bucket) = table.bucket(number) else { return NOWHERE };
     let mut way = 0;
     while let Some(cell) = bucket.cells.get(way) {
-        if cell.word() == 0 && table.exchange(cell, 0, CLAIMED) {
+        if cell.word() == 0 && table.exchange(cell, 0, mark) {
             return number_of(number, way);
         }
         way = way.wrapping_add(1);
@@ -311,7 +314,7 @@ mod tests {
         }
         fn add(&self, hash: &PinHash, flow: &FlowKey, pin: &Pin) -> bool {
             let trace = hash.of(flow);
-            let Some(cell) = cell(self, claim(self, self.count(), &trace)) else { return false };
+            let Some(cell) = cell(self, claim(self, self.count(), &trace, CLAIMED)) else { return false };
             cell.fill(trace.tag(), pin.seen as u32);
             cell.set_word(trace.word(pin));
             true
