@@ -361,7 +361,7 @@ impl Replica {
             }
             Message::Prepare(prepare) => self.handle_prepare(now, from, &prepare),
             Message::Prepared(version) => self.handle_prepared(from, version),
-            Message::Refused { version, reason } => self.handle_refused(now, version, reason),
+            Message::Refused { version, reason } => self.handle_refused(now, from, version, reason),
             Message::Commit(version) => self.handle_commit(now, from, version),
             Message::Finish(version) => self.finish(version),
             Message::Abort(version) => self.handle_abort(now, from, version),

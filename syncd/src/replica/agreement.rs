@@ -17,7 +17,7 @@
 //! that nobody takes it for less than it is. If the leader has not loaded them, its heartbeats tell those
 //! who have that nothing is under way, and they roll back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,6 +52,8 @@ pub(super) struct Round {
     pub(super) step: Step,
     /// Members of this step, the leader included.
     pub(super) answers: BTreeMap<Ipv4Addr, Answer>,
+    /// Who served when it began, or had done so lately: nobody else has a veto.
+    pub(super) served: BTreeSet<Ipv4Addr>,
     pub(super) sent: Instant,
     pub(super) deadline: Instant,
     /// It puts tables back that were in force before: if that fails too, nobody goes anywhere.
@@ -68,6 +70,8 @@ pub(super) struct Prepared {
     pub(super) led_by: Ipv4Addr,
     /// The node has them in the kernel.
     pub(super) loaded: bool,
+    /// The node could not load them, and the epoch goes on without it.
+    pub(super) refused: bool,
     /// Since when the leader does not lead through this epoch.
     pub(super) orphaned: Option<Instant>,
 }
@@ -102,6 +106,12 @@ impl Round {
         self.answers.get(&router_id) == Some(&Answer::None)
     }
 
+    /// Whether the epoch ends when this director refuses. One that did not serve announces nothing: it is passed over
+    /// when the step is over, as one that is silent, and serves again once it has the tables.
+    pub(super) fn heeds(&self, router_id: Ipv4Addr) -> bool {
+        self.answers.contains_key(&router_id) && self.served.contains(&router_id)
+    }
+
     pub(super) fn held(&self) -> &Held {
         &self.held
     }
@@ -127,13 +137,14 @@ impl Replica {
         let event =
             Event::Prepare { tables: Arc::clone(&held.tables), version: held.version, cause: cause.clone() };
         self.outputs.push_back(Output::Event(event));
-        self.prepared = Some(Prepared { held, cause, led_by, loaded: false, orphaned: None });
+        self.prepared = Some(Prepared { held, cause, led_by, loaded: false, refused: false, orphaned: None });
     }
 
     /// What is loaded comes into force here.
     pub(super) fn put_prepared_in_force(&mut self, now: Instant) {
         let Some(prepared) = self.prepared.take() else { return };
-        let (version, before) = (prepared.held.version, self.version());
+        // A leader that could not load it, and goes on all the same, has not held the slots that change.
+        let (version, before) = (prepared.held.version, self.version().filter(|_| prepared.loaded));
         self.adopt(now, prepared.held, before, prepared.cause);
         self.committed = Some((version, now));
     }

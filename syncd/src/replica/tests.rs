@@ -671,6 +671,76 @@ mod epochs {
         assert_eq!(events(&cluster, 1, why), 1);
     }
 
+    /// Three directors, of which the kernel of one takes nothing and does not forward.
+    fn in_trouble(seed: u64, node: usize) -> Cluster {
+        let mut cluster = agreed(seed, 3);
+        cluster.nodes[node].refuses = Refuses::ToLoad;
+        let version = cluster.replica(node).version().expect("tables");
+        let input = Input::Applied { version, result: Err("no room".to_owned()) };
+        cluster.with(node, |replica, now| replica.handle(now, input));
+        // The others know.
+        cluster.run_for(2 * SECOND);
+        cluster
+    }
+
+    #[test]
+    fn a_director_that_does_not_serve_vetoes_nothing() {
+        let mut cluster = in_trouble(53, 1);
+        let epoch = propose(&mut cluster, 0, 100).expect("leader");
+        let in_force = |cluster: &Cluster, node: usize| {
+            cluster.replica(node).version().is_some_and(|held| held.epoch == epoch)
+        };
+        cluster.run_until(4 * SECOND, "its withdrawal", |cluster| {
+            cluster.replica(1).standing() == Standing::Behind
+        });
+        assert!(!in_force(&cluster, 0), "it has its time as a silent one has");
+        cluster.run_until(4 * SECOND, "the change", |cluster| in_force(cluster, 0) && in_force(cluster, 2));
+        let passed_over =
+            Event::PassedOver { router_id: id(1), version: cluster.replica(0).version().expect("tables") };
+        assert!(cluster.nodes[0].events.contains(&passed_over));
+        let rolled_back =
+            |event: &Event| matches!(event, Event::RolledBack { .. } | Event::NotInForce { .. });
+        assert_eq!(events(&cluster, 0, rolled_back), 0);
+        cluster.nodes[1].refuses = Refuses::Nothing;
+        cluster.run_until(5 * SECOND, "its return", |cluster| cluster.forwards_by(epoch));
+        let afresh = |event: &Event| matches!(event, Event::TablesInForce { follows: None, .. });
+        assert!(events(&cluster, 1, afresh) >= 1, "it learns how slots stand before it serves");
+    }
+
+    #[test]
+    fn a_leader_that_does_not_serve_leads_the_others_through_a_change_all_the_same() {
+        let mut cluster = in_trouble(54, 0);
+        cluster.nodes[0].events.clear();
+        let epoch = propose(&mut cluster, 0, 101).expect("leader");
+        cluster.run_until(5 * SECOND, "the change", |cluster| {
+            [1, 2].iter().all(|node| cluster.replica(*node).version().is_some_and(|held| held.epoch == epoch))
+        });
+        let follows = |event: &Event| matches!(event, Event::TablesInForce { follows: Some(_), .. });
+        assert_eq!(events(&cluster, 0, follows), 0, "it has not held the slots that change");
+        cluster.run_until(5 * SECOND, "the end", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn what_a_leader_that_serves_cannot_load_comes_into_force_nowhere() {
+        let mut cluster = agreed(55, 3);
+        let before = cluster.replica(0).version();
+        cluster.nodes[0].refuses = Refuses::ToLoad;
+        propose(&mut cluster, 0, 102).expect("leader");
+        cluster.run_for(4 * SECOND);
+        assert!(cluster.agrees() && cluster.replica(0).version() == before, "{}", cluster.describe());
+    }
+
+    #[test]
+    fn a_leader_that_does_not_serve_and_cannot_put_a_change_in_force_does_not_put_it_back() {
+        let mut cluster = in_trouble(56, 0);
+        cluster.nodes[0].refuses = Refuses::ToApply;
+        let epoch = propose(&mut cluster, 0, 103).expect("leader");
+        cluster.run_for(6 * SECOND);
+        let held = |node: usize| cluster.replica(node).version().map(|held| held.epoch);
+        assert_eq!([0, 1, 2].map(held), [Some(epoch); 3]);
+        assert_eq!(events(&cluster, 0, |event| matches!(event, Event::NotInForce { .. })), 0);
+    }
+
     #[test]
     fn what_a_leader_that_died_had_prepared_is_finished_by_the_next() {
         let (mut cluster, epoch) = changing(44, 3);
