@@ -199,7 +199,7 @@ impl Replica {
     /// A director that has not answered, and was silent until just now: it may have gone on by itself, and has had no time
     /// to withdraw.
     fn unaware(&self, now: Instant) -> Option<Ipv4Addr> {
-        let time = self.settings.dead + self.patience();
+        let time = self.settings.prepare_time();
         let silent = self.round.iter().flat_map(|round| &round.answers);
         let mut silent = silent.filter(|(_, answer)| **answer == Answer::None).map(|(id, _)| *id);
         let revived = |id: &Ipv4Addr| {

@@ -6,7 +6,7 @@
 //! | a director that | does not serve |
 //! |---|---|
 //! | sees tables in force that it has not even prepared | at once |
-//! | sees tables prepared that it has not prepared itself | after *patience* |
+//! | sees tables prepared that it has not prepared itself | after *patience*; after *dead* while it is loading those very tables |
 //! | was withdrawn when such tables vanished, or the director that had them fell silent | until *dead* after, or until that director has withdrawn (`claims`) |
 //! | has ceased to see that others follow a leader that it does not hear | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
@@ -14,7 +14,10 @@
 //! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
 //!
 //! A director that does not serve begins to when there is nothing of this left. The times after which it ceases to are less
-//! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`). The roster are
+//! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`): one that
+//! loads slowly hears of what the others prepare within *dead* of PREPARE, or has lost them, and has another *dead* from
+//! then on. The others load no faster, and all of them see each other loading: with *patience* alone they would withdraw
+//! all at once whenever the tables are large. The roster are
 //! the directors that were there when all was well: one that has been silent for two dead intervals is struck off while a
 //! majority remains of which nobody has heard it for as long, so that a cluster can shrink to a single director, one by
 //! one. Of two halves the one with the lowest router id goes on; and of two directors each, for to either the death of
@@ -47,6 +50,7 @@ impl Doubts {
     fn deadlines(&self, patience: Duration, dead: Duration) -> impl Iterator<Item = Instant> {
         let soon = [self.unprepared, self.leaderless].map(|since| since.map(|since| since + patience));
         soon.into_iter()
+            .chain([self.unprepared.map(|since| since + dead)])
             .chain([self.uncommitted.map(|since| since + dead), self.alone_until, self.lingers_until])
             .flatten()
     }
@@ -147,6 +151,15 @@ impl Replica {
             .max()
     }
 
+    /// Whether the highest tables that others have prepared are being loaded here.
+    fn is_loading(&self) -> bool {
+        let theirs = self.live().filter_map(|(_, member)| member.prepared());
+        let highest = theirs.max_by_key(|version| version.epoch);
+        self.prepared.as_ref().is_some_and(|prepared| {
+            !prepared.loaded && !prepared.refused && highest == Some(prepared.held.version)
+        })
+    }
+
     /// Whether others follow a leader that is not heard here.
     pub(super) fn is_leaderless(&self) -> bool {
         self.doubts.leaderless.is_some()
@@ -170,7 +183,7 @@ impl Replica {
         } else if self.is_alone() {
             Standing::Isolated
         } else if self.highest() > self.cover()
-            || past(doubts.unprepared, patience)
+            || past(doubts.unprepared, if self.is_loading() { dead } else { patience })
             || !serves && (doubts.lingers_until.is_some() || self.claims.are_open())
             || past(doubts.uncommitted, dead)
             || past(doubts.leaderless, patience)

@@ -671,6 +671,21 @@ mod epochs {
         assert_eq!(events(&cluster, 1, why), 1);
     }
 
+    #[test]
+    fn directors_that_all_load_slowly_go_on_serving() {
+        let mut cluster = agreed(57, 4);
+        cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+        let load_until = cluster.now + SECOND * 4 / 5;
+        cluster.nodes.iter_mut().for_each(|node| node.stuck_until = Some(load_until));
+        let epoch = propose(&mut cluster, 0, 104).expect("leader");
+        cluster.run_until(2 * SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+        assert!(cluster.now > load_until);
+        for node in 0..4 {
+            let standing = |event: &Event| matches!(event, Event::Standing(_));
+            assert_eq!(events(&cluster, node, standing), 0, "{node} has served all the while");
+        }
+    }
+
     /// Three directors, of which the kernel of one takes nothing and does not forward.
     fn in_trouble(seed: u64, node: usize) -> Cluster {
         let mut cluster = agreed(seed, 3);
