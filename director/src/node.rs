@@ -310,8 +310,11 @@ impl Node {
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
-            syncd::Event::Finished { .. } => {
-                self.end_epoch();
+            syncd::Event::Finished { version } => {
+                // The next one may be prepared already, which has ended this one.
+                if self.prepared.as_ref().is_none_or(|(_, prepared)| prepared.epoch <= version.epoch) {
+                    self.end_epoch();
+                }
                 self.lead().await;
             }
             syncd::Event::NotInForce { .. } => self.wish = true,

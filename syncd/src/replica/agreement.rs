@@ -145,6 +145,8 @@ impl Replica {
         let Some(prepared) = self.prepared.take() else { return };
         // A leader that could not load it, and goes on all the same, has not held the slots that change.
         let (version, before) = (prepared.held.version, self.version().filter(|_| prepared.loaded));
+        // The node has ended that with PREPARE.
+        self.committed = None;
         self.adopt(now, prepared.held, before, prepared.cause);
         self.committed = Some((version, now));
     }

@@ -686,6 +686,28 @@ mod epochs {
         }
     }
 
+    #[test]
+    fn an_epoch_that_a_snapshot_overtakes_ends_for_the_node() {
+        let (mut cluster, epoch) = changing(58, 3);
+        cluster.run_until(SECOND, "PREPARE", |cluster| cluster.replica(2).phase() == Phase::Prepared);
+        cluster.part(&[2]);
+        let done = |cluster: &Cluster, epoch: Epoch| {
+            let leader = cluster.replica(0);
+            leader.version().is_some_and(|held| held.epoch == epoch) && leader.phase() == Phase::Settled
+        };
+        cluster.run_until(10 * SECOND, "the change without it", |cluster| done(cluster, epoch));
+        let later = propose(&mut cluster, 0, 105).expect("leader");
+        cluster.run_until(10 * SECOND, "the next one", |cluster| done(cluster, later));
+        assert_eq!(cluster.replica(2).prepared().map(|version| version.epoch), Some(epoch));
+        cluster.nodes[2].events.clear();
+        cluster.cut.clear();
+        cluster.run_until(5 * SECOND, "the later tables", |cluster| cluster.forwards_by(later));
+        let place = |wanted: &dyn Fn(&Event) -> bool| cluster.nodes[2].events.iter().position(wanted);
+        let in_force = place(&|event| matches!(event, Event::TablesInForce { .. })).expect("told");
+        let end = place(&|event| matches!(event, Event::Finished { version } if version.epoch == epoch));
+        assert_eq!(end, Some(in_force + 1), "{:?}", cluster.nodes[2].events);
+    }
+
     /// Three directors, of which the kernel of one takes nothing and does not forward.
     fn in_trouble(seed: u64, node: usize) -> Cluster {
         let mut cluster = agreed(seed, 3);
