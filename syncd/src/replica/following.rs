@@ -88,7 +88,7 @@ impl Replica {
                 self.handle_answer(own, version, Step::Prepare);
             }
             Err(reason) if leads => {
-                prepared.refused = true;
+                (prepared.loaded, prepared.refused) = (false, true);
                 self.handle_refused(now, own, version, format!("{own}: {reason}"));
             }
             Err(reason) => {
