@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use director_proto::sync::{MAX_TEXT, Message, Phase, Prepare};
 use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
@@ -82,9 +82,25 @@ pub(super) struct Rejected {
     pub(super) contents: Digest,
     pub(super) reason: String,
     pub(super) until: Instant,
+    /// How long until then when they were refused.
+    pause: Duration,
 }
 
+/// Time for which tables that were refused for the first time are not proposed again.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Longest such time, of tables that are refused again and again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 impl Rejected {
+    /// Tables are refused, after others or the same were: every attempt costs all directors a preparation.
+    pub(super) fn after(before: Option<Self>, now: Instant, contents: Digest, reason: String) -> Self {
+        let pause = before
+            .filter(|before| before.contents == contents)
+            .map_or(FIRST_PAUSE, |before| (before.pause * 2).min(LONGEST_PAUSE));
+        Self { contents, reason, until: now + pause, pause }
+    }
+
     pub(super) fn concerns(&self, services: &BTreeMap<String, ServiceTable>, now: Instant) -> bool {
         now < self.until && contents(services) == self.contents
     }

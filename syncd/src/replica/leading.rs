@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use director_proto::sync::{MAX_FRAME, MAX_TEXT, Message, Prepare, encoded_delta_size};
 use director_proto::tables::{Delta, Version};
@@ -23,9 +23,6 @@ use super::{Event, Held, Output, Replica};
 
 /// Room in a frame beside the delta.
 const FRAME_OVERHEAD: usize = MAX_TEXT + 256;
-
-/// Time for which tables that were refused are not proposed again.
-pub(super) const RETRY: Duration = Duration::from_secs(10);
 
 impl Replica {
     /// Leads tables through the steps, from those in force.
@@ -218,17 +215,24 @@ impl Replica {
                 self.outputs.push_back(Output::Event(Event::PassedOver { router_id, version }));
             }
         }
+        // What is in force now was not hopeless.
+        self.rejected.take_if(|rejected| rejected.contents == contents(&round.held.tables.services));
         self.tell_live(&Message::Finish(version));
         self.finish(version);
         self.next_beat = now;
+    }
+
+    /// The tables of an epoch were refused: they are not proposed again for a while.
+    fn remember_rejected(&mut self, now: Instant, round: &Round, reason: &str) {
+        let contents = contents(&round.held.tables.services);
+        self.rejected = Some(Rejected::after(self.rejected.take(), now, contents, reason.to_owned()));
     }
 
     /// Ends the epoch under way before anybody has put it in force.
     pub(super) fn abort(&mut self, now: Instant, reason: String, remember: bool) {
         let Some(round) = self.round.take() else { return };
         if remember {
-            let contents = contents(&round.held.tables.services);
-            self.rejected = Some(Rejected { contents, reason: reason.clone(), until: now + RETRY });
+            self.remember_rejected(now, &round, &reason);
         }
         self.tell_live(&Message::Abort(round.held.version));
         self.next_beat = now;
@@ -267,8 +271,7 @@ impl Replica {
     /// Tables in force that some director could not use give way to those from before: all or nothing.
     pub(super) fn put_back(&mut self, now: Instant, version: Version, reason: String) {
         let Some(round) = self.round.take_if(|round| round.held.version == version) else { return };
-        let contents = contents(&round.held.tables.services);
-        self.rejected = Some(Rejected { contents, reason: reason.clone(), until: now + RETRY });
+        self.remember_rejected(now, &round, &reason);
         self.outputs.push_back(Output::Event(Event::NotInForce { version, reason: reason.clone() }));
         self.tell_live(&Message::Finish(version));
         self.finish(version);

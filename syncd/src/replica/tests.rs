@@ -708,6 +708,42 @@ mod epochs {
         assert_eq!(end, Some(in_force + 1), "{:?}", cluster.nodes[2].events);
     }
 
+    #[test]
+    fn tables_that_are_refused_again_and_again_are_proposed_ever_more_rarely() {
+        let mut cluster = agreed(59, 3);
+        cluster.nodes[1].refuses = Refuses::ToLoad;
+        for pause in [10, 20, 40, 80, 160, 300, 300] {
+            propose(&mut cluster, 0, 106).expect("time for another attempt");
+            cluster.run_for(2 * SECOND);
+            cluster.run_for((pause - 3) * SECOND);
+            let early = propose(&mut cluster, 0, 106);
+            assert!(matches!(early, Err(ProposeError::Rejected { .. })), "{early:?} before {pause} s");
+            cluster.run_for(2 * SECOND);
+        }
+        propose(&mut cluster, 0, 107).expect("other tables");
+        cluster.run_for(2 * SECOND);
+        cluster.run_for(9 * SECOND);
+        cluster.nodes[1].refuses = Refuses::Nothing;
+        let epoch = propose(&mut cluster, 0, 107).expect("they begin at the shortest pause");
+        cluster.run_until(SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_loaded_is_refused() {
+        let mut cluster = agreed(60, 3);
+        let before = cluster.replica(0).version();
+        cluster.nodes[0].stuck_until = Some(cluster.now + SECOND / 2);
+        propose(&mut cluster, 0, 108).expect("leader");
+        cluster.run_until(SECOND / 4, "PREPARE", |cluster| cluster.replica(1).phase() == Phase::Prepared);
+        let version = cluster.replica(1).prepared().expect("loaded");
+        let input = Input::Loaded { version, result: Err("no room any more".to_owned()) };
+        cluster.with(1, |replica, now| replica.handle(now, input));
+        cluster.run_for(3 * SECOND);
+        assert!(cluster.agrees() && cluster.replica(0).version() == before, "{}", cluster.describe());
+        let told = |event: &Event| matches!(event, Event::RolledBack { reason, .. } if reason == "10.255.0.2: no room any more");
+        assert_eq!(events(&cluster, 0, told), 1);
+    }
+
     /// Three directors, of which the kernel of one takes nothing and does not forward.
     fn in_trouble(seed: u64, node: usize) -> Cluster {
         let mut cluster = agreed(seed, 3);
