@@ -11,7 +11,7 @@
 //! | has ceased to see that others follow a leader that it does not hear | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
-//! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
+//! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead* + *patience*, and until *patience* after it does again |
 //!
 //! A director that does not serve begins to when there is nothing of this left. The times after which it ceases to are less
 //! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`): one that
@@ -42,13 +42,16 @@ pub(super) struct Doubts {
     uncommitted: Option<Instant>,
     /// Others follow a leader that is not heard here.
     leaderless: Option<Instant>,
+    /// Too few of the others are heard.
+    isolated: Option<Instant>,
     /// It has been alone: who served meanwhile has until then to withdraw before it.
     alone_until: Option<Instant>,
 }
 
 impl Doubts {
     fn deadlines(&self, patience: Duration, dead: Duration) -> impl Iterator<Item = Instant> {
-        let soon = [self.unprepared, self.leaderless].map(|since| since.map(|since| since + patience));
+        let soon = [self.unprepared, self.leaderless, self.isolated]
+            .map(|since| since.map(|since| since + patience));
         soon.into_iter()
             .chain([self.unprepared.map(|since| since + dead)])
             .chain([self.uncommitted.map(|since| since + dead), self.alone_until, self.lingers_until])
@@ -73,9 +76,11 @@ impl Replica {
         !goes_on
     }
 
-    /// Whether a director that is heard here hears another one.
+    /// Whether a director that is heard here hears another one. One that is silent, and may have died together with that
+    /// one, does not say so any more.
     fn is_heard_of(&self, router_id: Ipv4Addr) -> bool {
-        self.live().any(|(_, member)| member.hears(router_id))
+        let fresh = |heard: Instant| heard + self.patience() >= self.handled;
+        self.live().any(|(_, member)| member.hears(router_id) && member.heard().is_some_and(fresh))
     }
 
     pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
@@ -125,7 +130,8 @@ impl Replica {
         let own = self.settings.router_id;
         let lost = |leader: Ipv4Addr| leader != own && !self.hears(leader);
         let leaderless = self.live().filter_map(|(_, member)| member.leader()).any(lost);
-        let alone_until = match self.is_isolated() {
+        let isolated = self.is_isolated();
+        let alone_until = match isolated {
             true => Some(now + self.patience()),
             false => self.doubts.alone_until.filter(|until| now < *until),
         };
@@ -134,6 +140,7 @@ impl Replica {
             false => self.doubts.lingers_until.filter(|until| now < *until),
         };
         self.doubts = Doubts {
+            isolated: since(self.doubts.isolated, isolated),
             alone_until,
             lingers_until,
             unprepared: since(self.doubts.unprepared, unprepared),
@@ -180,7 +187,9 @@ impl Replica {
             Standing::Joining
         } else if self.diverged_since.is_some() {
             Standing::Diverged
-        } else if self.is_alone() {
+        } else if past(doubts.isolated, patience) || !serves && self.is_alone() {
+            // Those that go on with this one notice a moment later than it does that others have died, and say until then
+            // that they hear them.
             Standing::Isolated
         } else if self.highest() > self.cover()
             || past(doubts.unprepared, if self.is_loading() { dead } else { patience })

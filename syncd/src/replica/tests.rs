@@ -858,7 +858,7 @@ mod epochs {
     fn a_director_that_has_lost_most_of_the_others_withdraws_and_changes_nothing() {
         let mut cluster = agreed(47, 3);
         cluster.part(&[0]);
-        cluster.run_for(Duration::from_millis(1300));
+        cluster.run_for(Duration::from_millis(1700));
         assert_eq!(cluster.replica(0).standing(), Standing::Isolated);
         assert_eq!(propose(&mut cluster, 0, 96), Err(ProposeError::Isolated));
         let epoch = propose(&mut cluster, 1, 97).expect("most of them");
@@ -888,6 +888,28 @@ mod epochs {
         assert_eq!(cluster.replica(4).standing(), Standing::Current);
         let epoch = propose(&mut cluster, 4, 99).expect("alone");
         cluster.run_until(4 * SECOND, "a change by itself", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn who_survives_most_of_the_others_serves_all_the_while() {
+        for seed in 0..20 {
+            for (size, dead) in
+                [(4, [0, 1, 2]), (4, [1, 2, 3]), (5, [0, 1, 2]), (5, [2, 3, 4]), (5, [0, 2, 4])]
+            {
+                let mut cluster = Cluster::new(seed, size);
+                cluster.isolation = Isolation::Serve;
+                cluster.start_all();
+                cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+                cluster.run_for(SECOND + Duration::from_millis(seed * 37 % 200));
+                cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+                dead.iter().for_each(|node| cluster.crash(*node));
+                cluster.run_for(10 * SECOND);
+                for survivor in (0..size).filter(|node| !dead.contains(node)) {
+                    let standing = |event: &Event| matches!(event, Event::Standing(_));
+                    assert_eq!(events(&cluster, survivor, standing), 0, "{survivor} of {size}, seed {seed}");
+                }
+            }
+        }
     }
 
     #[test]
