@@ -146,6 +146,10 @@ struct Node {
     windows_due: bool,
     /// Tables were wanted that could not be proposed, or were refused: they are again.
     wish: bool,
+    /// That they wait until the others are heard again has been said.
+    waits_alone: bool,
+    /// Directors with other services of which it has been said that nothing is changed because of them.
+    differing: BTreeSet<Option<Ipv4Addr>>,
     /// Why the node does not serve, if it should but cannot.
     trouble: Option<String>,
     /// Whoever watches packets.
@@ -206,6 +210,8 @@ impl Node {
             prepared: None,
             windows_due: false,
             wish: false,
+            waits_alone: false,
+            differing: BTreeSet::new(),
             trouble: None,
             watcher: None,
             ending: None,
@@ -310,8 +316,11 @@ impl Node {
                 // A wish that was overtaken by these tables is still a wish.
                 self.lead().await;
             }
-            syncd::Event::Finished { .. } => {
-                self.end_epoch();
+            syncd::Event::Finished { version } => {
+                // The next one may be prepared already, which has ended this one.
+                if self.prepared.as_ref().is_none_or(|(_, prepared)| prepared.epoch <= version.epoch) {
+                    self.end_epoch();
+                }
                 self.lead().await;
             }
             syncd::Event::NotInForce { .. } => self.wish = true,
@@ -341,16 +350,24 @@ impl Node {
     async fn lead(&mut self) {
         if self.leader != Some(self.config.node.router_id) {
             self.wish = false;
+            self.differing.clear();
             return;
         }
         let Ok(status) = self.sync.status().await else { return };
-        match status.peers.iter().find(|peer| peer.state == syncd::PeerState::Up && !peer.same_config) {
-            None => self.deal().await,
-            Some(peer) => tracing::warn!(
-                peer = peer.router_id.map(tracing::field::display),
+        let differing =
+            status.peers.iter().filter(|peer| peer.state == syncd::PeerState::Up && !peer.same_config);
+        let differing: BTreeSet<Option<Ipv4Addr>> = differing.map(|peer| peer.router_id).collect();
+        // Asked every second while a wish waits, and said once.
+        for peer in differing.difference(&self.differing) {
+            tracing::warn!(
+                peer = peer.map(tracing::field::display),
                 "leading with services that another director has configured differently: tables stay as they are; \
                  make the files equal and reload"
-            ),
+            );
+        }
+        self.differing = differing;
+        if self.differing.is_empty() {
+            self.deal().await;
         }
     }
 
@@ -367,12 +384,20 @@ impl Node {
             return;
         }
         let cause = plan::cause(self.tables.as_deref(), &dealt);
+        let said = std::mem::take(&mut self.waits_alone);
         match self.sync.propose(dealt, key, cause).await {
             Ok(epoch) => tracing::info!(%epoch, "tables dealt"),
             // Once more, when the one is over or the other has had its time.
             Err(error @ (ProposeError::Busy { .. } | ProposeError::Rejected { .. })) => {
                 self.wish = true;
                 tracing::debug!(%error, "tables not dealt yet");
+            }
+            // Once more, when they are heard again.
+            Err(error @ ProposeError::Isolated) => {
+                (self.wish, self.waits_alone) = (true, true);
+                if !said {
+                    tracing::warn!(%error, "tables not dealt yet");
+                }
             }
             Err(error) => tracing::warn!(%error, "tables not dealt"),
         }

@@ -399,10 +399,8 @@ fn supersedes(event: &Event, older: &Event) -> bool {
         (event, older),
         (
             Event::TablesInForce { .. },
-            Event::TablesInForce { .. }
-                | Event::NeedTables { .. }
-                | Event::Prepare { .. }
-                | Event::RolledBack { .. }
+            // Not what was rolled back: the node ends an epoch by that, and by nothing that follows.
+            Event::TablesInForce { .. } | Event::NeedTables { .. } | Event::Prepare { .. }
         ) | (
             Event::Prepare { .. } | Event::RolledBack { .. },
             Event::Prepare { .. } | Event::RolledBack { .. }
@@ -420,5 +418,38 @@ async fn permit(to_node: &mpsc::Sender<Event>, idle: bool) -> mpsc::Permit<'_, E
     match to_node.reserve().await {
         Ok(permit) => permit,
         Err(_) => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+
+    use director_proto::tables::{Epoch, TableSet};
+
+    use super::*;
+
+    #[test]
+    fn what_ends_an_epoch_reaches_the_node() {
+        let epoch = Epoch { number: 7, leader: Ipv4Addr::LOCALHOST };
+        let tables = Arc::new(TableSet { epoch, hash_key: [0; 16], services: BTreeMap::new() });
+        let version = tables.version();
+        let in_force = Event::TablesInForce {
+            tables: Arc::clone(&tables),
+            version,
+            follows: None,
+            in_time: Instant::now(),
+            cause: String::new(),
+        };
+        let prepare = Event::Prepare { tables, version, cause: String::new() };
+        let finished = Event::Finished { version };
+        let rolled_back = Event::RolledBack { version, reason: String::new() };
+        for newer in [&in_force, &prepare, &rolled_back, &finished] {
+            assert!(!supersedes(newer, &finished), "{newer}");
+        }
+        assert!(!supersedes(&in_force, &rolled_back), "the epoch before is not ended by tables in force");
+        assert!(supersedes(&prepare, &rolled_back), "PREPARE ends the epoch before");
+        assert!(supersedes(&rolled_back, &prepare));
     }
 }

@@ -364,7 +364,7 @@ impl Replica {
             }
             Message::Prepare(prepare) => self.handle_prepare(now, from, &prepare),
             Message::Prepared(version) => self.handle_prepared(from, version),
-            Message::Refused { version, reason } => self.handle_refused(now, version, reason),
+            Message::Refused { version, reason } => self.handle_refused(now, from, version, reason),
             Message::Commit(version) => self.handle_commit(now, from, version),
             Message::Finish(version) => self.finish(version),
             Message::Abort(version) => self.handle_abort(now, from, version),
@@ -509,8 +509,14 @@ impl Replica {
         self.candidate = None;
         self.download = None;
         self.loading = None;
-        self.prepared = self.prepared.take().filter(|prepared| prepared.held.version.epoch > version.epoch);
-        self.committed = None;
+        // What was under way here is overtaken: the node shall not wait for its end.
+        let overtaken = self.prepared.take_if(|prepared| prepared.held.version.epoch <= version.epoch);
+        let overtaken = overtaken.map(|prepared| prepared.held.version);
+        let overtaken = overtaken.or(self.committed.take().map(|(committed, _)| committed));
+        // What is still prepared has taken the place of all that was under way before.
+        if let Some(version) = overtaken.filter(|_| self.prepared.is_none()) {
+            self.outputs.push_back(Output::Event(Event::Finished { version }));
+        }
         self.applied = None;
         self.snapshot = None;
         self.restart_search();

@@ -24,7 +24,10 @@ impl Node {
                 self.prepared = Some((Arc::clone(tables), version));
                 Ok(())
             }
-            Err(error) => Err(format!("{error:#}")),
+            Err(error) => {
+                self.prepared = None;
+                Err(format!("{error:#}"))
+            }
         };
         self.answer_sync(self.sync.loaded(version, result).await);
     }
@@ -37,7 +40,7 @@ impl Node {
         self.windows_due |= !onward;
         self.feed();
         self.prepared.take_if(|(_, prepared)| prepared.epoch <= version.epoch);
-        self.prepare_again();
+        self.prepare_again().await;
         let result = match &self.trouble {
             Some(trouble) => Err(trouble.clone()),
             None => {
@@ -57,11 +60,13 @@ impl Node {
     }
 
     /// Slots have changed under what is prepared: those that will change are not the same any more.
-    fn prepare_again(&mut self) {
-        let Some((tables, _)) = &self.prepared else { return };
-        let specs = cluster::specs(&self.config, tables);
-        if let Err(error) = self.dataplane.prepare(&specs) {
-            self.trouble = Some(format!("{:#}", anyhow::Error::from(error).context("data plane")));
+    /// If they cannot be prepared any more, that says nothing of the tables in force: the epoch is refused.
+    async fn prepare_again(&mut self) {
+        let Some((tables, version)) = &self.prepared else { return };
+        let (specs, version) = (cluster::specs(&self.config, tables), *version);
+        if let Err(error) = self.dataplane.prepare(&specs).context("data plane") {
+            self.prepared = None;
+            self.answer_sync(self.sync.loaded(version, Err(format!("{error:#}"))).await);
         }
     }
 
@@ -90,7 +95,7 @@ impl Node {
             match self.try_take_windows(windows) {
                 Ok(false) => {}
                 Ok(true) => {
-                    self.prepare_again();
+                    self.prepare_again().await;
                     self.exchange.rejoin().await;
                 }
                 Err(error) => {

@@ -17,10 +17,10 @@
 //! that nobody takes it for less than it is. If the leader has not loaded them, its heartbeats tell those
 //! who have that nothing is under way, and they roll back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use director_proto::sync::{MAX_TEXT, Message, Phase, Prepare};
 use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet, Version};
@@ -52,6 +52,8 @@ pub(super) struct Round {
     pub(super) step: Step,
     /// Members of this step, the leader included.
     pub(super) answers: BTreeMap<Ipv4Addr, Answer>,
+    /// Who served when it began, or had done so lately: nobody else has a veto.
+    pub(super) served: BTreeSet<Ipv4Addr>,
     pub(super) sent: Instant,
     pub(super) deadline: Instant,
     /// It puts tables back that were in force before: if that fails too, nobody goes anywhere.
@@ -68,6 +70,8 @@ pub(super) struct Prepared {
     pub(super) led_by: Ipv4Addr,
     /// The node has them in the kernel.
     pub(super) loaded: bool,
+    /// The node could not load them, and the epoch goes on without it.
+    pub(super) refused: bool,
     /// Since when the leader does not lead through this epoch.
     pub(super) orphaned: Option<Instant>,
 }
@@ -78,9 +82,25 @@ pub(super) struct Rejected {
     pub(super) contents: Digest,
     pub(super) reason: String,
     pub(super) until: Instant,
+    /// How long until then when they were refused.
+    pause: Duration,
 }
 
+/// Time for which tables that were refused for the first time are not proposed again.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Longest such time, of tables that are refused again and again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 impl Rejected {
+    /// Tables are refused, after others or the same were: every attempt costs all directors a preparation.
+    pub(super) fn after(before: Option<Self>, now: Instant, contents: Digest, reason: String) -> Self {
+        let pause = before
+            .filter(|before| before.contents == contents)
+            .map_or(FIRST_PAUSE, |before| (before.pause * 2).min(LONGEST_PAUSE));
+        Self { contents, reason, until: now + pause, pause }
+    }
+
     pub(super) fn concerns(&self, services: &BTreeMap<String, ServiceTable>, now: Instant) -> bool {
         now < self.until && contents(services) == self.contents
     }
@@ -100,6 +120,12 @@ pub(super) fn contents(services: &BTreeMap<String, ServiceTable>) -> Digest {
 impl Round {
     pub(super) fn awaits(&self, router_id: Ipv4Addr) -> bool {
         self.answers.get(&router_id) == Some(&Answer::None)
+    }
+
+    /// Whether the epoch ends when this director refuses. One that did not serve announces nothing: it is passed over
+    /// when the step is over, as one that is silent, and serves again once it has the tables.
+    pub(super) fn heeds(&self, router_id: Ipv4Addr) -> bool {
+        self.answers.contains_key(&router_id) && self.served.contains(&router_id)
     }
 
     pub(super) fn held(&self) -> &Held {
@@ -127,13 +153,16 @@ impl Replica {
         let event =
             Event::Prepare { tables: Arc::clone(&held.tables), version: held.version, cause: cause.clone() };
         self.outputs.push_back(Output::Event(event));
-        self.prepared = Some(Prepared { held, cause, led_by, loaded: false, orphaned: None });
+        self.prepared = Some(Prepared { held, cause, led_by, loaded: false, refused: false, orphaned: None });
     }
 
     /// What is loaded comes into force here.
     pub(super) fn put_prepared_in_force(&mut self, now: Instant) {
         let Some(prepared) = self.prepared.take() else { return };
-        let (version, before) = (prepared.held.version, self.version());
+        // A leader that could not load it, and goes on all the same, has not held the slots that change.
+        let (version, before) = (prepared.held.version, self.version().filter(|_| prepared.loaded));
+        // The node has ended that with PREPARE.
+        self.committed = None;
         self.adopt(now, prepared.held, before, prepared.cause);
         self.committed = Some((version, now));
     }

@@ -87,7 +87,10 @@ impl Replica {
                 }
                 self.handle_answer(own, version, Step::Prepare);
             }
-            Err(reason) if leads => self.abort(now, format!("{own}: {reason}"), true),
+            Err(reason) if leads => {
+                (prepared.loaded, prepared.refused) = (false, true);
+                self.handle_refused(now, own, version, format!("{own}: {reason}"));
+            }
             Err(reason) => {
                 if let Some(to) = self.leader {
                     self.refuse(to, version, format!("{own}: {reason}"));
@@ -111,7 +114,7 @@ impl Replica {
         match (result, self.leader) {
             (_, Some(leader)) if leader != own => self.acknowledge(leader),
             (Ok(()), _) => self.handle_answer(own, version, Step::Commit),
-            (Err(reason), _) => self.put_back(now, version, format!("{own}: {reason}")),
+            (Err(reason), _) => self.handle_refused(now, own, version, format!("{own}: {reason}")),
         }
     }
 

@@ -4,12 +4,14 @@
 //! [`prepare_time`](Settings::prepare_time): by then it has withdrawn its VIPs by its own clock. One that was silent and
 //! is heard again just then ends the epoch, which is begun anew; one that refuses ends it before anybody has changed
 //! anything; one that cannot put in force what it had loaded has the tables from before
-//! put back, under an epoch of their own. So no member holds the cluster up for longer than two deadlines.
+//! put back, under an epoch of their own. Only a director that serves can refuse: one in trouble, the leader included,
+//! announces nothing, and would keep the cluster from every change, even from the one that ends the trouble. It is
+//! passed over like a silent one, at the deadline, since it may have begun to serve unnoticed. So no member holds the cluster up for longer than two deadlines.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use director_proto::sync::{MAX_FRAME, MAX_TEXT, Message, Prepare, encoded_delta_size};
 use director_proto::tables::{Delta, Epoch, Version};
@@ -21,9 +23,6 @@ use super::{Event, Held, Output, Replica};
 
 /// Room in a frame beside the delta.
 const FRAME_OVERHEAD: usize = MAX_TEXT + 256;
-
-/// Time for which tables that were refused are not proposed again.
-pub(super) const RETRY: Duration = Duration::from_secs(10);
 
 impl Replica {
     /// Leads tables through the steps, from those in force.
@@ -39,6 +38,9 @@ impl Replica {
         let asked: BTreeSet<Ipv4Addr> = holders.chain(self.roster.iter().copied()).collect();
         let own = self.settings.router_id;
         let answers = asked.into_iter().chain([own]).map(|id| (id, Answer::None)).collect();
+        let lately = now.checked_sub(self.settings.dead);
+        let served = self.live().filter(|(_, member)| member.serves() || member.served() > lately);
+        let served = served.map(|(id, _)| id).chain(self.serves().then_some(own)).collect();
         self.floor = self.floor.max(to.epoch.number);
         // Nobody shall ever give this number to other tables, not even this director's next run.
         self.store();
@@ -50,6 +52,7 @@ impl Replica {
             message,
             step: Step::Prepare,
             answers,
+            served,
             sent: now,
             deadline,
             is_return,
@@ -158,7 +161,8 @@ impl Replica {
     fn commit(&mut self, now: Instant) {
         let own = self.settings.router_id;
         let Some(round) = &mut self.round else { return };
-        if round.answers.get(&own) != Some(&Answer::Done) {
+        let refused = self.prepared.as_ref().is_some_and(|prepared| prepared.refused);
+        if round.answers.get(&own) != Some(&Answer::Done) && !refused {
             let reason = format!("the data plane of {own} has not loaded the tables in time");
             return self.abort(now, reason, true);
         }
@@ -170,7 +174,7 @@ impl Replica {
             return self.abort(now, reason, false);
         }
         let Some(round) = &mut self.round else { return };
-        let silent = round.answers.iter().filter(|(_, answer)| **answer == Answer::None);
+        let silent = round.answers.iter().filter(|(id, answer)| **answer == Answer::None && **id != own);
         let passed: Vec<Ipv4Addr> = silent.map(|(id, _)| *id).collect();
         round.answers.retain(|_, answer| *answer == Answer::Done);
         round.answers.values_mut().for_each(|answer| *answer = Answer::None);
@@ -198,7 +202,7 @@ impl Replica {
     /// A director that has not answered, and was silent until just now: it may have gone on by itself, and has had no time
     /// to withdraw.
     fn unaware(&self, now: Instant) -> Option<Ipv4Addr> {
-        let time = self.settings.dead + self.patience();
+        let time = self.settings.prepare_time();
         let silent = self.round.iter().flat_map(|round| &round.answers);
         let mut silent = silent.filter(|(_, answer)| **answer == Answer::None).map(|(id, _)| *id);
         let revived = |id: &Ipv4Addr| {
@@ -213,21 +217,28 @@ impl Replica {
         let Some(round) = self.round.take() else { return };
         let version = round.held.version;
         for (&router_id, answer) in &round.answers {
-            if *answer == Answer::None {
+            if *answer == Answer::None && router_id != self.settings.router_id {
                 self.outputs.push_back(Output::Event(Event::PassedOver { router_id, version }));
             }
         }
+        // What is in force now was not hopeless.
+        self.rejected.take_if(|rejected| rejected.contents == contents(&round.held.tables.services));
         self.tell_live(&Message::Finish(version));
         self.finish(version);
         self.next_beat = now;
+    }
+
+    /// The tables of an epoch were refused: they are not proposed again for a while.
+    fn remember_rejected(&mut self, now: Instant, round: &Round, reason: &str) {
+        let contents = contents(&round.held.tables.services);
+        self.rejected = Some(Rejected::after(self.rejected.take(), now, contents, reason.to_owned()));
     }
 
     /// Ends the epoch under way before anybody has put it in force.
     pub(super) fn abort(&mut self, now: Instant, reason: String, remember: bool) {
         let Some(round) = self.round.take() else { return };
         if remember {
-            let contents = contents(&round.held.tables.services);
-            self.rejected = Some(Rejected { contents, reason: reason.clone(), until: now + RETRY });
+            self.remember_rejected(now, &round, &reason);
         }
         self.tell_live(&Message::Abort(round.held.version));
         self.next_beat = now;
@@ -254,8 +265,9 @@ impl Replica {
         self.handle_answer(from, version, Step::Commit);
     }
 
-    pub(super) fn handle_refused(&mut self, now: Instant, version: Version, reason: String) {
-        match self.round.as_ref().filter(|round| round.held.version == version).map(|round| round.step) {
+    pub(super) fn handle_refused(&mut self, now: Instant, from: Ipv4Addr, version: Version, reason: String) {
+        let round = self.round.as_ref().filter(|round| round.held.version == version && round.heeds(from));
+        match round.map(|round| round.step) {
             Some(Step::Prepare) => self.abort(now, reason, true),
             Some(Step::Commit) => self.put_back(now, version, reason),
             None => {}
@@ -265,8 +277,7 @@ impl Replica {
     /// Tables in force that some director could not use give way to those from before: all or nothing.
     pub(super) fn put_back(&mut self, now: Instant, version: Version, reason: String) {
         let Some(round) = self.round.take_if(|round| round.held.version == version) else { return };
-        let contents = contents(&round.held.tables.services);
-        self.rejected = Some(Rejected { contents, reason: reason.clone(), until: now + RETRY });
+        self.remember_rejected(now, &round, &reason);
         self.outputs.push_back(Output::Event(Event::NotInForce { version, reason: reason.clone() }));
         self.tell_live(&Message::Finish(version));
         self.finish(version);

@@ -41,6 +41,8 @@ pub struct Member {
     leader: Option<Ipv4Addr>,
     hears: Vec<Ipv4Addr>,
     serves: bool,
+    /// When it last said so.
+    served: Option<Instant>,
 }
 
 impl Member {
@@ -67,6 +69,7 @@ impl Member {
             leader: None,
             hears: Vec::new(),
             serves: false,
+            served: None,
         }
     }
 
@@ -147,6 +150,11 @@ impl Member {
         self.serves
     }
 
+    /// When it last said that it serves. While tables come into its kernel it says so for a moment that it does not.
+    pub(super) fn served(&self) -> Option<Instant> {
+        self.served
+    }
+
     /// Whether it hears another director.
     pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
         self.hears.contains(&router_id)
@@ -182,6 +190,7 @@ impl Member {
         self.leader = report.leader;
         self.hears = report.hears;
         self.serves = report.serves;
+        self.served = if report.serves { Some(now) } else { self.served };
         self.candidate = report.candidate;
         self.config_digest = Some(report.config_digest);
         self.software = report.software;

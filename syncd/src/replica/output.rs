@@ -111,7 +111,8 @@ pub enum Event {
         /// [`Fed::Afresh`](super::Fed::Afresh) once more.
         in_time: Instant,
     },
-    /// The tables are in force wherever they will be: windows of slots may close.
+    /// The tables are in force wherever they will be, or others have overtaken them: windows of slots may close, unless
+    /// a later epoch is prepared.
     Finished {
         /// Which tables.
         version: Version,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use director_proto::health::{Health, RealId};
-use director_proto::sync::{BootId, Hello, Message, Phase, Report};
+use director_proto::sync::{BootId, Hello, Message, Phase, Prepare, Report};
 use director_proto::tables::{Digest, Epoch, SMALL_SLOTS, ServiceTable, TableReal, Version};
 
 use super::*;
@@ -99,7 +99,7 @@ pub(super) struct Node {
     /// Until when the switches bring it packets, once it does not serve any more.
     reached_until: Option<Instant>,
     /// Since when an epoch is under way that it leads.
-    leading_since: Option<(Epoch, Instant)>,
+    leading_since: Option<(Arc<Prepare>, Instant)>,
 }
 
 /// What a node's data plane does not do.
@@ -813,11 +813,11 @@ impl Cluster {
                 node.leading_since = None;
                 continue;
             };
+            // One that was left to another leader and is resumed begins anew.
+            let known = node.leading_since.take().filter(|(message, _)| Arc::ptr_eq(message, &round.message));
+            let (_, since) =
+                *node.leading_since.insert(known.unwrap_or((Arc::clone(&round.message), self.now)));
             let epoch = round.epoch();
-            let (_, since) = *node.leading_since.insert(match node.leading_since {
-                Some((known, since)) if known == epoch => (known, since),
-                _ => (epoch, self.now),
-            });
             let bound = replica.settings().prepare_time() + replica.settings().commit_time() + LOOK;
             assert!(self.now <= since + bound, "epoch {epoch} is under way for more than {bound:?}");
         }

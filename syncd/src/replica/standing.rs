@@ -6,15 +6,18 @@
 //! | a director that | does not serve |
 //! |---|---|
 //! | sees tables in force that it has not even prepared | at once |
-//! | sees tables prepared that it has not prepared itself | after *patience* |
+//! | sees tables prepared that it has not prepared itself | after *patience*; after *dead* while it is loading those very tables |
 //! | was withdrawn when such tables vanished, or the director that had them fell silent | until *dead* after, or until that director has withdrawn (`claims`) |
 //! | has ceased to see that others follow a leader that it does not hear | until *dead* after |
 //! | has prepared tables that are in force elsewhere, and is not told to follow | after *dead* |
 //! | does not hear the leader that others follow | after *dead* + *patience* |
-//! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead*, and until *patience* after it does again |
+//! | hears no majority of its roster (by [`Isolation::Serve`]: of those of it that it knows to live) | after *dead* + *patience*, and until *patience* after it does again |
 //!
 //! A director that does not serve begins to when there is nothing of this left. The times after which it ceases to are less
-//! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`). The roster are
+//! than the time for which a leader waits before it goes on without a director that did not answer (`agreement`): one that
+//! loads slowly hears of what the others prepare within *dead* of PREPARE, or has lost them, and has another *dead* from
+//! then on. The others load no faster, and all of them see each other loading: with *patience* alone they would withdraw
+//! all at once whenever the tables are large. The roster are
 //! the directors that were there when all was well: one that has been silent for two dead intervals is struck off while a
 //! majority remains of which nobody has heard it for as long, so that a cluster can shrink to a single director, one by
 //! one. Of two halves the one with the lowest router id goes on; and of two directors each, for to either the death of
@@ -39,14 +42,18 @@ pub(super) struct Doubts {
     uncommitted: Option<Instant>,
     /// Others follow a leader that is not heard here.
     leaderless: Option<Instant>,
+    /// Too few of the others are heard.
+    isolated: Option<Instant>,
     /// It has been alone: who served meanwhile has until then to withdraw before it.
     alone_until: Option<Instant>,
 }
 
 impl Doubts {
     fn deadlines(&self, patience: Duration, dead: Duration) -> impl Iterator<Item = Instant> {
-        let soon = [self.unprepared, self.leaderless].map(|since| since.map(|since| since + patience));
+        let soon = [self.unprepared, self.leaderless, self.isolated]
+            .map(|since| since.map(|since| since + patience));
         soon.into_iter()
+            .chain([self.unprepared.map(|since| since + dead)])
             .chain([self.uncommitted.map(|since| since + dead), self.alone_until, self.lingers_until])
             .flatten()
     }
@@ -69,9 +76,11 @@ impl Replica {
         !goes_on
     }
 
-    /// Whether a director that is heard here hears another one.
+    /// Whether a director that is heard here hears another one. One that is silent, and may have died together with that
+    /// one, does not say so any more.
     fn is_heard_of(&self, router_id: Ipv4Addr) -> bool {
-        self.live().any(|(_, member)| member.hears(router_id))
+        let fresh = |heard: Instant| heard + self.patience() >= self.handled;
+        self.live().any(|(_, member)| member.hears(router_id) && member.heard().is_some_and(fresh))
     }
 
     pub(super) fn hears(&self, router_id: Ipv4Addr) -> bool {
@@ -121,7 +130,8 @@ impl Replica {
         let own = self.settings.router_id;
         let lost = |leader: Ipv4Addr| leader != own && !self.hears(leader);
         let leaderless = self.live().filter_map(|(_, member)| member.leader()).any(lost);
-        let alone_until = match self.is_isolated() {
+        let isolated = self.is_isolated();
+        let alone_until = match isolated {
             true => Some(now + self.patience()),
             false => self.doubts.alone_until.filter(|until| now < *until),
         };
@@ -130,6 +140,7 @@ impl Replica {
             false => self.doubts.lingers_until.filter(|until| now < *until),
         };
         self.doubts = Doubts {
+            isolated: since(self.doubts.isolated, isolated),
             alone_until,
             lingers_until,
             unprepared: since(self.doubts.unprepared, unprepared),
@@ -145,6 +156,15 @@ impl Replica {
             .map(|prepared| prepared.held.version.epoch)
             .chain(self.version().map(|held| held.epoch))
             .max()
+    }
+
+    /// Whether the highest tables that others have prepared are being loaded here.
+    fn is_loading(&self) -> bool {
+        let theirs = self.live().filter_map(|(_, member)| member.prepared());
+        let highest = theirs.max_by_key(|version| version.epoch);
+        self.prepared.as_ref().is_some_and(|prepared| {
+            !prepared.loaded && !prepared.refused && highest == Some(prepared.held.version)
+        })
     }
 
     /// Whether others follow a leader that is not heard here.
@@ -167,10 +187,12 @@ impl Replica {
             Standing::Joining
         } else if self.diverged_since.is_some() {
             Standing::Diverged
-        } else if self.is_alone() {
+        } else if past(doubts.isolated, patience) || !serves && self.is_alone() {
+            // Those that go on with this one notice a moment later than it does that others have died, and say until then
+            // that they hear them.
             Standing::Isolated
         } else if self.highest() > self.cover()
-            || past(doubts.unprepared, patience)
+            || past(doubts.unprepared, if self.is_loading() { dead } else { patience })
             || !serves && (doubts.lingers_until.is_some() || self.claims.are_open())
             || past(doubts.uncommitted, dead)
             || past(doubts.leaderless, patience)

@@ -672,6 +672,149 @@ mod epochs {
     }
 
     #[test]
+    fn directors_that_all_load_slowly_go_on_serving() {
+        let mut cluster = agreed(57, 4);
+        cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+        let load_until = cluster.now + SECOND * 4 / 5;
+        cluster.nodes.iter_mut().for_each(|node| node.stuck_until = Some(load_until));
+        let epoch = propose(&mut cluster, 0, 104).expect("leader");
+        cluster.run_until(2 * SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+        assert!(cluster.now > load_until);
+        for node in 0..4 {
+            let standing = |event: &Event| matches!(event, Event::Standing(_));
+            assert_eq!(events(&cluster, node, standing), 0, "{node} has served all the while");
+        }
+    }
+
+    #[test]
+    fn an_epoch_that_a_snapshot_overtakes_ends_for_the_node() {
+        let (mut cluster, epoch) = changing(58, 3);
+        cluster.run_until(SECOND, "PREPARE", |cluster| cluster.replica(2).phase() == Phase::Prepared);
+        cluster.part(&[2]);
+        let done = |cluster: &Cluster, epoch: Epoch| {
+            let leader = cluster.replica(0);
+            leader.version().is_some_and(|held| held.epoch == epoch) && leader.phase() == Phase::Settled
+        };
+        cluster.run_until(10 * SECOND, "the change without it", |cluster| done(cluster, epoch));
+        let later = propose(&mut cluster, 0, 105).expect("leader");
+        cluster.run_until(10 * SECOND, "the next one", |cluster| done(cluster, later));
+        assert_eq!(cluster.replica(2).prepared().map(|version| version.epoch), Some(epoch));
+        cluster.nodes[2].events.clear();
+        cluster.cut.clear();
+        cluster.run_until(5 * SECOND, "the later tables", |cluster| cluster.forwards_by(later));
+        let place = |wanted: &dyn Fn(&Event) -> bool| cluster.nodes[2].events.iter().position(wanted);
+        let in_force = place(&|event| matches!(event, Event::TablesInForce { .. })).expect("told");
+        let end = place(&|event| matches!(event, Event::Finished { version } if version.epoch == epoch));
+        assert_eq!(end, Some(in_force + 1), "{:?}", cluster.nodes[2].events);
+    }
+
+    #[test]
+    fn tables_that_are_refused_again_and_again_are_proposed_ever_more_rarely() {
+        let mut cluster = agreed(59, 3);
+        cluster.nodes[1].refuses = Refuses::ToLoad;
+        for pause in [10, 20, 40, 80, 160, 300, 300] {
+            propose(&mut cluster, 0, 106).expect("time for another attempt");
+            cluster.run_for(2 * SECOND);
+            cluster.run_for((pause - 3) * SECOND);
+            let early = propose(&mut cluster, 0, 106);
+            assert!(matches!(early, Err(ProposeError::Rejected { .. })), "{early:?} before {pause} s");
+            cluster.run_for(2 * SECOND);
+        }
+        propose(&mut cluster, 0, 107).expect("other tables");
+        cluster.run_for(2 * SECOND);
+        cluster.run_for(9 * SECOND);
+        cluster.nodes[1].refuses = Refuses::Nothing;
+        let epoch = propose(&mut cluster, 0, 107).expect("they begin at the shortest pause");
+        cluster.run_until(SECOND, "the change", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_loaded_is_refused() {
+        let mut cluster = agreed(60, 3);
+        let before = cluster.replica(0).version();
+        cluster.nodes[0].stuck_until = Some(cluster.now + SECOND / 2);
+        propose(&mut cluster, 0, 108).expect("leader");
+        cluster.run_until(SECOND / 4, "PREPARE", |cluster| cluster.replica(1).phase() == Phase::Prepared);
+        let version = cluster.replica(1).prepared().expect("loaded");
+        let input = Input::Loaded { version, result: Err("no room any more".to_owned()) };
+        cluster.with(1, |replica, now| replica.handle(now, input));
+        cluster.run_for(3 * SECOND);
+        assert!(cluster.agrees() && cluster.replica(0).version() == before, "{}", cluster.describe());
+        let told = |event: &Event| matches!(event, Event::RolledBack { reason, .. } if reason == "10.255.0.2: no room any more");
+        assert_eq!(events(&cluster, 0, told), 1);
+    }
+
+    /// Three directors, of which the kernel of one takes nothing and does not forward.
+    fn in_trouble(seed: u64, node: usize) -> Cluster {
+        let mut cluster = agreed(seed, 3);
+        cluster.nodes[node].refuses = Refuses::ToLoad;
+        let version = cluster.replica(node).version().expect("tables");
+        let input = Input::Applied { version, result: Err("no room".to_owned()) };
+        cluster.with(node, |replica, now| replica.handle(now, input));
+        // The others know.
+        cluster.run_for(2 * SECOND);
+        cluster
+    }
+
+    #[test]
+    fn a_director_that_does_not_serve_vetoes_nothing() {
+        let mut cluster = in_trouble(53, 1);
+        let epoch = propose(&mut cluster, 0, 100).expect("leader");
+        let in_force = |cluster: &Cluster, node: usize| {
+            cluster.replica(node).version().is_some_and(|held| held.epoch == epoch)
+        };
+        cluster.run_until(4 * SECOND, "its withdrawal", |cluster| {
+            cluster.replica(1).standing() == Standing::Behind
+        });
+        assert!(!in_force(&cluster, 0), "it has its time as a silent one has");
+        cluster.run_until(4 * SECOND, "the change", |cluster| in_force(cluster, 0) && in_force(cluster, 2));
+        let passed_over =
+            Event::PassedOver { router_id: id(1), version: cluster.replica(0).version().expect("tables") };
+        assert!(cluster.nodes[0].events.contains(&passed_over));
+        let rolled_back =
+            |event: &Event| matches!(event, Event::RolledBack { .. } | Event::NotInForce { .. });
+        assert_eq!(events(&cluster, 0, rolled_back), 0);
+        cluster.nodes[1].refuses = Refuses::Nothing;
+        cluster.run_until(5 * SECOND, "its return", |cluster| cluster.forwards_by(epoch));
+        let afresh = |event: &Event| matches!(event, Event::TablesInForce { follows: None, .. });
+        assert!(events(&cluster, 1, afresh) >= 1, "it learns how slots stand before it serves");
+    }
+
+    #[test]
+    fn a_leader_that_does_not_serve_leads_the_others_through_a_change_all_the_same() {
+        let mut cluster = in_trouble(54, 0);
+        cluster.nodes[0].events.clear();
+        let epoch = propose(&mut cluster, 0, 101).expect("leader");
+        cluster.run_until(5 * SECOND, "the change", |cluster| {
+            [1, 2].iter().all(|node| cluster.replica(*node).version().is_some_and(|held| held.epoch == epoch))
+        });
+        let follows = |event: &Event| matches!(event, Event::TablesInForce { follows: Some(_), .. });
+        assert_eq!(events(&cluster, 0, follows), 0, "it has not held the slots that change");
+        cluster.run_until(5 * SECOND, "the end", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn what_a_leader_that_serves_cannot_load_comes_into_force_nowhere() {
+        let mut cluster = agreed(55, 3);
+        let before = cluster.replica(0).version();
+        cluster.nodes[0].refuses = Refuses::ToLoad;
+        propose(&mut cluster, 0, 102).expect("leader");
+        cluster.run_for(4 * SECOND);
+        assert!(cluster.agrees() && cluster.replica(0).version() == before, "{}", cluster.describe());
+    }
+
+    #[test]
+    fn a_leader_that_does_not_serve_and_cannot_put_a_change_in_force_does_not_put_it_back() {
+        let mut cluster = in_trouble(56, 0);
+        cluster.nodes[0].refuses = Refuses::ToApply;
+        let epoch = propose(&mut cluster, 0, 103).expect("leader");
+        cluster.run_for(6 * SECOND);
+        let held = |node: usize| cluster.replica(node).version().map(|held| held.epoch);
+        assert_eq!([0, 1, 2].map(held), [Some(epoch); 3]);
+        assert_eq!(events(&cluster, 0, |event| matches!(event, Event::NotInForce { .. })), 0);
+    }
+
+    #[test]
     fn what_a_leader_that_died_had_prepared_is_finished_by_the_next() {
         let (mut cluster, epoch) = changing(44, 3);
         cluster.nodes[0].stuck_until = Some(cluster.now + 20 * SECOND);
@@ -715,7 +858,7 @@ mod epochs {
     fn a_director_that_has_lost_most_of_the_others_withdraws_and_changes_nothing() {
         let mut cluster = agreed(47, 3);
         cluster.part(&[0]);
-        cluster.run_for(Duration::from_millis(1300));
+        cluster.run_for(Duration::from_millis(1700));
         assert_eq!(cluster.replica(0).standing(), Standing::Isolated);
         assert_eq!(propose(&mut cluster, 0, 96), Err(ProposeError::Isolated));
         let epoch = propose(&mut cluster, 1, 97).expect("most of them");
@@ -745,6 +888,28 @@ mod epochs {
         assert_eq!(cluster.replica(4).standing(), Standing::Current);
         let epoch = propose(&mut cluster, 4, 99).expect("alone");
         cluster.run_until(4 * SECOND, "a change by itself", |cluster| cluster.forwards_by(epoch));
+    }
+
+    #[test]
+    fn who_survives_most_of_the_others_serves_all_the_while() {
+        for seed in 0..20 {
+            for (size, dead) in
+                [(4, [0, 1, 2]), (4, [1, 2, 3]), (5, [0, 1, 2]), (5, [2, 3, 4]), (5, [0, 2, 4])]
+            {
+                let mut cluster = Cluster::new(seed, size);
+                cluster.isolation = Isolation::Serve;
+                cluster.start_all();
+                cluster.run_until(5 * SECOND, "agreement", Cluster::agrees);
+                cluster.run_for(SECOND + Duration::from_millis(seed * 37 % 200));
+                cluster.nodes.iter_mut().for_each(|node| node.events.clear());
+                dead.iter().for_each(|node| cluster.crash(*node));
+                cluster.run_for(10 * SECOND);
+                for survivor in (0..size).filter(|node| !dead.contains(node)) {
+                    let standing = |event: &Event| matches!(event, Event::Standing(_));
+                    assert_eq!(events(&cluster, survivor, standing), 0, "{survivor} of {size}, seed {seed}");
+                }
+            }
+        }
     }
 
     #[test]
