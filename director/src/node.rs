@@ -259,12 +259,24 @@ impl Node {
     /// Withdraws while packets are still forwarded, then takes the programs away.
     async fn stop(self) -> anyhow::Result<Ending> {
         tracing::info!("stopping: VIPs are withdrawn");
+        let mut waited_for = None;
         if let Some(routing) = &self.routing {
+            // No answer in time is as good as none: the flush has its own limit.
+            waited_for = tokio::time::timeout(PATIENCE, routing.grace_left()).await.unwrap_or_default();
             routing.shutdown(routing::Stop::Flush).await;
         }
         self.sync.shutdown().await;
         restart::forget(&self.config.node.state_dir);
-        self.dataplane.detach()?;
+        match waited_for {
+            None => self.dataplane.detach()?,
+            // Who was not reached yet sends packets here until then.
+            Some(left) => tracing::warn!(
+                seconds = left.as_secs(),
+                "stopped in the middle of a graceful restart: neighbours that could not be told wait for so long and \
+                 send packets here, so the data plane stays in the kernel and forwards; to remove it, start the \
+                 director and stop it when it serves"
+            ),
+        }
         tracing::info!("stopped");
         Ok(Ending::Stopped)
     }

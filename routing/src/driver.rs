@@ -173,6 +173,7 @@ enum Command {
     Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
     Routes(oneshot::Sender<Vec<RouteStatus>>),
     Settled(oneshot::Sender<bool>),
+    GraceLeft(oneshot::Sender<Option<Duration>>),
     PrepareRestart(u32, oneshot::Sender<Result<Grace, RestartRefused>>),
     CancelRestart,
     Resume(Grace),
@@ -445,6 +446,12 @@ impl Handle {
                 Self::send(commands, Command::Resume(grace.clone()));
             }
         }
+    }
+
+    /// How long the neighbours still wait for a restart that is under way, in the version where it is longest; none where
+    /// no restart was resumed, it is over, or the speaker has stopped.
+    pub async fn grace_left(&self) -> Option<Duration> {
+        self.ask(Command::GraceLeft).await.into_iter().flatten().max()
     }
 
     /// Records every input from now on, for so long and so many bytes at most (`limit`, of both versions together); the
