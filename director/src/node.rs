@@ -131,6 +131,8 @@ struct Node {
     routing: Option<routing::Handle>,
     /// Whether OSPF has been let loose.
     routing_enabled: bool,
+    /// Whether OSPF has not resumed yet from what a predecessor left.
+    resuming: bool,
     announced: BTreeMap<IpNet, Announcement>,
     /// Whether an operator took this director out of service.
     drain: drain::Drain,
@@ -171,11 +173,12 @@ impl Node {
         let port = sync.pin_port().context("sync service: its pins are somebody else's")?;
         let exchange = replication::Exchange::new(port);
         let health = health::Checks::start(&config).context("health checks")?;
+        let graces = restart::left_by_predecessor(&config.node.state_dir);
         let routing = match cluster::routing_config(&config) {
             Some(wanted) => {
                 let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
                 routing.protect(plan::vips(&config));
-                routing.resume(&restart::left_by_predecessor(&config.node.state_dir));
+                routing.resume(&graces);
                 Some(routing)
             }
             None => None,
@@ -198,6 +201,7 @@ impl Node {
             tables: None,
             routing,
             routing_enabled: false,
+            resuming: !graces.is_empty(),
             announced: BTreeMap::new(),
             drain,
             quorate: BTreeSet::new(),
@@ -232,6 +236,7 @@ impl Node {
                 Some(()) = self.health.changed() => self.publish_health().await,
                 _ = second.tick() => {
                     self.tick().await;
+                    self.forget_when_resumed().await;
                     if self.wish {
                         self.lead().await;
                     }
