@@ -131,6 +131,8 @@ struct Node {
     routing: Option<routing::Handle>,
     /// Whether OSPF has been let loose.
     routing_enabled: bool,
+    /// Whether OSPF has not resumed yet from what a predecessor left.
+    resuming: bool,
     announced: BTreeMap<IpNet, Announcement>,
     /// Whether an operator took this director out of service.
     drain: drain::Drain,
@@ -175,11 +177,12 @@ impl Node {
         let port = sync.pin_port().context("sync service: its pins are somebody else's")?;
         let exchange = replication::Exchange::new(port);
         let health = health::Checks::start(&config).context("health checks")?;
+        let graces = restart::left_by_predecessor(&config.node.state_dir);
         let routing = match cluster::routing_config(&config) {
             Some(wanted) => {
                 let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
                 routing.protect(plan::vips(&config));
-                routing.resume(&restart::left_by_predecessor(&config.node.state_dir));
+                routing.resume(&graces);
                 Some(routing)
             }
             None => None,
@@ -202,6 +205,7 @@ impl Node {
             tables: None,
             routing,
             routing_enabled: false,
+            resuming: !graces.is_empty(),
             announced: BTreeMap::new(),
             drain,
             quorate: BTreeSet::new(),
@@ -238,6 +242,7 @@ impl Node {
                 Some(()) = self.health.changed() => self.publish_health().await,
                 _ = second.tick() => {
                     self.tick().await;
+                    self.forget_when_resumed().await;
                     if self.wish {
                         self.lead().await;
                     }
@@ -265,12 +270,24 @@ impl Node {
     /// Withdraws while packets are still forwarded, then takes the programs away.
     async fn stop(self) -> anyhow::Result<Ending> {
         tracing::info!("stopping: VIPs are withdrawn");
+        let mut waited_for = None;
         if let Some(routing) = &self.routing {
+            // No answer in time is as good as none: the flush has its own limit.
+            waited_for = tokio::time::timeout(PATIENCE, routing.grace_left()).await.unwrap_or_default();
             routing.shutdown(routing::Stop::Flush).await;
         }
         self.sync.shutdown().await;
         restart::forget(&self.config.node.state_dir);
-        self.dataplane.detach()?;
+        match waited_for {
+            None => self.dataplane.detach()?,
+            // Who was not reached yet sends packets here until then.
+            Some(left) => tracing::warn!(
+                seconds = left.as_secs(),
+                "stopped in the middle of a graceful restart: neighbours that could not be told wait for so long and \
+                 send packets here, so the data plane stays in the kernel and forwards; to remove it, start the \
+                 director and stop it when it serves"
+            ),
+        }
         tracing::info!("stopped");
         Ok(Ending::Stopped)
     }

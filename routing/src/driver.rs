@@ -156,6 +156,14 @@ pub enum RestartError {
     Stopped,
 }
 
+/// Why nothing is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Somebody records already.
+    #[error("another recording of OSPF is under way: end it first, or wait until its time is over")]
+    UnderWay,
+}
+
 /// The shortest grace period, in seconds: a process needs some to come back.
 const MIN_GRACE: u32 = 10;
 /// The longest (RFC 3623 section 2.1: not above LSRefreshTime).
@@ -173,6 +181,7 @@ enum Command {
     Lsdb(bool, oneshot::Sender<Vec<LsaDetail>>),
     Routes(oneshot::Sender<Vec<RouteStatus>>),
     Settled(oneshot::Sender<bool>),
+    GraceLeft(oneshot::Sender<Option<Duration>>),
     PrepareRestart(u32, oneshot::Sender<Result<Grace, RestartRefused>>),
     CancelRestart,
     Resume(Grace),
@@ -203,6 +212,8 @@ struct Shared {
     config: Config,
     places: Places,
     liveness: Option<Liveness>,
+    /// Where the lines of a recording go, as long as one is under way.
+    recording: Option<mpsc::WeakSender<String>>,
 }
 
 impl Shared {
@@ -447,17 +458,33 @@ impl Handle {
         }
     }
 
+    /// How long the neighbours still wait for a restart that is under way, in the version where it is longest; none where
+    /// no restart was resumed, it is over, or the speaker has stopped.
+    pub async fn grace_left(&self) -> Option<Duration> {
+        self.ask(Command::GraceLeft).await.into_iter().flatten().max()
+    }
+
     /// Records every input from now on, for so long and so many bytes at most (`limit`, of both versions together); the
     /// lines come out of the returned end, see [`crate::speaker::recording`]. It ends early when that is dropped or not
-    /// read. A recording that is under way ends.
-    #[must_use]
-    pub fn record(&self, span: Duration, limit: usize) -> mpsc::Receiver<String> {
+    /// read.
+    ///
+    /// # Errors
+    /// [`RecordError::UnderWay`] while the lines of another one are still read.
+    pub fn record(&self, span: Duration, limit: usize) -> Result<mpsc::Receiver<String>, RecordError> {
         let (lines, recording) = mpsc::channel(RECORDED_LINES);
+        {
+            let mut shared = self.shared();
+            let before = shared.recording.as_ref().and_then(mpsc::WeakSender::upgrade);
+            if before.is_some_and(|before| !before.is_closed()) {
+                return Err(RecordError::UnderWay);
+            }
+            shared.recording = Some(lines.downgrade());
+        }
         let limit = limit / self.versions().count().max(1);
         for commands in self.versions() {
             Self::send(commands, Command::Record { span, limit, lines: lines.clone() });
         }
-        recording
+        Ok(recording)
     }
 
     /// Stops, then takes leave of the BFD peers; returns when it is done, after two and a half seconds at most.
@@ -502,6 +529,7 @@ pub fn spawn(config: Config, seed: u32) -> Result<(Handle, JoinHandle<()>), Star
             places: Places::new(&config.interfaces),
             config: config.clone(),
             liveness: liveness.clone(),
+            recording: None,
         })),
         events: events.clone(),
     };

@@ -26,7 +26,9 @@ pub use self::{
         AreaKind, BfdConfig, ChangeError, Config, ConfigError, ExternalConfig, InterfaceConfig, Metric,
         MetricType, Network,
     },
-    driver::{AnnounceError, Handle, ReconfigureError, RekeyError, RestartError, StartError, spawn},
+    driver::{
+        AnnounceError, Handle, ReconfigureError, RecordError, RekeyError, RestartError, StartError, spawn,
+    },
     speaker::{Event, Grace, NeighborState, Refusal, Status, Stop},
     time::Time,
 };

@@ -508,7 +508,7 @@ impl<V: Protocol> Machine<V> {
     /// The time of day as a span since 1970 (UTC).
     fn time_of_day(&self) -> Duration {
         let (at, time_of_day) = self.time_of_day;
-        time_of_day + self.now.since(at)
+        time_of_day.saturating_add(self.now.since(at))
     }
 
     fn interface_ids(&self) -> Vec<InterfaceId> {

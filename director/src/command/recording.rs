@@ -1,6 +1,6 @@
 //! `director ospf record` and `director ospf replay`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -65,13 +65,23 @@ impl Ospf {
 
 impl Record {
     async fn execute(self) -> anyhow::Result<()> {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut client = self.socket.connect().await?;
         let name = || self.file.display().to_string();
         // What the network says is nobody's business but root's.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file);
         let mut file = file.with_context(|| format!("cannot write {}", name()))?;
+        let outcome = self.receive(&mut file).await;
+        if outcome.is_err() && file.metadata().is_ok_and(|file| file.len() == 0) {
+            fs::remove_file(&self.file).with_context(|| format!("{} is empty", name()))?;
+        }
+        outcome
+    }
+
+    /// Asks for the lines and writes them until the last one, or until somebody has had enough.
+    async fn receive(&self, file: &mut File) -> anyhow::Result<()> {
+        let name = || self.file.display().to_string();
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut client = self.socket.connect().await?;
         let request = wire::RecordOspfRequest { seconds: self.seconds, limit: self.limit << 20 };
         let mut chunks = client.record_ospf(request).await.map_err(said)?.into_inner();
         eprintln!("recording; Ctrl-C ends it");
@@ -88,6 +98,12 @@ impl Record {
             last = text;
         }
         file.sync_all().with_context(name)?;
+        anyhow::ensure!(
+            lines > 0,
+            "nothing was recorded: the databases have no room in --limit {}, or OSPF has stopped; raise it, or see the \
+             director's log",
+            self.limit
+        );
         let cut =
             if last.contains("\"end\":") { "" } else { "; it was broken off, and replays as far as it goes" };
         eprintln!("{lines} lines recorded{cut}");

@@ -15,6 +15,7 @@ impl Node {
     ) -> Result<mpsc::Receiver<String>, String> {
         let span = Duration::from_secs(request.seconds.into());
         let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
-        self.ask_routing(|routing| std::future::ready(routing.record(span, limit))).await
+        let begun = self.ask_routing(|routing| std::future::ready(routing.record(span, limit))).await?;
+        begun.map_err(|error| error.to_string())
     }
 }

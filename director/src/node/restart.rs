@@ -3,18 +3,22 @@
 //!
 //! What it has to know of OSPF goes through a file of the state folder, which counts until the grace period is over.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use director_proto::control as wire;
 use routing::Grace;
 
-use super::{Ending, Node, file};
+use super::{Ending, Node, PATIENCE, file};
+use crate::config::Config;
+
+/// How long the successor may take to check its configuration.
+const CHECK_LIMIT: Duration = Duration::from_secs(5);
 
 fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("ospf-restart")
@@ -67,8 +71,35 @@ fn successor() -> Result<Command, String> {
         return Err(format!("{program} is not there any more: install the program, or restart with --exit"));
     }
     let mut command = Command::new(program);
-    command.args(arguments);
+    command.args(inherited(arguments));
     Ok(command)
+}
+
+/// What the successor is started with: it takes over what is in the kernel, however this process began.
+fn inherited(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    arguments.filter(|argument| argument != "--fresh")
+}
+
+/// Lets a program check the configuration that it is about to run with: an upgrade that does not start would be noticed
+/// only when nobody is left to go on.
+///
+/// # Errors
+/// What it says against the file, or why it does not run.
+async fn check(program: &OsStr, config: &Path) -> Result<(), String> {
+    let name = program.display();
+    let mut command = tokio::process::Command::new(program);
+    command.arg("check").arg("--config").arg(config).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(CHECK_LIMIT, command.output())
+        .await
+        .map_err(|_| {
+            format!("{name} does not check its configuration within {CHECK_LIMIT:?}: look at the program")
+        })?
+        .map_err(|error| format!("{name} cannot be executed: {error}; install the program anew"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name} would not start ({}): {}", output.status, said.trim()))
 }
 
 /// Becomes the successor, in the same process.
@@ -100,8 +131,17 @@ impl Node {
                 pin.display()
             ));
         }
-        let successor = if request.exit { None } else { Some(successor()?) };
-        let graces = match self.routing.as_ref().filter(|_| self.routing_enabled) {
+        let successor = if request.exit {
+            // Who starts the successor, and which program that is, is not known here.
+            Config::load(&self.config_path).map_err(|error| error.to_string())?;
+            None
+        } else {
+            let successor = successor()?;
+            check(successor.get_program(), &self.config_path).await?;
+            Some(successor)
+        };
+        // OSPF that is silent yet refuses: what an earlier life left is not to be lost.
+        let graces = match &self.routing {
             Some(routing) => {
                 routing.prepare_restart(request.grace_seconds).await.map_err(|error| error.to_string())?
             }
@@ -120,6 +160,15 @@ impl Node {
         Ok(wire::RestartReply { adjacencies: u32::try_from(links).unwrap_or(u32::MAX) })
     }
 
+    /// Forgets what the predecessor left once OSPF has resumed from it, in all its versions.
+    pub(super) async fn forget_when_resumed(&mut self) {
+        let Some(routing) = self.routing.as_ref().filter(|_| self.resuming) else { return };
+        if let Ok(None) = tokio::time::timeout(PATIENCE, routing.grace_left()).await {
+            self.resuming = false;
+            forget(&self.config.node.state_dir);
+        }
+    }
+
     /// Leaves everything to the successor: programs, maps, LSAs and routes stay.
     pub(super) async fn leave(&mut self) {
         tracing::info!("restarting: the data plane forwards, and the neighbours wait");
@@ -132,7 +181,35 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    #[test]
+    fn the_successor_takes_over_what_its_predecessor_discarded() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let inherited: Vec<_> = inherited(words("run --fresh --config a.toml").into_iter()).collect();
+        assert_eq!(inherited, words("run --config a.toml"));
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_would_not_start_is_refused_with_what_it_says() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let program = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("writable");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
+            path.into_os_string()
+        };
+        let config = Path::new("/etc/director.toml");
+        let good = program("good", "[ \"$*\" = 'check --config /etc/director.toml' ]");
+        assert_eq!(check(&good, config).await, Ok(()));
+        let bad = program("bad", "echo 'line 3: unknown key' >&2; exit 1");
+        let said = check(&bad, config).await.expect_err("it fails");
+        assert!(said.contains("would not start (exit status: 1): line 3: unknown key"), "{said}");
+        let absent = check(OsStr::new("/nowhere/director"), config).await.expect_err("not there");
+        assert!(absent.contains("cannot be executed"), "{absent}");
+    }
 
     #[test]
     fn what_is_left_counts_until_the_grace_period_is_over() {

@@ -98,9 +98,10 @@ impl Guard {
                 let key = keys.iter().find(|key| u16::from(key.id) == id);
                 let right = key.filter(|key| verify::<V>(key, covered, received, source).is_ok());
                 match right.map(|key| Key { secret: key.secret.substitute(), ..key.clone() }) {
-                    Some(key) => out[digest].copy_from_slice(&digest_of::<V>(&key, covered, source)),
-                    None => out[digest].fill(0),
+                    Some(key) => out[digest.clone()].copy_from_slice(&digest_of::<V>(&key, covered, source)),
+                    None => out[digest.clone()].fill(0),
                 }
+                out[digest.end..].fill(0); // an LLS block may have a digest of its own (RFC 5613 section 2.5)
             }
             Ok(Claim::Simple(theirs)) => {
                 let substitute = match &self.authentication {
@@ -119,7 +120,15 @@ impl Guard {
                     rest.fill(0);
                 }
             }
-            Ok(Claim::None | Claim::Unknown { .. }) | Err(_) => {}
+            // Digests and passwords of others, for whom a setting is wrong on one side. Nobody reads them.
+            claim @ (Ok(Claim::None | Claim::Unknown { .. }) | Err(_)) => {
+                let read = V::read_by_claim(payload, is_keyed).min(out.len());
+                out[read..].fill(0);
+                // Of a digest that is cut short, number and length are there.
+                if let Some(password) = V::PASSWORD.filter(|_| claim.is_ok()).and_then(|at| out.get_mut(at)) {
+                    password.fill(0);
+                }
+            }
         }
         out.into()
     }

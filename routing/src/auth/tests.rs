@@ -360,3 +360,52 @@ proptest! {
         }
     }
 }
+
+/// A recording has nothing of a secret that is not in use here, and refuses or accepts as the guard did.
+fn discloses_nothing<V: Family>(spoil: impl Fn(&mut Vec<u8>)) {
+    let keys = |secret| Authentication::Keys(vec![Key::new(7, Algorithm::HmacSha256, Secret::new(secret))]);
+    for theirs in [Authentication::None, Authentication::Simple(Secret::new("theirs!!")), keys("theirs")] {
+        for ours in [Authentication::None, keys("ours")] {
+            let Some(sealed) = Guard::new(theirs.clone()).seal::<V>(NOW, hello::<V>(), V::HERE) else {
+                continue;
+            };
+            let mut sent = sealed.to_vec();
+            let secret = sent[sent.len() - 32..].to_vec();
+            spoil(&mut sent);
+            let (guard, sent) = (Guard::new(ours), Bytes::from(sent));
+            let recorded = guard.disguise::<V>(&sent, V::HERE);
+            let open =
+                |packet| guard.open::<V>(NOW, packet, V::HERE, V::THERE).map_err(|refused| refused.reason);
+            let said =
+                |packet| guard.open::<V>(NOW, packet, V::HERE, V::THERE).map_err(|refused| refused.detail);
+            assert_eq!(open(&recorded).err(), open(&sent).err());
+            assert_eq!(said(&recorded).err(), said(&sent).err());
+            let has = |part: &[u8]| recorded.windows(part.len()).any(|bytes| bytes == part);
+            assert!(!has(b"theirs!!"), "a password");
+            assert!(!matches!(theirs, Authentication::Keys(_)) || !has(&secret[..16]), "a digest");
+        }
+    }
+}
+
+#[test]
+fn nothing_of_a_strangers_secret_is_recorded() {
+    discloses_nothing::<V2>(|_| {});
+    discloses_nothing::<V2>(|packet| packet[15] = 0); // said to be none
+    discloses_nothing::<V2>(|packet| packet[15] = 9); // of an unknown type
+    discloses_nothing::<V2>(|packet| packet[19] = 200); // longer than it is
+    discloses_nothing::<V2>(|packet| packet[0] = 7);
+    discloses_nothing::<V3>(|_| {});
+    discloses_nothing::<V3>(|packet| packet[16 + 6] &= !4); // the bit that announces the trailer
+    discloses_nothing::<V3>(|packet| packet[16 + 6] |= 2); // an LLS block that is none
+    discloses_nothing::<V3>(|packet| packet[0] = 7);
+    discloses_nothing::<V3>(|packet| packet[2] = 0xff);
+    let trailer = hello::<V3>().len();
+    for (at, byte) in [(trailer + 1, 9), (trailer + 3, 200)] {
+        // Its type, and its length.
+        discloses_nothing::<V3>(|packet| {
+            if let Some(field) = packet.get_mut(at) {
+                *field = byte;
+            }
+        });
+    }
+}

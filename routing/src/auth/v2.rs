@@ -92,6 +92,14 @@ impl Authenticated for V2 {
         }
     }
 
+    fn read_by_claim(payload: &[u8], _: bool) -> usize {
+        if payload.first() != Some(&VERSION) {
+            return AUTHENTICATION.start;
+        }
+        let length = payload.get(2..).and_then(|rest| rest.first_chunk());
+        length.map_or(HEADER_LEN, |length| usize::from(u16::from_be_bytes(*length)).max(HEADER_LEN))
+    }
+
     fn open_authentic(payload: &Bytes, _: Ipv4Addr, _: Ipv4Addr) -> Result<(Envelope, Body), ParseError> {
         let Packet { router, area, body } = Packet::parse_authentic(payload)?;
         Ok((Envelope { router, area, instance: 0 }, body))

@@ -43,6 +43,49 @@ fn options(payload: &[u8], kind: u8) -> Option<u32> {
     Some(u32::from_be_bytes([0, high, middle, low]))
 }
 
+/// What comes behind a packet.
+enum Behind {
+    /// No trailer; where the packet ends.
+    Nothing(usize),
+    /// A trailer, and where it is to begin.
+    Trailer(usize),
+    /// It cannot be told, and how far that was read.
+    Unreadable(ParseError, usize),
+}
+
+fn behind(payload: &[u8], keyed: bool) -> Behind {
+    let Some(header) = payload.first_chunk::<HEADER_LEN>() else {
+        return Behind::Unreadable(ParseError::Short { what: "header" }, HEADER_LEN);
+    };
+    if header[0] != VERSION {
+        let error = ParseError::Version { version: header[0], expected: VERSION };
+        return Behind::Unreadable(error, HEADER_LEN);
+    }
+    let length = u16::from_be_bytes([header[2], header[3]]);
+    let end = usize::from(length);
+    if end < HEADER_LEN || end > payload.len() {
+        return Behind::Unreadable(ParseError::Length { length, received: payload.len() }, HEADER_LEN);
+    }
+    let said = options(payload, header[1]);
+    // Types without options mean what the neighbour's Hellos said, which had to be what is in use here.
+    if !said.map_or(keyed && payload.len() > end, |options| options & OPTION_AT != 0) {
+        return Behind::Nothing(end);
+    }
+    if said.is_none_or(|options| options & OPTION_L == 0) {
+        return Behind::Trailer(end);
+    }
+    match u16_at(payload, end + 2) {
+        None => Behind::Unreadable(ParseError::Short { what: "LLS block" }, end),
+        Some(words) => {
+            let at = end + usize::from(words) * 4;
+            if at + TRAILER_LEN <= payload.len() {
+                return Behind::Trailer(at);
+            }
+            Behind::Unreadable(ParseError::Short { what: "authentication trailer" }, end + 4)
+        }
+    }
+}
+
 impl Authenticated for V3 {
     const PROTOCOL_ID: Option<[u8; 2]> = Some([0, 1]);
     const STRICT: bool = true;
@@ -91,26 +134,12 @@ impl Authenticated for V3 {
     }
 
     fn claim(payload: &[u8], keyed: bool) -> Result<Claim, ParseError> {
-        let header: &[u8; HEADER_LEN] = payload.first_chunk().ok_or(ParseError::Short { what: "header" })?;
-        if header[0] != VERSION {
-            return Err(ParseError::Version { version: header[0], expected: VERSION });
-        }
-        let kind = header[1];
-        let length = u16::from_be_bytes([header[2], header[3]]);
-        let mut at = usize::from(length);
-        if at < HEADER_LEN || at > payload.len() {
-            return Err(ParseError::Length { length, received: payload.len() });
-        }
-        let said = options(payload, kind);
-        // Types without options mean what the neighbour's Hellos said, which had to be what is in use here.
-        if !said.map_or(keyed && payload.len() > at, |options| options & OPTION_AT != 0) {
-            return Ok(Claim::None);
-        }
-        let short = ParseError::Short { what: "authentication trailer" };
-        if said.is_some_and(|options| options & OPTION_L != 0) {
-            let words = u16_at(payload, at + 2).ok_or(ParseError::Short { what: "LLS block" })?;
-            at += usize::from(words) * 4;
-        }
+        let at = match behind(payload, keyed) {
+            Behind::Trailer(at) => at,
+            Behind::Nothing(_) => return Ok(Claim::None),
+            Behind::Unreadable(error, _) => return Err(error),
+        };
+        let (kind, short) = (payload[1], ParseError::Short { what: "authentication trailer" });
         let trailer = payload.get(at..).and_then(|rest| rest.first_chunk::<TRAILER_LEN>());
         let trailer = trailer.ok_or(short.clone())?;
         let field = |at: usize| u16::from_be_bytes([trailer[at], trailer[at + 1]]);
@@ -124,6 +153,13 @@ impl Authenticated for V3 {
         let [.., a, b, c, d, e, f, g, h] = *trailer;
         let sequence = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         Ok(Claim::Keyed { id: field(6), sequence, digest, kind })
+    }
+
+    fn read_by_claim(payload: &[u8], keyed: bool) -> usize {
+        match behind(payload, keyed) {
+            Behind::Trailer(at) => at + TRAILER_LEN,
+            Behind::Nothing(end) | Behind::Unreadable(_, end) => end,
+        }
     }
 
     fn open_authentic(payload: &Bytes, _: Ipv6Addr, _: Ipv6Addr) -> Result<(Envelope, Body), ParseError> {

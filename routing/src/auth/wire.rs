@@ -84,6 +84,10 @@ pub trait Authenticated: Version {
     /// The header, or what it announces, is cut short or of another version.
     fn claim(payload: &[u8], keyed: bool) -> Result<Claim, ParseError>;
 
+    /// How many bytes from the first a packet consists of and its claim is read from. Digests that do not count are
+    /// behind it, whoever they are for; without them the claim is the same.
+    fn read_by_claim(payload: &[u8], keyed: bool) -> usize;
+
     /// Parses a packet whose password or digest is right. A checksum that the authentication replaces is not
     /// looked at.
     ///

@@ -165,6 +165,10 @@ impl<V: Transport> Driver<V> {
                     }
                     Some(Command::Routes(answer)) => drop(answer.send(self.routes())), // likewise
                     Some(Command::Settled(answer)) => drop(answer.send(self.speaker.is_settled())), // likewise
+                    Some(Command::GraceLeft(answer)) => {
+                        self.handle(Input::Timer); // so that it is what is left now
+                        let _ = answer.send(self.speaker.grace_left()); // likewise
+                    }
                     Some(Command::PrepareRestart(period, answer)) => {
                         self.preparing = Some(answer);
                         self.handle(Input::PrepareRestart { period });

@@ -70,6 +70,11 @@ impl<V: Version> Originator<V> {
         self.first_full.get_or_insert(now);
     }
 
+    /// Whether the first Router-LSA is out, or nothing holds it up any more.
+    pub(super) fn has_started(&self) -> bool {
+        self.started
+    }
+
     /// Whether each of our LSAs may be sent in a new instance now.
     pub(super) fn may_send(&self, now: Time) -> bool {
         let open = |own: &Own| own.last.is_none_or(|(at, _)| now.since(at) >= MIN_INTERVAL);
@@ -106,7 +111,11 @@ impl<V: Protocol> Machine<V> {
     /// The first Router-LSA waits for the first full adjacency, and a moment for those of the other interfaces: after a
     /// crash the neighbours still hold our old one, and it shall be replaced once, by a complete one. One that names a
     /// single switch reaches the others by way of it; they would lose us, or not find us, until [`MIN_INTERVAL`] is over.
+    ///
+    /// A stop waits for nothing: what an earlier life or the last moments left with a neighbour is flushed while there is
+    /// somebody to tell, and neighbours that help stop helping.
     fn may_originate(&mut self) -> bool {
+        self.originator.started |= self.stopping.is_some();
         if self.is_resuming() {
             return false; // "Do not originate LSAs with LS types 1-5, 7" (RFC 3623 section 2)
         }

@@ -151,6 +151,12 @@ impl<V: Protocol> Machine<V> {
         self.resuming.is_some()
     }
 
+    /// How long the neighbours wait yet for a restart that is under way; none if none is.
+    #[must_use]
+    pub fn grace_left(&self) -> Option<Duration> {
+        self.resuming.as_ref().map(|resuming| resuming.until.since(self.now))
+    }
+
     /// When a preparation or a grace period is over.
     pub(super) fn restart_deadline(&self) -> Option<Time> {
         let preparing = self.leaving.filter(|leaving| !leaving.told).map(|leaving| leaving.limit);

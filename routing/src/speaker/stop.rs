@@ -70,8 +70,10 @@ impl<V: Protocol> Machine<V> {
             self.outputs.push_back(Output::Stopped);
             return;
         }
-        // Where an instance is just out, there is no room for two more: the flush withdraws as well.
-        let withdraws = !self.announced.is_empty() && self.originator.may_send(now);
+        // Where an instance is just out, there is no room for two more: the flush withdraws as well. Nor is there one for
+        // a first instance, which may have to supersede that of an earlier life.
+        let withdraws =
+            !self.announced.is_empty() && self.originator.has_started() && self.originator.may_send(now);
         self.stopping = stopping(if withdraws { Phase::Withdraw } else { Phase::Flush });
     }
 
@@ -85,7 +87,8 @@ impl<V: Protocol> Machine<V> {
             self.sweep_max_age();
         }
         let Some(stopping) = &self.stopping else { return };
-        let over = now >= stopping.limit || (stopping.phase == Phase::Flush && self.is_flushed());
+        let flushed = stopping.phase == Phase::Flush && self.is_flushed() && !self.is_exchanging();
+        let over = now >= stopping.limit || flushed;
         if stopping.phase != Phase::Done && (over || !self.has_adjacency()) {
             self.farewell();
         }
@@ -94,6 +97,12 @@ impl<V: Protocol> Machine<V> {
     fn has_adjacency(&self) -> bool {
         let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
         neighbors.any(|neighbor| neighbor.state >= NeighborState::Exchange)
+    }
+
+    /// Whether a neighbour may yet show us LSAs of an earlier life, which are to be flushed as well.
+    fn is_exchanging(&self) -> bool {
+        let mut neighbors = self.interfaces.values().flat_map(|interface| interface.neighbors.values());
+        neighbors.any(|neighbor| matches!(neighbor.state, NeighborState::Exchange | NeighborState::Loading))
     }
 
     /// Whether all our LSAs are gone from here and acknowledged as flushed by all neighbours.

@@ -39,6 +39,15 @@ fn busy<V: Family>(authentication: &Authentication, prefixes: [V::Net; 2]) -> Ne
     sim.set_link(0, false);
     sim.run(seconds(5));
     sim.set_link(0, true);
+    // A reload takes an uplink away, and another one puts it back.
+    let whole = sim.machine(0).config.clone();
+    let mut without = whole.clone();
+    without.interfaces.remove(0);
+    sim.input(0, Input::Reconfigure(Box::new(without)));
+    assert_eq!(sim.status(0).interfaces.len(), 1);
+    sim.run(seconds(3));
+    sim.input(0, Input::Reconfigure(Box::new(whole)));
+    sim.change_link(0, 0, |_| {}); // as the driver tells it
     sim.kill(3);
     sim.run(seconds(10));
     sim
@@ -127,6 +136,30 @@ fn a_key_that_changes_in_between_changes_in_the_replay() {
         (replayed.status.neighbors[0].router_id, replayed.status.neighbors[0].state),
         (id(1), NeighborState::Full)
     );
+}
+
+/// Whatever the input is that has no room any more, and the end has always room.
+#[test]
+fn a_recording_that_ends_at_its_limit_replays() {
+    let mut sim = Network::<V2>::new(115);
+    sim.segment(&[(0, p2p()), (1, p2p())]);
+    sim.start();
+    sim.record(0);
+    let head = sim.recorded(0).lines().next().expect("a head").len();
+    let mut steps = Vec::new();
+    for more in (0..6000).step_by(150) {
+        let mut sim = Network::<V2>::new(115);
+        sim.segment(&[(0, p2p()), (1, p2p())]);
+        sim.start();
+        sim.record_up_to(0, head + 300 + more);
+        sim.run(seconds(20));
+        let recording = sim.recorded(0);
+        assert!(recording.len() <= head + 300 + more, "{} bytes", recording.len());
+        let replayed = only(&recording);
+        assert_eq!(replayed.end, Some(RecordingEnd::Limit));
+        steps.push(replayed.steps);
+    }
+    assert!(steps.is_sorted() && steps[0] < 5 && steps[steps.len() - 1] > 10, "{steps:?}");
 }
 
 #[test]

@@ -241,3 +241,42 @@ fn a_restart_that_was_called_off_leaves_no_trace() {
     assert_eq!(help_ends(&sim, 0), [HelpEnd::Completed]);
     assert!(sim.all_full(4) && sim.hops(0, V3::prefix(1)) == 1);
 }
+
+/// A stop while the restart is under way is a stop: neighbours that hear us hold nothing of ours afterwards, and do not
+/// help any more, whatever the state of our adjacency.
+fn a_stop_is_told<V: Graceful>(reached: NeighborState) {
+    let mut sim = fabric::<V>(99);
+    let grace = prepare(&mut sim, 2, 60).expect("both help");
+    sim.stop(2, Stop::Keep);
+    sim.kill(2);
+    sim.run(seconds(5));
+    sim.cut(1, true); // so that it is not over
+    second_life(&mut sim, 2, grace);
+    sim.until(seconds(10), |sim| sim.neighbor_state(2, 0) >= Some(reached));
+    sim.stop(2, Stop::Flush);
+    sim.until(seconds(2), |sim| sim.has_stopped(2));
+    assert_eq!(resumed(&sim, 2), [RestartEnd::Stopped]);
+    sim.until(seconds(1), |sim| sim.sequence(0, id(2)).is_none() && sim.lsa_count(0, V::KIND) == 0);
+    assert_eq!((help_ends(&sim, 0), sim.hops(0, V::prefix(1))), (vec![HelpEnd::Completed], 0));
+}
+
+#[test]
+fn a_stop_while_it_is_under_way_ends_the_help() {
+    for reached in [NeighborState::Exchange, NeighborState::Full] {
+        a_stop_is_told::<V2>(reached);
+        a_stop_is_told::<V3>(reached);
+    }
+}
+
+/// The first Router-LSA waits for the other uplink; a stop in that moment flushes the one of the life before all the same.
+#[test]
+fn a_stop_before_the_first_router_lsa_flushes_that_of_an_earlier_life() {
+    let mut sim = fabric::<V2>(100);
+    sim.kill(2);
+    sim.cut(1, true);
+    sim.restart(2);
+    sim.until(seconds(10), |sim| sim.neighbor_state(2, 0) == Some(NeighborState::Full));
+    sim.stop(2, Stop::Flush);
+    sim.until(seconds(2), |sim| sim.has_stopped(2));
+    assert_eq!(sim.sequence(0, id(2)), None);
+}

@@ -99,8 +99,8 @@ struct Node<V: Protocol> {
     events: Vec<Event>,
     stopped: bool,
     prepared: Option<Result<Grace, RestartRefused>>,
-    /// A recorder and what it wrote.
-    recording: Option<(Recorder<V>, String)>,
+    /// What was recorded, and the recorder unless it has ended.
+    recording: Option<(Option<Recorder<V>>, String)>,
     runs: u32,
 }
 
@@ -316,16 +316,25 @@ impl<V: Family> Network<V> {
 
     /// Begins to record what a node is told.
     pub(super) fn record(&mut self, at: usize) {
-        let node = &mut self.nodes[at];
-        node.recording = node.speaker.as_ref().and_then(|speaker| Recorder::begin(speaker, usize::MAX));
+        self.record_up_to(at, usize::MAX);
     }
 
-    /// The recording, which ends.
+    /// The same, into so many bytes.
+    pub(super) fn record_up_to(&mut self, at: usize, limit: usize) {
+        let node = &mut self.nodes[at];
+        let begun = node.speaker.as_ref().and_then(|speaker| Recorder::begin(speaker, limit));
+        node.recording = begun.map(|(recorder, head)| (Some(recorder), head));
+    }
+
+    /// The recording, which ends if it has not.
     pub(super) fn recorded(&mut self, at: usize) -> String {
         let now = self.now;
         let node = &mut self.nodes[at];
-        let (_, lines) = node.recording.take().expect("begun");
+        let (recorder, lines) = node.recording.take().expect("begun");
         let at = Time::from_start(now - node.born);
+        if recorder.is_none() {
+            return lines;
+        }
         lines + &node.speaker.as_ref().expect("alive").end_of_recording(at, RecordingEnd::Time)
     }
 
@@ -334,11 +343,16 @@ impl<V: Family> Network<V> {
         let node = &mut self.nodes[at];
         let Some(speaker) = &mut node.speaker else { return };
         let time = Time::from_start(now - node.born);
-        let pending = node.recording.as_ref().map(|(recorder, _)| recorder.note(speaker, time, &input));
+        let recorder = node.recording.as_ref().and_then(|(recorder, _)| recorder.as_ref());
+        let pending = recorder.map(|recorder| recorder.note(speaker, time, &input));
         speaker.handle(time, input);
         let outputs: Vec<_> = std::iter::from_fn(|| speaker.poll_output()).collect();
         if let Some(((recorder, lines), pending)) = node.recording.as_mut().zip(pending) {
-            lines.push_str(&recorder.step(speaker, &pending, &outputs).expect("room"));
+            let line = recorder.as_mut().and_then(|recorder| recorder.step(speaker, &pending, &outputs));
+            lines.push_str(&line.unwrap_or_else(|| {
+                *recorder = None;
+                speaker.end_of_recording(time, RecordingEnd::Limit)
+            }));
         }
         for output in outputs {
             self.trace.push(format!("{now:?} {at} {output:?}"));
