@@ -9,12 +9,21 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
-use director_proto::control::RealServer;
 use director_proto::control::control_client::ControlClient;
+use director_proto::control::{RealServer, StatusRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
+
+/// How long a director that was killed may hold its control socket.
+const ENDING: Duration = Duration::from_secs(10);
+/// Whoever lives answers within this time.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two attempts to get the socket.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// A real server's address and port as text; brackets keep IPv6 apart from its port (RFC 5952, section 6).
 pub(crate) fn real_server_name(real: &RealServer) -> String {
@@ -121,6 +130,28 @@ impl Socket {
         UnixListener::from_std(listener).map_err(wrap)
     }
 
+    /// Listens as soon as a director that is ending has let go of the socket: the kernel closes what a killed process
+    /// had open some time after the kill. One that lives answers, and is not waited for.
+    ///
+    /// # Errors
+    /// [`ControlError::InUse`] when another director answers, or holds on for [`ENDING`].
+    pub async fn take(&self) -> Result<UnixListener, ControlError> {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            match self.listen() {
+                Err(ControlError::InUse(_)) if Instant::now() < deadline && !self.is_answered().await => {
+                    tokio::time::sleep(RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn is_answered(&self) -> bool {
+        let ask = async { self.connect().await.ok()?.get_status(StatusRequest {}).await.ok() };
+        matches!(tokio::time::timeout(ANSWER, ask).await, Ok(Some(_)))
+    }
+
     /// Connects to the director that listens.
     pub async fn connect(&self) -> Result<ControlClient<Channel>, ControlError> {
         // A first connection tells "nobody there" from anything gRPC may say later.
@@ -161,7 +192,7 @@ pub fn from_root(listener: UnixListener) -> impl futures::Stream<Item = io::Resu
                 },
                 Err(error) => {
                     tracing::warn!(%error, "control socket");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -181,6 +212,17 @@ mod tests {
         let socket = unique("second");
         let _first = socket.listen().expect("free");
         assert!(matches!(socket.listen(), Err(ControlError::InUse(_))));
+    }
+
+    #[tokio::test]
+    async fn a_director_that_ends_is_waited_for() {
+        let socket = unique("ending");
+        let first = socket.listen().expect("free"); // accepts nobody, as a killed one
+        let (taken, ()) = tokio::join!(socket.take(), async {
+            tokio::time::sleep(super::RETRY).await;
+            drop(first);
+        });
+        assert!(taken.is_ok());
     }
 
     #[tokio::test]

@@ -61,7 +61,7 @@ where
 
 /// Binds the metrics address, with an error that names it.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
+    syncd::listen(address)
         .await
         .map_err(|error| anyhow::anyhow!("cannot listen on [metrics] {address}: {error}"))
 }

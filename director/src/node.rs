@@ -70,7 +70,7 @@ pub struct Start {
 /// # Errors
 /// Whatever keeps it from starting; once it serves, trouble is logged and shown, not fatal.
 pub async fn run(start: Start) -> anyhow::Result<()> {
-    let listener = start.socket.listen()?;
+    let listener = start.socket.take().await?;
     let metrics = match start.config.metrics {
         Some(address) => Some(crate::metrics::bind(address).await?),
         None => None,

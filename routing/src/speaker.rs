@@ -29,6 +29,7 @@ mod origination;
 mod reconfiguration;
 pub mod recording;
 mod refusal;
+mod reminder;
 mod restart;
 mod route;
 mod spf;
@@ -308,6 +309,14 @@ pub enum Event {
     Resumed {
         /// Why.
         reason: RestartEnd,
+    },
+    /// A neighbour says nothing new since the adjacency became full: our Router-LSA goes out again, with its links in
+    /// another order, so that the neighbour calculates its routes.
+    Reminded {
+        /// Name of the interface.
+        interface: String,
+        /// Router id of the neighbour.
+        router: Ipv4Addr,
     },
     /// An interface sends with another key than before, or with one that has expired because there is no
     /// other (RFC 2328 section D.3).

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -168,7 +169,9 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
     let tls = config.tls.as_ref().map(Tls::load).transpose()?;
     let saved = config.state_dir.as_deref().map(store::load).transpose()?.flatten();
     let listener = match config.listen {
-        Some(address) => Some(listen(address).await?),
+        Some(address) => {
+            Some(listen(address).await.map_err(|source| StartError::Listen { address, source })?)
+        }
         None => None,
     };
     let boot_id = BootId(getrandom::u64().map_err(StartError::Random)?);
@@ -193,8 +196,24 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
     Ok((Handle { commands, port }, events))
 }
 
-async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+/// How long another may have the address before that is an error.
+const ADDRESS_IN_USE: Duration = Duration::from_secs(3);
+
+/// Listens, and waits some seconds for the address while another has it: the kernel closes what a killed process had
+/// open some time after the kill.
+///
+/// # Errors
+/// What the system says; that the address is in use only after the wait.
+pub async fn listen(address: std::net::SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + ADDRESS_IN_USE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 fn settings(config: &Config, boot_id: BootId, listener: Option<&TcpListener>) -> Settings {

@@ -23,6 +23,6 @@ mod status;
 mod store;
 
 pub use config::{Config, StartError, TlsFiles};
-pub use engine::{Handle, PinPort, Stopped, spawn};
+pub use engine::{Handle, PinPort, Stopped, listen, spawn};
 pub use replica::{Event, Fed, HealthView, Isolation, ProposeError, Refusal, Standing, Votes};
 pub use status::{PeerState, PeerStatus, RefusedPeer, Status};

@@ -440,6 +440,9 @@ fn log(version: u8, event: &Event) {
         Event::Refused { interface, source, reason, detail } => {
             tracing::warn!(version, interface, %source, ?reason, detail, "OSPF packet refused");
         }
+        Event::Reminded { interface, router } => {
+            tracing::info!(version, interface, %router, "OSPF neighbour says nothing new of the link: Router-LSA reordered");
+        }
         Event::SendingKey { interface, key, algorithm, expired: false } => {
             tracing::info!(version, interface, key, algorithm, "OSPF sends with this key");
         }

@@ -252,7 +252,11 @@ impl<V: Protocol> Machine<V> {
         };
         let ours = self.database(scope).and_then(|db| db.get(&header.key)).map(|e| e.aged(self.now));
         let lacking = ours.is_none_or(|ours| header.compare(&ours.header) == Ordering::Greater);
-        if let Some(neighbor) = self.neighbor_mut(id, key).filter(|_| lacking) {
+        let Some(neighbor) = self.neighbor_mut(id, key) else { return false };
+        if header.key.router == neighbor.router {
+            neighbor.said.note(header);
+        }
+        if lacking {
             neighbor.requests.insert(header.key, *header);
         }
         true

@@ -198,7 +198,8 @@ impl<V: Protocol> Machine<V> {
             NeighborState::ExStart => self.start_negotiation(id, key),
             NeighborState::Exchange => self.list_database(id, key),
             NeighborState::Loading => self.finish_loading(id, key),
-            NeighborState::Down | NeighborState::Init | NeighborState::TwoWay | NeighborState::Full => {}
+            NeighborState::Full => self.note_said(id, key),
+            NeighborState::Down | NeighborState::Init | NeighborState::TwoWay => {}
         }
         // Who restarts gracefully is adjacent in every state but this one.
         let adjacent = |state| state == NeighborState::Full || (helped && state != NeighborState::Down);
@@ -221,6 +222,7 @@ impl<V: Protocol> Machine<V> {
             }
             let (resend, ask) = (neighbor.exchange.resend, neighbor.ask_again);
             let lsas = neighbor.resend_lsas;
+            let said = neighbor.said.due();
             if is_due(resend, self.now) {
                 self.resend_description(id, key);
             }
@@ -229,6 +231,9 @@ impl<V: Protocol> Machine<V> {
             }
             if is_due(lsas, self.now) {
                 self.resend_lsas(id, key);
+            }
+            if is_due(said, self.now) {
+                self.remind(id, key);
             }
         }
     }

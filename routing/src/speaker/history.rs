@@ -248,6 +248,7 @@ impl<V: Protocol> Machine<V> {
                 | Event::HelpEnded { .. }
                 | Event::Resuming { .. }
                 | Event::Resumed { .. }
+                | Event::Reminded { .. }
         );
         if is_one {
             push(&mut self.history.states, STATE_EVENTS, (self.now, event.clone()));

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Protocol, Time, graceful::Help};
+use super::{Protocol, Time, graceful::Help, reminder::Said};
 use crate::{
     auth::Heard,
     packet::wire::{Description, LsaHeader, LsaKey, Version},
@@ -138,6 +138,8 @@ pub(super) struct Neighbor<V: Protocol> {
     pub(super) resend_lsas: Option<Time>,
     /// It restarts gracefully, and we help.
     pub(super) help: Option<Help>,
+    #[serde(default)]
+    pub(super) said: Said<V>,
 }
 
 impl<V: Protocol> Neighbor<V> {
@@ -162,6 +164,7 @@ impl<V: Protocol> Neighbor<V> {
             unacknowledged: BTreeMap::new(),
             resend_lsas: None,
             help: None,
+            said: Said::default(),
         }
     }
 
@@ -180,12 +183,15 @@ impl<V: Protocol> Neighbor<V> {
         self.ask_again = None;
         self.unacknowledged.clear();
         self.resend_lsas = None;
+        self.said = Said::default();
     }
 
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Time> + use<V> {
         // Who is helped may be silent.
         let dead_at = self.help.map_or(self.dead_at, |help| help.until);
-        [Some(dead_at), self.exchange.resend, self.ask_again, self.resend_lsas].into_iter().flatten()
+        [Some(dead_at), self.exchange.resend, self.ask_again, self.resend_lsas, self.said.due()]
+            .into_iter()
+            .flatten()
     }
 }
 

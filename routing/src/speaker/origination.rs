@@ -58,6 +58,9 @@ pub(super) struct Originator<V: Version> {
     first_full: Option<Time>,
     /// The first adjacency was full: from now on the Router-LSA says what is.
     started: bool,
+    /// The links of the Router-LSA are in reverse order.
+    #[serde(default)]
+    turned: bool,
 }
 
 impl<V: Version> Originator<V> {
@@ -73,6 +76,18 @@ impl<V: Version> Originator<V> {
     /// Whether the first Router-LSA is out, or nothing holds it up any more.
     pub(super) fn has_started(&self) -> bool {
         self.started
+    }
+
+    /// Turns the order of the Router-LSA's links.
+    pub(super) fn turn(&mut self) {
+        self.turned = !self.turned;
+    }
+
+    /// Brings the Router-LSA's links into their order.
+    pub(super) fn order<L>(&self, links: &mut [L]) {
+        if self.turned {
+            links.reverse();
+        }
     }
 
     /// Whether each of our LSAs may be sent in a new instance now.

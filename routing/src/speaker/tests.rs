@@ -12,6 +12,7 @@ mod liveness;
 mod protocol;
 mod reconfiguration;
 mod recording;
+mod reminder;
 mod restart;
 mod scale;
 mod simulator;

@@ -195,6 +195,11 @@ impl Protocol for V2 {
         wanted
     }
 
+    fn is_linked(lsa: &Lsa, router: Ipv4Addr) -> bool {
+        let Ok(LsaBody::Router(body)) = LsaBody::parse(lsa) else { return false };
+        body.links.iter().any(|link| link.kind == LinkKind::PointToPoint && link.id == router)
+    }
+
     fn network_id(interface: &Interface<Self>) -> NetworkId {
         network(interface.dr)
     }
@@ -296,6 +301,7 @@ fn router_lsa(machine: &Machine<V2>, area: Ipv4Addr, kind: AreaKind, with_announ
             }
         }
     }
+    machine.originator.order(&mut links);
     RouterBody { flags: if machine.is_boundary(kind) { FLAG_EXTERNAL } else { 0 }, links }
 }
 

@@ -30,7 +30,8 @@ use crate::{
         grace::GraceBody,
         v3::{
             EXTERNAL, FloodingScope, GRACE, INTER_AREA_PREFIX, INTER_AREA_ROUTER, INTRA_AREA_PREFIX, LINK,
-            LsType, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3, body::LsaBody,
+            LsType, Lsa, LsaKey, NETWORK, NSSA, OPTION_R, OPTION_V6, ROUTER, V3,
+            body::{LinkKind, LsaBody},
         },
     },
 };
@@ -204,6 +205,11 @@ impl Protocol for V3 {
 
     fn wanted(machine: &Machine<Self>, with_announced: bool) -> Wanted<Self> {
         origination::wanted(machine, with_announced)
+    }
+
+    fn is_linked(lsa: &Lsa, router: Ipv4Addr) -> bool {
+        let Ok(LsaBody::Router(body)) = LsaBody::parse(lsa) else { return false };
+        body.links.iter().any(|link| link.kind == LinkKind::PointToPoint && link.neighbor == router)
     }
 
     fn network_id(interface: &Interface<Self>) -> NetworkId {

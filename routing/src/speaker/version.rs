@@ -120,6 +120,9 @@ pub trait Protocol: Authenticated {
     /// What each of our LSAs should say.
     fn wanted(machine: &Machine<Self>, with_announced: bool) -> Wanted<Self>;
 
+    /// Whether it is a Router-LSA with a point-to-point link to the router.
+    fn is_linked(lsa: &Lsa<Self>, router: Ipv4Addr) -> bool;
+
     /// The transit network behind an interface, as a vertex of the graph.
     fn network_id(interface: &Interface<Self>) -> NetworkId;
 

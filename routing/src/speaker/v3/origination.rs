@@ -138,6 +138,7 @@ fn router_lsa(machine: &Machine<V3>, config: &InterfaceConfig) -> RouterBody {
             links.push(link(LinkKind::Transit, designated_interface(interface), interface.dr));
         }
     }
+    machine.originator.order(&mut links);
     let flags = if machine.is_boundary(config.area_kind) { FLAG_EXTERNAL } else { 0 };
     RouterBody { flags, options: V3::capabilities(config), links }
 }
