@@ -13,6 +13,10 @@ use crate::requirement::{Requirement, met};
 
 /// The virtual IP of the topology.
 pub const VIP: &str = "203.0.113.10";
+/// All that its directors announce for services.
+pub const VIPS: [&str; 5] = [VIP, "203.0.113.20", "203.0.113.30", "2001:db8:113::10", "2001:db8:113::30"];
+/// The topology's switches: the first is FRR, the second BIRD.
+pub const SWITCHES: [&str; 2] = ["switch1", "switch2"];
 
 /// The running lab; dropping it takes it down.
 pub struct Ecmp {
@@ -73,20 +77,45 @@ impl Ecmp {
         serde_json::from_str(&text).with_context(|| format!("{node}, {question}: {text}"))
     }
 
-    /// Next hops for the VIP in a switch's kernel.
+    /// Next hops for each of [`VIPS`] in a switch's kernel.
     ///
     /// # Errors
     /// If the switch cannot be asked.
-    pub fn next_hops(&self, switch: &str) -> Result<usize> {
-        let routes: Value = serde_json::from_str(&self.lab.sh(switch, &format!("ip -j route show {VIP}"))?)?;
+    pub fn next_hops(&self, switch: &str) -> Result<Vec<usize>> {
+        VIPS.iter().map(|vip| self.next_hops_to(switch, vip)).collect()
+    }
+
+    fn next_hops_to(&self, switch: &str, vip: &str) -> Result<usize> {
+        let family = if vip.contains(':') { "-6" } else { "-4" };
+        let text = self.lab.sh(switch, &format!("ip {family} -j route show {vip}"))?;
+        let routes: Vec<Value> = serde_json::from_str(&text)?;
         let usable =
             |hop: &Value| !hop["flags"].as_array().is_some_and(|flags| flags.iter().any(|f| f == "dead"));
-        Ok(match &routes[0] {
-            Value::Null => 0,
-            route => match route["nexthops"].as_array() {
-                Some(hops) => hops.iter().filter(|hop| usable(hop)).count(),
-                None => 1,
-            },
+        let hops = |route: &Value| match route["nexthops"].as_array() {
+            Some(hops) => hops.iter().filter(|hop| usable(hop)).count(),
+            None => usize::from(usable(route)),
+        };
+        Ok(routes.iter().map(hops).sum())
+    }
+
+    /// Whether both switches have so many next hops for every one of [`VIPS`].
+    ///
+    /// # Errors
+    /// If a switch cannot be asked.
+    pub fn has_next_hops(&self, count: usize) -> Result<bool> {
+        let all = SWITCHES.iter().map(|switch| self.next_hops(switch)).collect::<Result<Vec<_>>>()?;
+        Ok(all.iter().flatten().all(|hops| *hops == count))
+    }
+
+    /// Waits until both switches have so many next hops for every one of [`VIPS`].
+    ///
+    /// # Errors
+    /// If they have not within `patience`: what they have.
+    pub fn until_next_hops(&self, count: usize, patience: Duration) -> Result<()> {
+        let what = format!("{count} next hops on both switches for each of {VIPS:?}");
+        wait(&what, patience, || self.has_next_hops(count)).with_context(|| {
+            let has = |switch: &&str| format!("{switch} has {:?}", self.next_hops(switch));
+            SWITCHES.iter().map(has).collect::<Vec<_>>().join(", ")
         })
     }
 

@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use cluster_tests::ecmp::{Ecmp, VIP, in_a_lab, wait};
+use cluster_tests::ecmp::{Ecmp, SWITCHES, VIP, VIPS, in_a_lab, wait};
 use lab::routes::RouteWatch;
 use serde_json::Value;
 
 const CONFIG: &str = "/etc/director/director.toml";
-const SWITCHES: [&str; 2] = ["switch1", "switch2"];
 /// Downloads under way, a third of them through each director.
 const DOWNLOADS: usize = 45;
 /// Longest time for the lab to come to rest, on a machine that has other work.
@@ -22,9 +21,10 @@ fn draining_a_director_under_load_loses_no_connection() -> Result<()> {
 }
 
 fn history(ecmp: &Ecmp) -> Result<()> {
-    all_next_hops(ecmp, 3)?;
-    wait("director2 knows that others announce the VIP", PATIENCE, || {
-        Ok(ecmp.ask("director2", "routes")?.to_string().contains(&format!("{VIP}/32")))
+    ecmp.until_next_hops(3, PATIENCE)?;
+    wait("director2 knows that others announce the VIPs", PATIENCE, || {
+        let routes = ecmp.ask("director2", "routes")?.to_string();
+        Ok(VIPS.iter().all(|vip| routes.contains(&format!("{vip}/"))))
     })?;
     start_downloads(ecmp)?;
     drain_under_load(ecmp)?;
@@ -33,12 +33,6 @@ fn history(ecmp: &Ecmp) -> Result<()> {
     back_in_service(ecmp)?;
     downloads_go_on(ecmp)?;
     the_last_one_is_not_drained(ecmp)
-}
-
-fn all_next_hops(ecmp: &Ecmp, count: usize) -> Result<()> {
-    wait(&format!("{count} next hops on both switches"), PATIENCE, || {
-        Ok(SWITCHES.iter().map(|switch| ecmp.next_hops(switch)).collect::<Result<Vec<_>>>()? == [count; 2])
-    })
 }
 
 /// Slow enough to last beyond the test. With a small receive buffer: out of a large one curl reads for longer than the
@@ -99,7 +93,7 @@ fn drain_under_load(ecmp: &Ecmp) -> Result<()> {
     ensure!(done["state"] == "finished", "{done}");
     ensure!(done["packets"].as_u64().is_some_and(|packets| packets > 0), "a third of the traffic: {done}");
     ensure!(done["packets_after_withdrawal"] == 0, "withdrawn before the traffic had moved: {done}");
-    all_next_hops(ecmp, 2)?;
+    ecmp.until_next_hops(2, PATIENCE)?;
     let status = ecmp.ask("director2", "status")?;
     ensure!(status["state"] == "drained", "{status}");
     ensure!(announced(&status) == ["10.255.0.2/32"], "only its own: {status}");
@@ -124,7 +118,7 @@ fn drained_it_stays(ecmp: &Ecmp) -> Result<()> {
     wait("drained, and Full again", PATIENCE, || Ok(ecmp.ask("director2", "status")?["state"] == "drained"))?;
     let status = ecmp.ask("director2", "status")?;
     ensure!(announced(&status) == ["10.255.0.2/32"], "{status}");
-    ensure!(SWITCHES.iter().all(|switch| ecmp.next_hops(switch).is_ok_and(|count| count == 2)));
+    ensure!(ecmp.has_next_hops(2)?);
     let again = ecmp.ask("director2", "drain")?;
     ensure!(again["packets"] == 0, "{again}");
     Ok(())
@@ -133,7 +127,7 @@ fn drained_it_stays(ecmp: &Ecmp) -> Result<()> {
 fn back_in_service(ecmp: &Ecmp) -> Result<()> {
     let reply = ecmp.ask("director2", "undrain")?;
     ensure!(reply["was"] == "drained", "{reply}");
-    all_next_hops(ecmp, 3)?;
+    ecmp.until_next_hops(3, PATIENCE)?;
     ensure!(ecmp.ask("director2", "status")?["state"] == "serving");
     ensure!(ecmp.ask("director2", "undrain")?["was"] == "");
     Ok(())
@@ -143,7 +137,7 @@ fn back_in_service(ecmp: &Ecmp) -> Result<()> {
 fn the_last_one_is_not_drained(ecmp: &Ecmp) -> Result<()> {
     ecmp.ask("director1", "drain")?;
     ecmp.ask("director2", "drain")?;
-    all_next_hops(ecmp, 1)?;
+    ecmp.until_next_hops(1, PATIENCE)?;
     let refused = ecmp.ask("director3", "drain").expect_err("nobody is left").to_string();
     ensure!(refused.contains("nobody else announces") && refused.contains(VIP), "{refused}");
     ensure!(ecmp.ask("director3", "status")?["state"] == "serving");
@@ -151,5 +145,5 @@ fn the_last_one_is_not_drained(ecmp: &Ecmp) -> Result<()> {
     for director in ["director1", "director2"] {
         ecmp.ask(director, "undrain")?;
     }
-    all_next_hops(ecmp, 3)
+    ecmp.until_next_hops(3, PATIENCE)
 }

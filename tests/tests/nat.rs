@@ -37,9 +37,7 @@ fn downloads_and_uploads_by_nat_survive_the_loss_of_a_director() -> Result<()> {
 }
 
 fn story(ecmp: &Ecmp) -> Result<()> {
-    wait("three next hops on both switches", Duration::from_secs(60), || {
-        Ok(ecmp.next_hops("switch1")? == 3 && ecmp.next_hops("switch2")? == 3)
-    })?;
+    ecmp.until_next_hops(3, Duration::from_secs(60))?;
     for director in DIRECTORS {
         wait("serving, every real server up for everybody", Duration::from_secs(60), || {
             let services = services(ecmp, director)?;

@@ -19,9 +19,7 @@ fn connections_of_a_draining_server_outlive_the_director_that_saw_them() -> Resu
 }
 
 fn history(ecmp: &Ecmp) -> Result<()> {
-    wait("three next hops on both switches", PATIENCE, || {
-        Ok(ecmp.next_hops("switch1")? == 3 && ecmp.next_hops("switch2")? == 3)
-    })?;
+    ecmp.until_next_hops(3, PATIENCE)?;
     // Slow enough to last beyond everything below, and quick enough for the server not to give up. With a small receive
     // buffer: out of a large one curl reads for longer than the lab's services let a connection be idle.
     ecmp.lab.sh(
@@ -91,9 +89,7 @@ fn web(ecmp: &Ecmp, director: &str) -> Result<Value> {
 fn lose(ecmp: &Ecmp, director: &str) -> Result<()> {
     ecmp.lab
         .sh(director, "for i in 1 2 3; do ip link set eth$i down; done; kill -9 $(cat /run/director.pid)")?;
-    wait("two next hops on both switches", PATIENCE, || {
-        Ok(ecmp.next_hops("switch1")? == 2 && ecmp.next_hops("switch2")? == 2)
-    })
+    ecmp.until_next_hops(2, PATIENCE)
 }
 
 /// Bytes that each download has so far.

@@ -29,13 +29,6 @@ pub(crate) const ADD_REAL4: &str =
 pub(crate) const DRAIN_REAL3: &str =
     r#"/^address = "\(10\.0\.2\|2001:db8:2:\)[.:]13"/,/^weight/s/^weight = .*/weight = 0/"#;
 
-/// Waits until both switches have so many next hops for the VIP.
-pub(crate) fn next_hops(ecmp: &Ecmp, count: usize) -> Result<()> {
-    wait(&format!("{count} next hops on both switches"), PATIENCE, || {
-        Ok(ecmp.next_hops("switch1")? == count && ecmp.next_hops("switch2")? == count)
-    })
-}
-
 /// Clients that check every byte, once all of their downloads are under way.
 pub(crate) fn load(ecmp: &Ecmp) -> Result<Remote> {
     // Wherever the binary lies: /proc is the same in every node, and the rest need not be.
@@ -44,20 +37,25 @@ pub(crate) fn load(ecmp: &Ecmp) -> Result<Remote> {
     for target in TARGETS {
         argv.extend(["--target", target]);
     }
+    ecmp.lab.sh("client", &format!("start resets tcpdump -i any -n -tttt -l -c 200 '{RESETS}'"))?;
     let mut load = Remote::start(ecmp.lab.command("client", &argv)?)?;
     let all: u64 = CONNECTIONS.parse()?;
     wait("all downloads under way", PATIENCE, || Ok(load.sample()?.sum(|book| book.alive) == all))?;
     Ok(load)
 }
 
+/// Segments that reset a connection, over IPv4 and IPv6, as tcpdump says it.
+const RESETS: &str = "tcp[13] & 4 != 0 or (ip6[6] = 6 and ip6[53] & 4 != 0)";
+
 /// Ends the load, and prints and checks its account: nothing reset, nothing lost, no byte wrong.
-pub(crate) fn judge(scenario: &str, mut load: Remote) -> Result<()> {
+pub(crate) fn judge(ecmp: &Ecmp, scenario: &str, mut load: Remote) -> Result<()> {
     let mark = load.mark()?;
     let bytes = mark.sum(|book| book.bytes);
     wait("every download goes on", PATIENCE, || {
         let now = load.sample()?;
         Ok(now.current_stall_ms() < 2000 && now.sum(|book| book.bytes) > bytes)
     })?;
+    let resets_seen = ecmp.lab.sh("client", "cat /var/log/resets.log")?;
     let total = load.stop()?.total;
     let resets = total.sum(|book| book.resets());
     let losses = total.sum(|book| book.losses());
@@ -68,7 +66,7 @@ pub(crate) fn judge(scenario: &str, mut load: Remote) -> Result<()> {
          {wrong} wrong bytes (criterion: 0, 0, 0)",
         total.sum(|book| book.bytes)
     );
-    ensure!(total.clean(), "{scenario}: {total:?}");
+    ensure!(total.clean(), "{scenario}: {total:?}\n{resets_seen}");
     Ok(())
 }
 
@@ -124,7 +122,7 @@ pub(crate) fn bring_back(ecmp: &Ecmp, director: &str) -> Result<()> {
         "for i in 1 2 3; do ip link set eth$i up; done; start director director run --config {CONFIG}"
     );
     ecmp.lab.sh(director, &script)?;
-    next_hops(ecmp, DIRECTORS.len())
+    ecmp.until_next_hops(DIRECTORS.len(), PATIENCE)
 }
 
 /// Epoch and digest of the tables in force, and the phase of the epoch, as a director shows them.

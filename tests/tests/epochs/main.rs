@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use cluster::{
     ADD_REAL4, CONFIG, DIRECTORS, DRAIN_REAL3, EPOCH, PATIENCE, agreement, bring_back, edit, edit_all, judge,
-    lines, load, lose, lose_after, next_hops, tables,
+    lines, load, lose, lose_after, tables,
 };
 use cluster_tests::ecmp::{VIP, in_a_lab, wait};
 use idle::Idle;
@@ -22,13 +22,13 @@ const IDLE: usize = 1000;
 #[test]
 fn a_director_is_lost_100_ms_after_commit() -> Result<()> {
     in_a_lab("commit", |ecmp| {
-        next_hops(ecmp, 3)?;
+        ecmp.until_next_hops(3, PATIENCE)?;
         let load = load(ecmp)?;
         // One that is led.
         let mut killer = lose_after(ecmp, "director2", EPOCH, 100)?;
         edit_all(ecmp, ADD_REAL4)?;
         ensure!(killer.wait()?.success(), "director2 has put nothing in force");
-        next_hops(ecmp, 2)?;
+        ecmp.until_next_hops(2, PATIENCE)?;
         agreement(ecmp, &["director1", "director3"], REAL4, true)?;
         bring_back(ecmp, "director2")?;
         agreement(ecmp, &DIRECTORS, REAL4, true)?;
@@ -36,9 +36,10 @@ fn a_director_is_lost_100_ms_after_commit() -> Result<()> {
         let mut killer = lose_after(ecmp, "director1", EPOCH, 100)?;
         edit_all(ecmp, DRAIN_REAL3)?;
         ensure!(killer.wait()?.success(), "director1 has put nothing in force");
-        next_hops(ecmp, 2)?;
+        ecmp.until_next_hops(2, PATIENCE)?;
         agreement(ecmp, &["director2", "director3"], REAL3, false)?;
         judge(
+            ecmp,
             "real server added and director lost, another drained and the leader lost, 100 ms after COMMIT",
             load,
         )
@@ -49,7 +50,7 @@ fn a_director_is_lost_100_ms_after_commit() -> Result<()> {
 #[test]
 fn the_leader_is_lost_between_prepare_and_commit() -> Result<()> {
     in_a_lab("prepare", |ecmp| {
-        next_hops(ecmp, 3)?;
+        ecmp.until_next_hops(3, PATIENCE)?;
         let load = load(ecmp)?;
         edit(ecmp, &["director3", "director2"], ADD_REAL4)?;
         let (before, ..) = tables(ecmp, "director2")?;
@@ -63,11 +64,11 @@ fn the_leader_is_lost_between_prepare_and_commit() -> Result<()> {
         let phase = tables(ecmp, "director2")?;
         ecmp.lab.sh("director3", "kill -CONT $(cat /run/director.pid)")?;
         ensure!(phase.0 == before && phase.2 == "prepared", "COMMIT came first: {phase:?}, before {before}");
-        next_hops(ecmp, 2)?;
+        ecmp.until_next_hops(2, PATIENCE)?;
         agreement(ecmp, &["director2", "director3"], REAL4, true)?;
         let resumed = lines(ecmp, "director2", "cause.*begun by 10.255.0.1")?;
         ensure!(resumed == 1, "the epoch was not resumed but begun anew");
-        judge("leader lost between PREPARE and COMMIT", load)
+        judge(ecmp, "leader lost between PREPARE and COMMIT", load)
     })
 }
 
@@ -75,14 +76,14 @@ fn the_leader_is_lost_between_prepare_and_commit() -> Result<()> {
 #[test]
 fn idle_connections_wake_after_a_loss_and_a_change() -> Result<()> {
     in_a_lab("idle", |ecmp| {
-        next_hops(ecmp, 3)?;
+        ecmp.until_next_hops(3, PATIENCE)?;
         // Longer than the silence: that is what the service promises its clients.
         edit_all(ecmp, r#"/^name = "web"$/,$ s/established = 8/established = 300/"#)?;
         let client = ecmp.lab.network_namespace("client")?;
         let mut idle = Idle::open(&client, format!("{VIP}:80").parse()?, IDLE)?;
         let silent = Instant::now();
         lose(ecmp, "director2")?;
-        next_hops(ecmp, 2)?;
+        ecmp.until_next_hops(2, PATIENCE)?;
         wait("30 s of silence", PATIENCE, || Ok(silent.elapsed() >= Duration::from_secs(30)))?;
         edit(ecmp, &["director3", "director1"], ADD_REAL4)?;
         agreement(ecmp, &["director1", "director3"], REAL4, true)?;
@@ -113,7 +114,7 @@ fn a_partition_of_the_sync_network_with_a_change_on_each_side() -> Result<()> {
                 .map(|director| ecmp.ask(director, "status").map(|status| status["state"] == "serving"));
             Ok(states.into_iter().all(|state| state.unwrap_or(false)))
         })?;
-        next_hops(ecmp, 3)?;
+        ecmp.until_next_hops(3, PATIENCE)?;
         let load = load(ecmp)?;
         // Only what the directors say to each other is lost; packets take other ways.
         let part = |verb: &str| {
@@ -125,7 +126,7 @@ fn a_partition_of_the_sync_network_with_a_change_on_each_side() -> Result<()> {
         wait("director1 is isolated", PATIENCE, || {
             Ok(ecmp.ask("director1", "status")?["state"] == "isolated")
         })?;
-        next_hops(ecmp, 2)?;
+        ecmp.until_next_hops(2, PATIENCE)?;
         edit(ecmp, &["director1"], DRAIN_REAL3)?;
         edit(ecmp, &["director3", "director2"], ADD_REAL4)?;
         agreement(ecmp, &["director2", "director3"], REAL4, true)?;
@@ -133,13 +134,13 @@ fn a_partition_of_the_sync_network_with_a_change_on_each_side() -> Result<()> {
         let status = ecmp.ask("director1", "status")?;
         ensure!(status["state"] == "isolated", "director1 went on by itself: {status}");
         part("del")?;
-        next_hops(ecmp, 3)?;
+        ecmp.until_next_hops(3, PATIENCE)?;
         // Files that differ change nothing; then they are made equal.
         agreement(ecmp, &DIRECTORS, REAL4, true)?;
         edit(ecmp, &["director3", "director2"], DRAIN_REAL3)?;
         edit(ecmp, &["director1"], ADD_REAL4)?;
         agreement(ecmp, &DIRECTORS, REAL3, false)?;
         agreement(ecmp, &DIRECTORS, REAL4, true)?;
-        judge("60 s partition of the sync network, a change on each side", load)
+        judge(ecmp, "60 s partition of the sync network, a change on each side", load)
     })
 }
