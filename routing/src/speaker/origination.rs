@@ -61,6 +61,9 @@ pub(super) struct Originator<V: Version> {
     /// The links of the Router-LSA are in reverse order.
     #[serde(default)]
     turned: bool,
+    /// An LSA was replaced or flushed of which [`Protocol::is_kept`] is true.
+    #[serde(default)]
+    replaced: bool,
 }
 
 impl<V: Version> Originator<V> {
@@ -113,6 +116,15 @@ impl<V: Protocol> Machine<V> {
         if !self.enabled || !self.may_originate() {
             return;
         }
+        self.bring_out();
+        if std::mem::take(&mut self.originator.replaced) {
+            // Behind it, so that it is known when the tree is calculated.
+            self.originator.turn();
+            self.bring_out();
+        }
+    }
+
+    fn bring_out(&mut self) {
         let wanted = self.wanted_lsas();
         for ((scope, key), (options, body)) in &wanted {
             self.maintain(*scope, *key, *options, body);
@@ -186,6 +198,8 @@ impl<V: Protocol> Machine<V> {
         let Ok(lsa) = Lsa::build(key, options, sequence, body) else { return };
         let changed =
             held.is_none_or(|entry| entry.lsa.body() != body || entry.lsa.header.options != options);
+        let replaced = changed && held.is_some() && V::is_kept(key.kind);
+        self.originator.replaced |= replaced;
         self.record_lsa(LsaAction::Originated, scope, &lsa.header, None, changed);
         self.install_and_flood(scope, lsa, None);
         let own = self.originator.own.entry((scope, key)).or_default();
@@ -224,6 +238,7 @@ impl<V: Protocol> Machine<V> {
             return self.originate_by(at + MIN_INTERVAL);
         }
         let lsa = entry.lsa.with_age(MAX_AGE);
+        self.originator.replaced |= V::is_kept(key.kind);
         let sequence = lsa.header.sequence;
         self.record_lsa(LsaAction::Flushed, scope, &lsa.header, None, true);
         self.install_and_flood(scope, lsa, None);

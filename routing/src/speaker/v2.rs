@@ -195,6 +195,10 @@ impl Protocol for V2 {
         wanted
     }
 
+    fn is_kept(_: u8) -> bool {
+        false
+    }
+
     fn is_linked(lsa: &Lsa, router: Ipv4Addr) -> bool {
         let Ok(LsaBody::Router(body)) = LsaBody::parse(lsa) else { return false };
         body.links.iter().any(|link| link.kind == LinkKind::PointToPoint && link.id == router)

@@ -207,6 +207,10 @@ impl Protocol for V3 {
         origination::wanted(machine, with_announced)
     }
 
+    fn is_kept(kind: LsType) -> bool {
+        kind == INTRA_AREA_PREFIX
+    }
+
     fn is_linked(lsa: &Lsa, router: Ipv4Addr) -> bool {
         let Ok(LsaBody::Router(body)) = LsaBody::parse(lsa) else { return false };
         body.links.iter().any(|link| link.kind == LinkKind::PointToPoint && link.neighbor == router)

@@ -85,6 +85,11 @@ pub trait Protocol: Authenticated {
     /// `own` is whether it is one of ours, which describe us to others: our trees are rooted in our interfaces.
     fn extent(kind: Self::Kind, own: bool) -> Option<Extent>;
 
+    /// Whether there are routers that keep routes of an LSA of this type when it is replaced or flushed, until they
+    /// calculate the tree: ospf6d of FRR (seen with 8.4.4) does not take the next hops of whoever was the first to
+    /// announce a prefix out of a route with several.
+    fn is_kept(kind: Self::Kind) -> bool;
+
     /// Whether a description may list an LSA that does not belong into the area: it is passed over rather than
     /// taken for a disagreement about the area.
     fn is_passed_over(kind: Self::Kind) -> bool;

@@ -37,7 +37,11 @@ pub(crate) fn load(ecmp: &Ecmp) -> Result<Remote> {
     for target in TARGETS {
         argv.extend(["--target", target]);
     }
-    ecmp.lab.sh("client", &format!("start resets tcpdump -i any -n -tttt -l -c 200 '{RESETS}'"))?;
+    ecmp.lab
+        .sh("client", &format!("tcpdump -i any -n -tttt -l -c 200 '{RESETS}' >{SEEN} 2>&1 </dev/null &"))?;
+    wait("the client's resets are watched", PATIENCE, || {
+        Ok(ecmp.lab.sh("client", &format!("grep -c listening {SEEN} || true"))?.trim() == "1")
+    })?;
     let mut load = Remote::start(ecmp.lab.command("client", &argv)?)?;
     let all: u64 = CONNECTIONS.parse()?;
     wait("all downloads under way", PATIENCE, || Ok(load.sample()?.sum(|book| book.alive) == all))?;
@@ -46,6 +50,8 @@ pub(crate) fn load(ecmp: &Ecmp) -> Result<Remote> {
 
 /// Segments that reset a connection, over IPv4 and IPv6, as tcpdump says it.
 const RESETS: &str = "tcp[13] & 4 != 0 or (ip6[6] = 6 and ip6[53] & 4 != 0)";
+/// Where they are noted, in the client.
+const SEEN: &str = "/tmp/resets";
 
 /// Ends the load, and prints and checks its account: nothing reset, nothing lost, no byte wrong.
 pub(crate) fn judge(ecmp: &Ecmp, scenario: &str, mut load: Remote) -> Result<()> {
@@ -55,7 +61,7 @@ pub(crate) fn judge(ecmp: &Ecmp, scenario: &str, mut load: Remote) -> Result<()>
         let now = load.sample()?;
         Ok(now.current_stall_ms() < 2000 && now.sum(|book| book.bytes) > bytes)
     })?;
-    let resets_seen = ecmp.lab.sh("client", "cat /var/log/resets.log")?;
+    let resets_seen = ecmp.lab.sh("client", &format!("cat {SEEN}"))?;
     let total = load.stop()?.total;
     let resets = total.sum(|book| book.resets());
     let losses = total.sum(|book| book.losses());

@@ -115,7 +115,7 @@ fn vip_has_a_link_local_next_hop_per_director_and_goes_when_withdrawn() {
 }
 
 #[test]
-fn withdrawing_one_of_many_touches_no_other_lsa() {
+fn withdrawing_one_of_many_touches_no_other_prefix_and_makes_the_tree_be_calculated() {
     let mut sim = fabric(1, 21);
     let vips: Vec<_> = (0..200).map(|n| (net(&format!("2001:db8:ffff::{n:x}/128")), 10)).collect();
     sim.announce(2, &vips);
@@ -124,8 +124,16 @@ fn withdrawing_one_of_many_touches_no_other_lsa() {
     let before = sim.events(2).len();
     sim.announce(2, &vips[1..]);
     sim.until(Duration::from_millis(300), |sim| sim.hops(0, vips[0].0) == 0);
-    let originated = |event: &&Event| matches!(event, Event::Originated { .. });
-    assert_eq!(sim.events(2)[before..].iter().filter(originated).count(), 1);
+    let originated = |event: &Event| match event {
+        Event::Originated { lsa, flushed, .. } => Some((lsa.clone(), *flushed)),
+        _ => None,
+    };
+    let originated: Vec<_> = sim.events(2)[before..].iter().filter_map(originated).collect();
+    let [(prefix, true), (router, false)] = &originated[..] else { panic!("{originated:?}") };
+    assert!(
+        prefix.starts_with("type 0x2009 id 0.0.0.1 ") && router.starts_with("type 0x2001 "),
+        "{originated:?}"
+    );
     assert!(vips[1..].iter().all(|(vip, _)| sim.hops(0, *vip) == 1));
 }
 
