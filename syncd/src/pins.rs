@@ -41,6 +41,10 @@ mod placement;
 /// Longest time for which a director that has tables waits for the pins of others before it serves.
 pub const BARRIER: Duration = Duration::from_secs(30);
 
+/// Time for directors that are configured to be heard, for one that has just got its tables: only then is it known whose
+/// pins there are. Two attempts to reach them.
+pub const HEARING: Duration = Duration::from_secs(3);
+
 /// What the node tells.
 #[derive(Debug)]
 pub enum PinInput {
@@ -114,6 +118,8 @@ pub struct Pins {
     is_whole: bool,
     /// How often this director has begun to wait for them again.
     rejoins: u64,
+    /// Other directors in the configuration.
+    expected: usize,
     messages: VecDeque<(Ipv4Addr, PinMessage)>,
     deliveries: VecDeque<Delivery>,
 }
@@ -132,9 +138,18 @@ impl Pins {
             tables_since: None,
             is_whole: false,
             rejoins: 0,
+            expected: 0,
             messages: VecDeque::new(),
             deliveries: VecDeque::new(),
         }
+    }
+
+    /// So many other directors are in the configuration: while fewer are live, a director that joins waits for
+    /// [`HEARING`] whether the rest come.
+    #[must_use]
+    pub fn expecting(mut self, peers: usize) -> Self {
+        self.expected = peers;
+        self
     }
 
     /// The directors that are live now, without this one, and the key of the tables in force here, if any are.
@@ -157,10 +172,11 @@ impl Pins {
         if members != *self.placement.members() || key != self.hash_key {
             self.place(members, key);
         }
-        let missing = self.peers.values().filter(|peer| peer.is_live && !peer.inbox.is_whole()).count();
+        let missing = self.missing();
+        let live = self.peers.values().filter(|peer| peer.is_live).count();
         let Some(since) = self.tables_since.filter(|_| !self.is_whole) else { return };
         if missing == 0 {
-            self.is_whole = true;
+            self.is_whole = live >= self.expected || now >= since + HEARING;
         } else if now >= since + BARRIER {
             self.is_whole = true;
             warn!(
@@ -168,6 +184,11 @@ impl Pins {
                 "serving without the pins of all live directors: they have not come within {BARRIER:?}"
             );
         }
+    }
+
+    /// Live directors whose pins are not whole here.
+    fn missing(&self) -> usize {
+        self.peers.values().filter(|peer| peer.is_live && !peer.inbox.is_whole()).count()
     }
 
     fn place(&mut self, members: BTreeSet<Ipv4Addr>, key: [u8; 16]) {
@@ -301,8 +322,9 @@ impl Pins {
     pub fn next_deadline(&self) -> Option<Instant> {
         let live = self.peers.values().filter(|peer| peer.is_live);
         let peers = live.flat_map(|peer| [peer.inbox.deadline(), peer.outbox.deadline()]).flatten();
-        let barrier = self.tables_since.filter(|_| !self.is_whole).map(|since| since + BARRIER);
-        peers.chain(barrier).min()
+        let limit = if self.missing() == 0 { HEARING } else { BARRIER };
+        let waits = self.tables_since.filter(|_| !self.is_whole).map(|since| since + limit);
+        peers.chain(waits).min()
     }
 
     /// Whether the pins of every live director have been whole here since this one has tables (or it has waited for

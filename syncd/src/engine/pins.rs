@@ -86,13 +86,13 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(replica: &Replica) -> (Lent, Self) {
+    pub(super) fn new(replica: &Replica, peers: usize) -> (Lent, Self) {
         let (to_engine, inputs) = mpsc::channel(INPUTS);
         let (deliveries, to_node) = mpsc::channel(DELIVERIES);
         let whole = Arc::new(AtomicU64::new(0));
         let port = PinPort { inputs: to_engine, deliveries: to_node, whole: Arc::clone(&whole), rejoins: 0 };
         let settings = replica.settings();
-        let machine = Pins::new(Instant::now(), settings.router_id, settings.boot_id);
+        let machine = Pins::new(Instant::now(), settings.router_id, settings.boot_id).expecting(peers);
         let exchange = Self { machine, inputs, deliveries, input: None, delivery: None, whole };
         (Lent(Arc::new(Mutex::new(Some(port)))), exchange)
     }

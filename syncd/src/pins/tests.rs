@@ -338,6 +338,26 @@ fn a_joiner_may_serve_only_when_it_has_everybodys_pins() {
 }
 
 #[test]
+fn directors_that_are_not_heard_yet_are_given_time() {
+    let now = Instant::now();
+    let joined = || {
+        let mut machine = Pins::new(now, id(0), BootId(1)).expecting(1);
+        machine.handle_members(now, [], Some([0; 16]));
+        assert!(!machine.is_whole(), "one is configured, and may be about to be heard");
+        assert_eq!(machine.next_deadline(), Some(now + HEARING));
+        machine
+    };
+    let mut machine = joined();
+    machine.handle_members(now + HEARING, [], Some([0; 16]));
+    assert!(machine.is_whole(), "nobody came");
+    let mut machine = joined();
+    let late = now + HEARING - Duration::from_millis(1);
+    machine.handle_members(late, [(id(1), BootId(2))], Some([0; 16]));
+    machine.handle_members(now + HEARING, [(id(1), BootId(2))], Some([0; 16]));
+    assert!(!machine.is_whole(), "one has come, and has not sent its pins");
+}
+
+#[test]
 fn a_director_that_never_sends_its_pins_does_not_keep_another_from_serving_for_ever() {
     let now = Instant::now();
     let mut machine = Pins::new(now, id(0), BootId(1));
