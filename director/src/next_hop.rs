@@ -76,6 +76,18 @@ impl Resolver {
     }
 }
 
+/// Those of some addresses to which the kernel has no route now.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn without_route(addresses: BTreeSet<IpAddr>) -> io::Result<Vec<IpAddr>> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ways = Kernel::open()?.ways(&addresses).await.map_err(io::Error::other)?;
+    Ok(addresses.into_iter().filter(|address| !ways.routes.contains_key(address)).collect())
+}
+
 impl Drop for Resolver {
     fn drop(&mut self) {
         self.task.abort();

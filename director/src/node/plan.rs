@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use director_proto::definitions::Definitions;
 use director_proto::health::{Health, RealId};
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::IpNet;
@@ -17,6 +18,7 @@ use crate::slots::{self, Member};
 /// finds it so; where nobody has an opinion, it stays what it was.
 pub(super) fn deal(
     config: &Config,
+    definitions: &Definitions,
     in_force: Option<&TableSet>,
     health: &HealthView,
 ) -> BTreeMap<String, ServiceTable> {
@@ -32,7 +34,9 @@ pub(super) fn deal(
                 .into_iter()
                 .map(|real| Member { dead: is_dead(name, service, &real, previous, health), ..real })
                 .collect();
-            (name.clone(), slots::deal(service.scheduler, service.slots as usize, previous, &members))
+            let table = slots::deal(service.scheduler, service.slots as usize, previous, &members);
+            let definition = definitions.get(name).cloned().unwrap_or_default();
+            (name.clone(), ServiceTable { definition, ..table })
         })
         .collect()
 }
@@ -71,7 +75,7 @@ fn is_dead(
     }
 }
 
-/// Whether two sets of tables forward alike and were dealt by the same weights. Positions that a server left
+/// Whether two sets of tables say the same of their services, forward alike and were dealt by the same weights. Positions that a server left
 /// behind do not count: they are no reason for an epoch. That one of weight 0 is dead is: its connections are given up.
 pub(super) fn same_effect(
     ours: &BTreeMap<String, ServiceTable>,
@@ -83,7 +87,9 @@ pub(super) fn same_effect(
     };
     ours.keys().eq(theirs.keys())
         && ours.values().zip(theirs.values()).all(|(ours, theirs)| {
-            ours.scheduler == theirs.scheduler && ours.slots == theirs.slots && live(ours) == live(theirs)
+            (&ours.scheduler, &ours.definition) == (&theirs.scheduler, &theirs.definition)
+                && ours.slots == theirs.slots
+                && live(ours) == live(theirs)
         })
 }
 
@@ -100,7 +106,13 @@ pub(super) fn cause(before: Option<&TableSet>, after: &BTreeMap<String, ServiceT
             Some(old) if old.scheduler != table.scheduler => {
                 changes.push(format!("{name}: scheduler {} -> {}", old.scheduler, table.scheduler));
             }
-            Some(old) => changes.extend(changes_of_reals(name, old, table)),
+            Some(old) => {
+                let reals = changes_of_reals(name, old, table);
+                if reals.is_empty() && old.definition != table.definition && !old.definition.is_empty() {
+                    changes.push(format!("{name}: other settings"));
+                }
+                changes.extend(reals);
+            }
         }
     }
     let gone = before.services.keys().filter(|name| !after.contains_key(*name));
@@ -258,17 +270,26 @@ pub(super) fn differences(old: &Config, new: &Config) -> Result<Vec<String>, Str
         }
     }
     let mut changes = ospf_differences(old, new)?;
-    for (name, service) in &new.services {
-        match old.services.get(name) {
-            None => changes.push(format!("service {name:?} added")),
-            Some(before) if before != service => changes.extend(service_differences(name, before, service)),
-            Some(_) => {}
-        }
-    }
-    for name in old.services.keys().filter(|name| !new.services.contains_key(*name)) {
-        changes.push(format!("service {name:?} removed"));
-    }
+    changes.extend(services_differences(old, new));
     Ok(changes)
+}
+
+/// How two configurations differ in their services, one line for each service and key.
+pub(super) fn services_differences(old: &Config, new: &Config) -> Vec<String> {
+    let gone = old.services.keys().filter(|name| !new.services.contains_key(*name));
+    let names = new.services.keys().chain(gone);
+    names.flat_map(|name| service_changes(name, old.services.get(name), new.services.get(name))).collect()
+}
+
+/// How one service differs; nothing where it is the same.
+pub(super) fn service_changes(name: &str, old: Option<&Service>, new: Option<&Service>) -> Vec<String> {
+    match (old, new) {
+        (None, None) => Vec::new(),
+        (None, Some(_)) => vec![format!("service {name:?} added")],
+        (Some(_), None) => vec![format!("service {name:?} removed")],
+        (Some(old), Some(new)) if old == new => Vec::new(),
+        (Some(old), Some(new)) => service_differences(name, old, new),
+    }
 }
 
 /// What of `[ospf]` changes; an error where an adjacency would not outlive it.
@@ -414,7 +435,11 @@ address = "10.0.2.12"
 
     fn tables(config: &Config) -> TableSet {
         let epoch = Epoch { number: 1, leader: config.node.router_id };
-        TableSet { epoch, hash_key: [1; 16], services: deal(config, None, &HealthView::new()) }
+        TableSet {
+            epoch,
+            hash_key: [1; 16],
+            services: deal(config, &config.definitions, None, &HealthView::new()),
+        }
     }
 
     #[test]
@@ -448,7 +473,7 @@ address = "10.0.2.12"
         let mut tables = tables(&config);
         let (mut had, mut dead) = (BTreeSet::new(), Vec::new());
         for health in [view(1, 1), view(1, 2), HealthView::new(), view(2, 1)] {
-            tables.services = deal(&config, Some(&tables), &health);
+            tables.services = deal(&config, &config.definitions, Some(&tables), &health);
             had = quorate(&config, Some(&tables), &had);
             let table = &tables.services["b"];
             let dead_now = table.reals.iter().any(|real| real.dead);
@@ -466,7 +491,7 @@ address = "10.0.2.12"
     fn a_drained_service_stays_announced_while_one_of_its_servers_can_be_reached() {
         let drained = config(&TEXT.replace("address = \"10.0.2.12\"", "address = \"10.0.2.12\"\nweight = 0"));
         let mut tables = tables(&config(TEXT));
-        tables.services = deal(&drained, Some(&tables), &HealthView::new());
+        tables.services = deal(&drained, &drained.definitions, Some(&tables), &HealthView::new());
         let metric = |tables: &TableSet, reachable: fn(IpAddr) -> bool| {
             let quorate = quorate(&drained, Some(tables), &BTreeSet::new());
             let all = announcements(&drained, Some(tables), &quorate, reachable, true);
@@ -487,8 +512,14 @@ address = "10.0.2.12"
             config(&TEXT.replace("address = \"10.0.2.12\"", &format!("address = \"10.0.2.12\"\n{health}")));
         let tables = tables(&config);
         let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
-        let after =
-            |up, down| deal(&config, Some(&tables), &HealthView::from([(real.clone(), Votes { up, down })]));
+        let after = |up, down| {
+            deal(
+                &config,
+                &config.definitions,
+                Some(&tables),
+                &HealthView::from([(real.clone(), Votes { up, down })]),
+            )
+        };
         assert!(same_effect(&tables.services, &after(3, 0)));
         assert!(!same_effect(&tables.services, &after(0, 3)));
     }
@@ -503,7 +534,7 @@ address = "10.0.2.12"
         };
         assert_eq!(ports(&tables), [80, 444], "also with the table of before");
         let slots = tables.services["b"].slots.clone();
-        tables.services = deal(&after, Some(&tables), &HealthView::new());
+        tables.services = deal(&after, &after.definitions, Some(&tables), &HealthView::new());
         assert_eq!((ports(&tables), &tables.services["b"].slots), (vec![80, 444], &slots));
     }
 
@@ -515,7 +546,7 @@ address = "10.0.2.12"
         let mut tables = tables(&config);
         let real = RealId { service: "b".into(), address: "10.0.2.12".parse().expect("address"), port: 443 };
         let health = HealthView::from([(real, Votes { up: 0, down: 2 })]);
-        tables.services = deal(&config, Some(&tables), &health);
+        tables.services = deal(&config, &config.definitions, Some(&tables), &health);
         let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
         assert!(!quorate.contains("b"));
         let metric = |tables: Option<&TableSet>, reachable: fn(IpAddr) -> bool| {
