@@ -33,7 +33,9 @@ fn serving(ecmp: &Ecmp) -> Result<()> {
         let mut epochs = Vec::new();
         for director in DIRECTORS {
             let (status, peers) = (ecmp.ask(director, "status")?, ecmp.ask(director, "peers")?);
-            let serves = status["state"] == "serving" && peers["phase"] == "settled";
+            let others = peers["peers"].as_array().cloned().unwrap_or_default();
+            let all_up = others.len() == 2 && others.iter().all(|peer| peer["state"] == "up");
+            let serves = status["state"] == "serving" && peers["phase"] == "settled" && all_up;
             epochs.push(if serves { status["epoch"].clone() } else { Value::Null });
         }
         Ok(!epochs[0].is_null() && epochs.iter().all(|epoch| *epoch == epochs[0]))
