@@ -84,8 +84,7 @@ pub async fn without_route(addresses: BTreeSet<IpAddr>) -> io::Result<Vec<IpAddr
     if addresses.is_empty() {
         return Ok(Vec::new());
     }
-    let ways = Kernel::open()?.ways(&addresses).await.map_err(io::Error::other)?;
-    Ok(addresses.into_iter().filter(|address| !ways.routes.contains_key(address)).collect())
+    kernel::without_route(addresses).await
 }
 
 impl Drop for Resolver {

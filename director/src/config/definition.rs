@@ -4,6 +4,9 @@
 //! What travels are the operator's own words, keys in order and comments left out, and not what was made of them: so a
 //! director of another release refuses a key that it does not know rather than lose it, and relative file names
 //! start from the folder of the configuration that each director has.
+//!
+//! Commands do not travel: a director whose check is `exec` runs what its own file says, or serves nothing of the kind. Else
+//! whoever has the certificate of one director could run anything on all of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +17,8 @@ use director_proto::tables::{Digest, MAX_DEFINITION};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::{Table, Value};
+
+use crate::health::Check;
 
 use super::{Config, ConfigError, Ospf, Service, Source, announces_ipv6, file, service};
 
@@ -81,9 +86,28 @@ impl Config {
             None => error.message,
         })?;
         match services.keys().eq(definitions.keys()) {
-            true => Ok(services),
+            true => {
+                services.into_iter().map(|(name, service)| self.with_own_command(name, service)).collect()
+            }
             false => Err("the definitions are not of the services that they are said to be of".to_owned()),
         }
+    }
+
+    /// The service with the command that this file has for its check, if it is checked by one.
+    fn with_own_command(&self, name: String, mut service: Service) -> Result<(String, Service), String> {
+        if let Some(health) = service.health.as_mut().filter(|health| matches!(health.check, Check::Exec(_)))
+        {
+            let own = self.services.get(&name).and_then(|own| own.health.as_ref()).map(|own| &own.check);
+            match own.filter(|own| matches!(own, Check::Exec(_))) {
+                Some(own) => health.check = own.clone(),
+                None => {
+                    return Err(format!(
+                        "service {name:?}: it is checked by a command, and this director runs only those of its own file;                          write the service with its check into that file and reload it"
+                    ));
+                }
+            }
+        }
+        Ok((name, service))
     }
 
     /// The definitions of these services, in the words of `other` where both say the same.
@@ -107,11 +131,16 @@ impl Config {
     }
 }
 
-/// The checks as they are written: what is made of them has the folder of the file in it.
+/// The checks as they are written, without the commands: what is made of them has the folder of the file in it.
 fn written_check(definition: &str) -> String {
     let table = toml::from_str::<Table>(definition).ok();
-    let check = table.as_ref().and_then(|table| table.get("service")?.get(0)?.get("health"));
-    check.map(ToString::to_string).unwrap_or_default()
+    let check = table.as_ref().and_then(|table| table.get("service")?.get(0)?.get("health")).cloned();
+    let Some(mut check) = check else { return String::new() };
+    if let Value::Table(keys) = &mut check {
+        keys.remove("program");
+        keys.remove("arguments");
+    }
+    check.to_string()
 }
 
 /// The service whose text has the place of an error.
@@ -225,6 +254,17 @@ port = 53
         let shadowed = refused("web", "port = 80", "port = 53\nprotocol = \"udp\"");
         assert!(shadowed.contains("have the same address"), "{shadowed}");
         assert!(refused("web", "name = \"web\"", "name = \"other\"").contains("said to be of"));
+        let exec = |command: &str| format!("{{ check = \"exec\", program = \"{command}\" }}");
+        let tcp = "health = { check = \"tcp\", interval_ms = 500 }";
+        let health = "[service.health]\ncheck = \"tcp\"\ninterval_ms = 500\n";
+        assert!(config.definitions["web"].contains(health), "{}", config.definitions["web"]);
+        let theirs = "[service.health]\ncheck = \"exec\"\nprogram = \"/bin/false\"\n";
+        assert!(refused("web", health, theirs).contains("only those of its own file"));
+        let own = parse(&TEXT.replace(tcp, &format!("health = {}", exec("/bin/true"))));
+        let other = parse(&TEXT.replace(tcp, &format!("health = {}", exec("/bin/false"))));
+        assert_ne!(own.definitions, other.definitions);
+        assert_eq!(with(&own, &other.definitions).map(|config| config.services), Ok(own.services.clone()));
+        assert_eq!(own.services_digest(), other.services_digest());
         let tunnel = refused("web", "port = 80", "port = 80\nforwarding = \"tunnel\"");
         assert!(tunnel.starts_with("service \"web\": ") && tunnel.contains("tunnel_source"), "{tunnel}");
     }

@@ -9,13 +9,13 @@
 //! A file that was changed while its director was down is no different from one that is read again: which file was read
 //! last is in `state_dir/services-read`. Only who leads carries it out, and only where the others have the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use director_proto::definitions::Definitions;
-use director_proto::tables::{Digest, ServiceTable, TableSet};
+use director_proto::tables::{Digest, Epoch, ServiceTable, TableSet};
 use syncd::ProposeError;
 
 use super::{Node, cluster, file, plan};
@@ -32,10 +32,12 @@ pub(super) struct Difference {
 pub(super) enum Proposed {
     /// They are in force already.
     Same,
-    Begun(director_proto::tables::Epoch),
+    Begun(Epoch),
     /// Not now: another epoch is under way, or most of the others are not heard.
     Later(ProposeError),
-    Refused(ProposeError),
+    /// Somebody else leads.
+    NotLeader,
+    Refused(String),
 }
 
 /// Whether two configurations have the same services.
@@ -211,7 +213,10 @@ impl Node {
 
     fn difference_from(&self, definitions: Arc<Definitions>) -> Difference {
         let lines = match self.file.with_definitions(&self.config_path, &definitions) {
-            Ok(theirs) => plan::services_differences(&theirs, &self.file),
+            Ok(theirs) => match plan::services_differences(&theirs, &self.file) {
+                none if none.is_empty() => vec!["in the order of what is written only".to_owned()],
+                lines => lines,
+            },
             Err(reason) => vec![format!("its services could not be served here: {reason}")],
         };
         Difference { definitions, lines }
@@ -233,7 +238,7 @@ impl Node {
                 status.peers.iter().filter(|peer| peer.state == syncd::PeerState::Up && !peer.same_config);
             let differing = differing.map(|peer| peer.router_id).collect();
             // Asked every second while a wish waits, and said once.
-            for peer in std::collections::BTreeSet::difference(&differing, &self.differing) {
+            for peer in BTreeSet::difference(&differing, &self.differing) {
                 tracing::warn!(
                     peer = peer.map(tracing::field::display),
                     "leading with a changed file that another director does not have: the services in force stay as they \
@@ -241,12 +246,14 @@ impl Node {
                 );
             }
             self.differing = differing;
-            if self.differing.is_empty() {
+            again = !self.differing.is_empty();
+            if !again {
                 match self.deal_file().await {
-                    Proposed::Same => {}
+                    Proposed::Same => self.pending = false,
                     Proposed::Begun(_) => return,
                     // What the cluster refuses shall not keep it from passing over the dead.
-                    Proposed::Later(_) | Proposed::Refused(_) => again = true,
+                    Proposed::Later(_) => again = true,
+                    Proposed::NotLeader | Proposed::Refused(_) => {}
                 }
             }
         }
@@ -276,8 +283,9 @@ impl Node {
         }
         let mut key = [0; 16];
         if let Err(error) = cluster::random(&mut key) {
-            tracing::error!(%error, "no random hash key: no tables are dealt");
-            return Proposed::Refused(ProposeError::Joining);
+            let reason = format!("no random hash key: {error}");
+            tracing::error!("{reason}: no tables are dealt");
+            return Proposed::Refused(reason);
         }
         let mut cause = plan::cause(self.tables.as_deref(), &dealt);
         if let Some(by) = by {
@@ -304,7 +312,10 @@ impl Node {
             }
             Err(error) => {
                 tracing::warn!(%error, "tables not dealt");
-                Proposed::Refused(error)
+                match error {
+                    ProposeError::NotLeader { .. } => Proposed::NotLeader,
+                    error => Proposed::Refused(error.to_string()),
+                }
             }
         }
     }

@@ -72,7 +72,10 @@ impl Node {
                         self.wish = true;
                         notes.push(format!("its services are proposed again later: {error}"));
                     }
-                    Proposed::Refused(error) => notes.push(format!("its services are not in force: {error}")),
+                    Proposed::NotLeader => {}
+                    Proposed::Refused(reason) => {
+                        notes.push(format!("its services are not in force: {reason}"))
+                    }
                 }
             }
         }
@@ -242,10 +245,9 @@ impl Node {
                 }
                 Ok(Proposed::Later(syncd::ProposeError::Busy { .. })) => self.wished.push(wished),
                 // The next leader is asked.
-                Ok(Proposed::Refused(syncd::ProposeError::NotLeader { .. })) => {}
-                Ok(Proposed::Later(error) | Proposed::Refused(error)) => {
-                    self.decide(&wished, Err(error.to_string())).await;
-                }
+                Ok(Proposed::NotLeader) => {}
+                Ok(Proposed::Later(error)) => self.decide(&wished, Err(error.to_string())).await,
+                Ok(Proposed::Refused(reason)) => self.decide(&wished, Err(reason)).await,
             }
         }
     }
