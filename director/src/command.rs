@@ -6,6 +6,7 @@ mod explain;
 mod ospf;
 mod pcapng;
 mod recording;
+mod reload;
 mod restart;
 mod show;
 mod table;
@@ -40,11 +41,9 @@ enum Command {
     /// `director run` takes over what is pinned.
     Run(Run),
     /// Check a configuration file and say what is wrong with it, with line and column.
-    Check {
-        /// The configuration file.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    ///
+    /// With --preview, the director that runs here also says what would change if it read that file.
+    Check(reload::Check),
     /// Show what this director is doing.
     Status(Ask),
     /// Show virtual services, their real servers, slots and traffic.
@@ -99,7 +98,10 @@ enum Command {
     /// here: one that is not takes the director for dead after the dead interval.
     Restart(restart::Restart),
     /// Make the running director read its configuration file again.
-    Reload(Ask),
+    ///
+    /// Sections of the node's own come into force at once. Services are the cluster's to agree on: those of the leader's
+    /// file come into force everywhere, by an epoch, those of another director's file only with --cluster.
+    Reload(reload::Reload),
     /// Prepare a real server and end the directors' tunnels on it, until interrupted.
     ///
     /// The VIPs go onto the loopback interface, and ARP keeps quiet about them. With --tunnel, packets to a VIP are
@@ -212,7 +214,7 @@ impl Cli {
     pub async fn execute(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run(run) => self::run(run).await,
-            Command::Check { config } => check(&config),
+            Command::Check(check) => check.execute().await,
             Command::Status(ask) => ask.status().await,
             Command::Services(ask) => ask.services().await,
             Command::Neighbors(ask) => ask.neighbors().await,
@@ -228,7 +230,7 @@ impl Cli {
             Command::Drain(drain) => drain.execute().await,
             Command::Undrain(ask) => ask.undrain().await,
             Command::Restart(restart) => restart.execute().await,
-            Command::Reload(ask) => ask.reload().await,
+            Command::Reload(reload) => reload.execute().await,
             Command::Agent(agent) => agent.execute().await,
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "director", &mut std::io::stdout());
@@ -242,12 +244,6 @@ async fn run(run: Run) -> anyhow::Result<()> {
     let config = Config::load(&run.config)?;
     init_logging(run.log_format);
     node::run(node::Start { config_path: run.config, config, socket: run.socket, fresh: run.fresh }).await
-}
-
-fn check(path: &std::path::Path) -> anyhow::Result<()> {
-    let config = Config::load(path)?;
-    let reals: usize = config.services.values().map(|service| service.reals.len()).sum();
-    print(&format!("{}: good: {} services, {reals} real servers\n", path.display(), config.services.len()))
 }
 
 fn init_logging(format: LogFormat) {
@@ -275,7 +271,6 @@ impl Ask {
     question!(services, list_services, wire::ServicesRequest {});
     question!(neighbors, list_neighbors, wire::NeighborsRequest {});
     question!(peers, list_peers, wire::PeersRequest {});
-    question!(reload, reload, wire::ReloadRequest {});
     question!(undrain, undrain, wire::UndrainRequest {});
 
     async fn connections(&self, limit: u32) -> anyhow::Result<()> {

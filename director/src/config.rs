@@ -6,6 +6,7 @@
 mod address;
 mod areas;
 mod authentication;
+mod definition;
 mod file;
 mod health;
 mod nat;
@@ -21,12 +22,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use director_proto::tables::Digest;
+use director_proto::definitions::Definitions;
 use ipnet::IpNet;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
 pub use address::{Ports, Protocol, VirtualAddress, family};
@@ -45,6 +46,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Virtual services, by name.
     pub services: BTreeMap<String, Service>,
+    /// What is written of them, to be told to other directors.
+    pub definitions: Arc<Definitions>,
     /// Where Prometheus may ask.
     pub metrics: Option<SocketAddr>,
 }
@@ -138,6 +141,8 @@ pub struct Ospf {
     pub import: Option<Vec<IpNet>>,
     /// Whether OSPFv3 is spoken, for IPv6, on the same interfaces.
     pub ipv6: bool,
+    /// The same, if it is written; else it follows from what is announced.
+    pub ipv6_wanted: Option<bool>,
     /// Interfaces towards switches.
     pub interfaces: Vec<OspfInterface>,
 }
@@ -265,18 +270,10 @@ impl Config {
             ospf: file.ospf.map(|ospf| self::ospf(&source, ospf, &services)).transpose()?,
             cluster: cluster(&source, file.cluster)?,
             services,
+            definitions: Arc::new(definition::definitions(&source)?),
             metrics: file.metrics.map(|metrics| metrics.listen),
             node,
         })
-    }
-
-    /// Digest of what all directors must say alike: services and their real servers.
-    pub fn services_digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        for (name, service) in &self.services {
-            hash.update(format!("{name:?} {}\n", service.canonical()).as_bytes());
-        }
-        Digest(hash.finalize().into())
     }
 }
 
@@ -389,10 +386,12 @@ fn interface_name(source: &Source<'_>, name: &Spanned<String>) -> Result<(), Con
 }
 
 /// Whether there is an IPv6 prefix to announce.
-fn announces_ipv6(announce: &[Spanned<IpNet>], services: &BTreeMap<String, Service>) -> bool {
+fn announces_ipv6<'a>(
+    mut announce: impl Iterator<Item = &'a IpNet>,
+    services: &BTreeMap<String, Service>,
+) -> bool {
     let is_v6 = |prefix: &IpNet| matches!(prefix, IpNet::V6(_));
-    announce.iter().any(|prefix| is_v6(prefix.get_ref()))
-        || services.values().any(|service| service.prefixes().iter().any(is_v6))
+    announce.any(is_v6) || services.values().any(|service| service.prefixes().iter().any(is_v6))
 }
 
 fn ospf(
@@ -418,7 +417,8 @@ fn ospf(
         let message = "name at least one [[ospf.interface]] towards a switch, or leave [ospf] out".to_owned();
         return Err(source.error(Some(span.clone()), message));
     }
-    let ipv6 = ospf.ipv6.unwrap_or_else(|| announces_ipv6(&ospf.announce, services));
+    let ipv6 =
+        ospf.ipv6.unwrap_or_else(|| announces_ipv6(ospf.announce.iter().map(Spanned::get_ref), services));
     let (mut seen, mut areas) = (BTreeSet::new(), areas::Areas::default());
     let mut interfaces = Vec::new();
     for interface in ospf.interface {
@@ -451,13 +451,15 @@ fn ospf(
             bfd,
         });
     }
-    areas.check_services(services).map_err(|message| source.error(Some(span), message))?;
+    let kinds = interfaces.iter().map(|interface: &OspfInterface| interface.area_kind);
+    areas::check_services(kinds, services).map_err(|message| source.error(Some(span), message))?;
     Ok(Ospf {
         external: areas::external(source, ospf.external.as_ref())?,
         aggregates: areas::aggregates(source, &ospf.aggregate)?,
         hello_interval,
         dead_interval,
         ipv6,
+        ipv6_wanted: ospf.ipv6,
         announce: own_prefixes(source, &ospf.announce, services)?,
         import: ospf.import,
         interfaces,

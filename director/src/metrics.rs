@@ -149,6 +149,11 @@ fn cluster(text: &mut Exposition, status: &Status, peers: &Peers) {
     let number = status.epoch.split('@').next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
     let labels = [("digest", &*status.table_digest), ("leader", &*status.leader)];
     text.sample("director_table_epoch", &labels, number);
+    let help = "Differences between the services in force and those of this director's file.";
+    text.metric("director_file_differences", "gauge", help);
+    text.sample("director_file_differences", &[], status.file_differs.len());
+    let help = "Differences between the services of the peer's file and those of this director's.";
+    text.metric("director_peer_file_differences", "gauge", help);
     text.metric("director_peer_up", "gauge", "1 while the peer's heartbeats arrive.");
     text.metric("director_peer_same_tables", "gauge", "1 while the peer holds the same tables.");
     text.metric("director_peer_same_config", "gauge", "1 while the peer has the same services.");
@@ -186,6 +191,7 @@ fn cluster(text: &mut Exposition, status: &Status, peers: &Peers) {
         text.sample("director_peer_up", &labels, u8::from(peer.state == "up"));
         text.sample("director_peer_same_tables", &labels, u8::from(peer.same_tables));
         text.sample("director_peer_same_config", &labels, u8::from(peer.same_config));
+        text.sample("director_peer_file_differences", &labels, peer.differences.len());
         text.sample("director_peer_unacknowledged", &labels, peer.unacknowledged);
         text.sample("director_peer_bytes_total", &with(&labels, "in"), peer.bytes_in);
         text.sample("director_peer_bytes_total", &with(&labels, "out"), peer.bytes_out);

@@ -76,6 +76,17 @@ impl Resolver {
     }
 }
 
+/// Those of some addresses to which the kernel has no route now.
+///
+/// # Errors
+/// The kernel does not answer.
+pub async fn without_route(addresses: BTreeSet<IpAddr>) -> io::Result<Vec<IpAddr>> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
+    }
+    kernel::without_route(addresses).await
+}
+
 impl Drop for Resolver {
     fn drop(&mut self) {
         self.task.abort();

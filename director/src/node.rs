@@ -12,6 +12,7 @@
 //!
 //! A clean stop goes the other way: VIPs are withdrawn and LSAs flushed while packets are still forwarded.
 
+mod agreed;
 mod answers;
 mod cluster;
 pub(crate) mod drain;
@@ -22,7 +23,9 @@ mod forwarding;
 mod health;
 mod ospf;
 mod plan;
+mod preview;
 mod recording;
+mod reload;
 mod replication;
 mod restart;
 mod views;
@@ -35,11 +38,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use director_proto::control::ReloadReply;
 use director_proto::control::control_server::ControlServer;
 use director_proto::tables::{TableSet, Version};
 use ipnet::IpNet;
-use syncd::ProposeError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
@@ -113,7 +114,25 @@ enum Ending {
 /// All state of a running director.
 struct Node {
     config_path: PathBuf,
-    config: Config,
+    /// What this director's file says.
+    file: Arc<Config>,
+    /// What is in force here: this director's own sections, and the services that the cluster has agreed on.
+    config: Arc<Config>,
+    /// Whether the cluster has agreed on services, as far as this process knows.
+    has_agreed: bool,
+    /// Services of the file are still to be proposed, once this director leads.
+    pending: bool,
+    /// Why what is agreed on cannot be served here.
+    unusable: Option<String>,
+    /// What has been said of the difference between the two.
+    said_difference: Vec<String>,
+    /// How the files of other directors differ.
+    differences: BTreeMap<Ipv4Addr, agreed::Difference>,
+    /// What this director wants in force everywhere.
+    own_wish: Option<reload::Wish>,
+    last_wish: u64,
+    /// What others want of this one as the leader.
+    wished: Vec<reload::Wished>,
     started: Instant,
     dataplane: Dataplane,
     adoption: Adoption,
@@ -143,7 +162,7 @@ struct Node {
     /// What the kernel forwards by.
     fed: Option<Version>,
     /// What the kernel is prepared for.
-    prepared: Option<(Arc<TableSet>, Version)>,
+    prepared: Option<epoch::Prepared>,
     /// It is not known yet how slots stand at the others.
     windows_due: bool,
     /// Tables were wanted that could not be proposed, or were refused: they are again.
@@ -163,6 +182,8 @@ struct Node {
 impl Node {
     async fn start(start: Start) -> anyhow::Result<Self> {
         let Start { config_path, config, fresh, .. } = start;
+        let config = Arc::new(config);
+        let pending = agreed::is_changed(&config.node.state_dir, &config);
         let drain = drain::Drain::load(&config.node.state_dir)?;
         let (dataplane, adoption) = Dataplane::open(&cluster::dataplane_options(&config, fresh))?;
         match &adoption {
@@ -189,7 +210,17 @@ impl Node {
         };
         Ok(Self {
             config_path,
+            file: Arc::clone(&config),
             config,
+            has_agreed: false,
+            pending,
+            unusable: None,
+            said_difference: Vec::new(),
+            differences: BTreeMap::new(),
+            own_wish: None,
+            // Not those of an earlier run: the leader may remember them.
+            last_wish: u64::from(cluster::seed()) << 16,
+            wished: Vec::new(),
             started: Instant::now(),
             dataplane,
             adoption,
@@ -257,7 +288,9 @@ impl Node {
                     }
                 }
                 _ = hangup.recv() => match self.reload().await {
-                    Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+                    Ok(reply) => {
+                        tracing::info!(changes = ?reply.changes, notes = ?reply.notes, "configuration reloaded");
+                    }
                     Err(error) => tracing::error!("configuration not reloaded: {error}"),
                 },
                 _ = terminate.recv() => break,
@@ -310,24 +343,28 @@ impl Node {
     async fn handle_sync(&mut self, event: syncd::Event) {
         // Each event is in the log already.
         match event {
-            syncd::Event::NeedTables { .. } => self.deal().await,
+            syncd::Event::NeedTables { previous: None } => {
+                self.deal_file().await;
+            }
+            syncd::Event::NeedTables { previous: Some(_) } => self.lead().await,
             syncd::Event::Leader(leader) => {
                 self.leader = leader;
                 self.lead().await;
             }
             syncd::Event::Prepare { tables, version, .. } => self.prepare(&tables, version).await,
-            syncd::Event::RolledBack { .. } => {
+            syncd::Event::RolledBack { version, reason } => {
                 self.prepared = None;
                 self.end_epoch();
                 self.wish = true;
                 self.feed_and_tell(None).await;
+                self.end_wished(version.epoch, Err(reason)).await;
             }
             syncd::Event::WindowsWanted { to, version } => self.give_windows(to, version).await,
             syncd::Event::Windows { version, windows, in_time } => {
                 self.take_windows(version, windows.as_deref(), in_time).await;
             }
             syncd::Event::TablesInForce { tables, version, follows, in_time, cause } => {
-                self.handle_tables(tables, version, &cause);
+                self.handle_tables(tables, version, &cause).await;
                 self.feed_and_tell(follows.filter(|_| Instant::now() <= in_time)).await;
                 self.ask_for_passed_over().await;
                 // A wish that was overtaken by these tables is still a wish.
@@ -335,12 +372,24 @@ impl Node {
             }
             syncd::Event::Finished { version } => {
                 // The next one may be prepared already, which has ended this one.
-                if self.prepared.as_ref().is_none_or(|(_, prepared)| prepared.epoch <= version.epoch) {
+                if self.prepared.as_ref().is_none_or(|prepared| prepared.version.epoch <= version.epoch) {
                     self.end_epoch();
                 }
+                self.end_wished(version.epoch, Ok(version)).await;
                 self.lead().await;
             }
-            syncd::Event::NotInForce { .. } => self.wish = true,
+            syncd::Event::NotInForce { version, reason } => {
+                self.wish = true;
+                self.end_wished(version.epoch, Err(reason)).await;
+            }
+            syncd::Event::Definitions { router_id, definitions } => {
+                self.handle_definitions(router_id, definitions);
+            }
+            syncd::Event::Configuration { router_id, same: true } => {
+                self.differences.remove(&router_id);
+            }
+            syncd::Event::Wished { from, id, definitions } => self.handle_wish(from, id, definitions).await,
+            syncd::Event::WishDecided { id, outcome } => self.end_wish(id, outcome),
             syncd::Event::Health(view) => {
                 self.health.view = view;
                 self.lead().await;
@@ -355,81 +404,22 @@ impl Node {
             // Shown by `director peers`.
             syncd::Event::PassedOver { .. }
             | syncd::Event::PeerUp { .. }
-            | syncd::Event::Configuration { .. }
+            | syncd::Event::Configuration { same: false, .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
             | syncd::Event::TransferFailed { .. } => {}
         }
     }
 
-    /// If this director leads, what its configuration asks for is carried out, unless another director has a
-    /// different one: then a change must not happen as a side effect of somebody's death.
-    async fn lead(&mut self) {
-        if self.leader != Some(self.config.node.router_id) {
-            self.wish = false;
-            self.differing.clear();
-            return;
-        }
-        let Ok(status) = self.sync.status().await else { return };
-        let differing =
-            status.peers.iter().filter(|peer| peer.state == syncd::PeerState::Up && !peer.same_config);
-        let differing: BTreeSet<Option<Ipv4Addr>> = differing.map(|peer| peer.router_id).collect();
-        // Asked every second while a wish waits, and said once.
-        for peer in differing.difference(&self.differing) {
-            tracing::warn!(
-                peer = peer.map(tracing::field::display),
-                "leading with services that another director has configured differently: tables stay as they are; \
-                 make the files equal and reload"
-            );
-        }
-        self.differing = differing;
-        if self.differing.is_empty() {
-            self.deal().await;
-        }
-    }
-
-    /// Deals tables for the configuration, starting from those in force, and proposes what differs.
-    async fn deal(&mut self) {
-        let dealt = plan::deal(&self.config, self.tables.as_deref(), &self.health.view);
-        self.wish = false;
-        if self.tables.as_ref().is_some_and(|tables| plan::same_effect(&tables.services, &dealt)) {
-            return;
-        }
-        let mut key = [0; 16];
-        if let Err(error) = cluster::random(&mut key) {
-            tracing::error!(%error, "no random hash key: no tables are dealt");
-            return;
-        }
-        let cause = plan::cause(self.tables.as_deref(), &dealt);
-        let said = std::mem::take(&mut self.waits_alone);
-        match self.sync.propose(dealt, key, cause).await {
-            Ok(epoch) => tracing::info!(%epoch, "tables dealt"),
-            // Once more, when the one is over or the other has had its time.
-            Err(error @ (ProposeError::Busy { .. } | ProposeError::Rejected { .. })) => {
-                self.wish = true;
-                tracing::debug!(%error, "tables not dealt yet");
-            }
-            // Once more, when they are heard again.
-            Err(error @ ProposeError::Isolated) => {
-                (self.wish, self.waits_alone) = (true, true);
-                if !said {
-                    tracing::warn!(%error, "tables not dealt yet");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "tables not dealt"),
-        }
-    }
-
     /// Other tables are in force.
-    fn handle_tables(&mut self, tables: Arc<TableSet>, version: Version, cause: &str) {
+    async fn handle_tables(&mut self, tables: Arc<TableSet>, version: Version, cause: &str) {
         let before = self.tables.replace(Arc::clone(&tables));
         let moved = before.as_deref().map_or(0.0, |before| plan::share_moved(before, &tables));
         let moved = format!("{:.3} %", moved * 100.0);
         tracing::info!(epoch = %version.epoch, digest = %version.digest, cause, moved, "epoch");
-        for name in self.config.services.keys().filter(|name| !tables.services.contains_key(*name)) {
-            tracing::warn!(service = name, "the cluster has no table for this service: it is not announced");
-        }
         self.version = Some(version);
+        self.note_wished(version.epoch);
+        self.follow_agreement().await;
     }
 
     /// Makes the kernel equal to configuration and tables, then lets packets and routing loose.
@@ -445,6 +435,9 @@ impl Node {
 
     fn try_feed(&mut self) -> anyhow::Result<()> {
         let Some(tables) = &self.tables else { return Ok(()) };
+        if let Some(unusable) = &self.unusable {
+            anyhow::bail!("{unusable}");
+        }
         self.dataplane.set_hash_key(tables.hash_key).context("hash key")?;
         let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
         tracing::debug!(?report, "services applied");
@@ -464,7 +457,12 @@ impl Node {
 
     /// What time does to the connections of slots that change.
     async fn tick(&mut self) {
+        self.end_late_wishes().await;
+        self.grant_wishes().await;
         if self.trouble.is_some() {
+            if self.unusable.is_some() {
+                self.follow_agreement().await;
+            }
             self.feed_and_tell(None).await;
         }
         // Nothing is over as long as not all is known.
@@ -548,39 +546,6 @@ impl Node {
             && self.exchange.is_whole()
     }
 
-    /// Reads the configuration again; all or nothing.
-    async fn reload(&mut self) -> Result<Vec<String>, String> {
-        let config = Config::load(&self.config_path).map_err(|error| error.to_string())?;
-        let changes = plan::differences(&self.config, &config)?;
-        if changes.is_empty() {
-            return Ok(changes);
-        }
-        self.health.watch(&config).map_err(|error| error.to_string())?;
-        if let (Some(routing), Some(wanted)) = (&self.routing, cluster::routing_config(&config))
-            && let Err(error) = routing.reconfigure(wanted)
-        {
-            let _ = self.health.watch(&self.config); // as before, which was good
-            return Err(format!("[ospf] {error}"));
-        }
-        self.config = config;
-        // What is no longer checked has no vote any more.
-        self.publish_health().await;
-        if let Some(routing) = &self.routing {
-            routing.protect(plan::vips(&self.config));
-        }
-        self.sync
-            .set_config_digest(self.config.services_digest())
-            .await
-            .map_err(|error| error.to_string())?;
-        // Said by the operator to the leader itself: carried out whatever the others' files say.
-        if self.leader == Some(self.config.node.router_id) {
-            self.deal().await;
-        }
-        self.feed();
-        self.ask_for_passed_over().await;
-        Ok(changes)
-    }
-
     async fn answer(&mut self, question: Question) {
         // A client that has gone away needs no answer.
         match question {
@@ -593,9 +558,11 @@ impl Node {
             Question::Events(reply) => reply_with(reply, self.events().await),
             Question::Peers(reply) => reply_with(reply, self.peers().await),
             Question::Connections(limit, reply) => reply_with(reply, self.connections(limit)),
-            Question::Reload(reply) => {
-                reply_with(reply, self.reload().await.map(|changes| ReloadReply { changes }));
-            }
+            Question::Reload(request, reply) => match (request.dry_run, request.cluster) {
+                (true, _) => reply_with(reply, self.preview(&request.file)),
+                (false, true) => self.reload_cluster(reply).await,
+                (false, false) => reply_with(reply, self.reload().await),
+            },
             Question::Drain(request, reply) => reply_with(reply, self.start_drain(request).await),
             Question::Undrain(reply) => reply_with(reply, self.undrain()),
             Question::Restart(request, reply) => reply_with(reply, self.restart(&request).await),

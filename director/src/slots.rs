@@ -82,7 +82,7 @@ pub fn deal(
         }
         (Scheduler::Maglev, _) => maglev::seed(&reals, size).into(),
     };
-    ServiceTable { scheduler: scheduler.name().to_owned(), reals, slots }
+    ServiceTable { scheduler: scheduler.name().to_owned(), reals, slots, definition: "".into() }
 }
 
 /// Whether every slot names a server that takes new flows.

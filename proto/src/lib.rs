@@ -4,6 +4,7 @@
 //! message becomes a domain type: the domain types are here too ([`tables`]), the conversions check
 //! everything, and nothing outside uses a message as a model.
 
+pub mod definitions;
 pub mod health;
 pub mod pins;
 pub mod sync;

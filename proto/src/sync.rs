@@ -35,7 +35,8 @@ pub mod wire {
 /// 2: tables of two sizes, digests made of the digests of tables, and observations of health.
 /// 3: pins of connections, on a stream of their own.
 /// 4: epochs in three steps. A director of version 3 would put tables in force that others have only prepared.
-pub const PROTOCOL: u32 = 4;
+/// 5: tables carry the definitions of their services, and their digests do.
+pub const PROTOCOL: u32 = 5;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
@@ -44,7 +45,7 @@ pub const MAX_FRAME: usize = 256 * 1024;
 pub const MAX_CHUNK: usize = 192 * 1024;
 
 /// Largest encoded table set a director accepts, in bytes: more than the limits of [`crate::tables`] allow.
-pub const MAX_SNAPSHOT: usize = 192 * 1024 * 1024;
+pub const MAX_SNAPSHOT: usize = 224 * 1024 * 1024;
 
 /// Longest text in a frame (versions, endpoints, reasons), in bytes.
 pub const MAX_TEXT: usize = 1024;
@@ -89,7 +90,7 @@ pub struct Report {
     pub tables: Option<Version>,
     /// Tables from disk that are not in force.
     pub candidate: Option<Version>,
-    /// Digest of the sender's configured services.
+    /// Digest of the sender's configured services, by its own file: what is in force may be others.
     pub config_digest: Digest,
     /// Software version of the sender.
     pub software: String,
@@ -187,6 +188,42 @@ pub enum Message {
     WindowsRequest(Request),
     /// A piece of encoded [`Windows`](crate::windows::Windows).
     Windows(Chunk),
+    /// Send the definitions of this digest, from an offset on.
+    DefinitionsRequest {
+        /// [`Report::config_digest`] of whom this is sent to.
+        digest: Digest,
+        /// First byte wanted.
+        offset: u64,
+    },
+    /// A piece of what the sender has configured.
+    Definitions(DefinitionsPiece),
+    /// To the leader: put what the sender has configured in force everywhere.
+    Wish {
+        /// Tells it from the sender's other wishes.
+        id: u64,
+        /// [`Report::config_digest`] of the sender.
+        digest: Digest,
+    },
+    /// What has become of a wish.
+    WishOutcome {
+        /// Which one.
+        id: u64,
+        /// The tables that carry it, or why nothing has changed; at most [`MAX_TEXT`] bytes.
+        outcome: Result<Version, String>,
+    },
+}
+
+/// A piece of encoded [`Definitions`](crate::definitions::Definitions).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefinitionsPiece {
+    /// [`Report::config_digest`] of the sender.
+    pub digest: Digest,
+    /// Position of the first byte of `data`.
+    pub offset: u64,
+    /// Size of the whole in bytes, at most [`MAX_ENCODED`](crate::definitions::MAX_ENCODED).
+    pub total: u64,
+    /// At most [`MAX_CHUNK`] bytes.
+    pub data: Bytes,
 }
 
 /// Asks for a snapshot, or for how slots stand.

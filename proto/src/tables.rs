@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
@@ -62,6 +63,10 @@ pub struct ServiceTable {
     /// One entry per slot: position in `reals`, or [`NO_REAL`] while the service has no real server.
     #[serde(skip)]
     pub slots: Slots,
+    /// The service as the cluster has agreed on it, in the words of a configuration file; at most [`MAX_DEFINITION`]
+    /// bytes. Empty where nobody has said: then each director goes by its own file.
+    #[serde(skip)]
+    pub definition: Arc<str>,
 }
 
 /// Slots of a table unless its service asks for [`SMALL_SLOTS`]: a prime, so that every skip of a Maglev permutation
@@ -101,6 +106,12 @@ pub const MAX_TOTAL_REALS: usize = 1 << 20;
 
 /// Most positions of one table; few enough that a table's encoding stays near the size of its slots.
 pub const MAX_REALS: usize = 4096;
+
+/// Longest definition of a service, in bytes: [`MAX_REALS`] real servers of 250 bytes.
+pub const MAX_DEFINITION: usize = 1 << 20;
+
+/// Most bytes of all definitions together.
+pub const MAX_DEFINITIONS: usize = 1 << 25;
 
 /// Why tables cannot be used by anybody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +153,14 @@ pub enum TableError {
         service: String,
         /// Positions found.
         count: usize,
+    },
+    /// More than [`MAX_DEFINITION`].
+    #[error("service {service}: a definition of {length} bytes, at most {MAX_DEFINITION} are supported")]
+    DefinitionLength {
+        /// Name of the service.
+        service: String,
+        /// Bytes found.
+        length: usize,
     },
     /// A slot names a position that does not exist.
     #[error("service {service}: slot {slot} names position {position} of {reals}")]
@@ -207,6 +226,10 @@ impl ServiceTable {
         if reals > MAX_REALS {
             return Err(TableError::TooManyReals { service: service(), count: reals });
         }
+        let length = self.definition.len();
+        if length > MAX_DEFINITION {
+            return Err(TableError::DefinitionLength { service: service(), length });
+        }
         let outside = |&(_, &position): &(usize, &u16)| position != NO_REAL && usize::from(position) >= reals;
         match self.slots.iter().enumerate().find(outside) {
             Some((slot, &position)) => {
@@ -216,7 +239,7 @@ impl ServiceTable {
         }
     }
 
-    /// Digest of real servers and slots. Equal digests forward equally (under one hash key).
+    /// Digest of real servers, slots and definition. Equal digests forward equally (under one hash key).
     pub fn digest(&self) -> Digest {
         let mut hash = Sha256::new();
         self.feed(&mut hash);
@@ -237,6 +260,7 @@ impl ServiceTable {
         }
         hash.update((self.slots.len() as u64).to_le_bytes());
         hash.update(self.slots.digest().0);
+        feed_bytes(hash, self.definition.as_bytes());
     }
 }
 
@@ -268,6 +292,7 @@ impl TableSet {
         for (what, count, limit) in [
             ("slots", sum(|table| table.slots.len()), MAX_TOTAL_SLOTS),
             ("real servers", sum(|table| table.reals.len()), MAX_TOTAL_REALS),
+            ("bytes of definitions", sum(|table| table.definition.len()), MAX_DEFINITIONS),
         ] {
             if count > limit {
                 return Err(TableError::TooManyTogether { what, count, limit });

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use director_proto::definitions::Definitions;
 use director_proto::sync::MAX_TEXT;
 use director_proto::tables::{Digest, MAX_NAME};
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub version: String,
     /// Digest of the configured services, compared with the peers'.
     pub config_digest: Digest,
+    /// The configured services, of which peers are told where theirs differ.
+    pub definitions: Arc<Definitions>,
     /// Speak without TLS on any address. For tests.
     pub allow_plaintext: bool,
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use director_proto::definitions::Definitions;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Frame};
 use director_proto::tables::{Digest, Epoch, ServiceTable, Version};
@@ -19,12 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
+use crate::certificates::{Certificates, Reloaded};
 use crate::config::{Config, StartError};
 use crate::net::dialer::Dialer;
 use crate::net::server::{self, SyncService};
 use crate::net::tls::Tls;
 use crate::net::{Kind, NetEvent};
-use crate::replica::{Event, Fed, Input, Output, ProposeError, Replica, Settings};
+use crate::replica::{Event, Fed, Input, Outcome, Output, ProposeError, Replica, Settings};
 use crate::status::Status;
 use crate::store::{self, Writer};
 
@@ -59,7 +61,9 @@ enum Command {
     Loaded(Version, Result<(), String>),
     Applied(Version, Result<Fed, String>),
     Windows(Ipv4Addr, Version, Bytes),
-    ConfigDigest(Digest),
+    Configured(Digest, Arc<Definitions>),
+    Wish(Option<u64>),
+    WishDecided(Ipv4Addr, u64, Outcome),
     Observe(BTreeMap<RealId, Health>),
     Status(oneshot::Sender<Status>),
     Shutdown(oneshot::Sender<()>),
@@ -70,6 +74,7 @@ enum Command {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     port: pins::Lent,
+    certificates: Option<Certificates>,
 }
 
 impl Handle {
@@ -132,8 +137,28 @@ impl Handle {
     }
 
     /// The services configured on this node have changed.
-    pub async fn set_config_digest(&self, digest: Digest) -> Result<(), Stopped> {
-        self.commands.send(Command::ConfigDigest(digest)).await.map_err(|_| Stopped)
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn configure(&self, digest: Digest, definitions: Arc<Definitions>) -> Result<(), Stopped> {
+        self.commands.send(Command::Configured(digest, definitions)).await.map_err(|_| Stopped)
+    }
+
+    /// Asks the leader to put what is configured on this node in force in the whole cluster, under a number of the node's
+    /// own: [`Event::WishDecided`] has the outcome. `None` gives the wish up; what has been begun goes on.
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn wish(&self, id: Option<u64>) -> Result<(), Stopped> {
+        self.commands.send(Command::Wish(id)).await.map_err(|_| Stopped)
+    }
+
+    /// The answer to [`Event::Wished`].
+    ///
+    /// # Errors
+    /// [`Stopped`] if replication has ended.
+    pub async fn decide_wish(&self, from: Ipv4Addr, id: u64, outcome: Outcome) -> Result<(), Stopped> {
+        self.commands.send(Command::WishDecided(from, id, outcome)).await.map_err(|_| Stopped)
     }
 
     /// What this node's health checks say, all of it. What is not in it, or unknown, has no vote.
@@ -144,6 +169,16 @@ impl Handle {
     /// The way by which the node exchanges pins with the other directors: `None` if somebody has it.
     pub fn pin_port(&self) -> Option<PinPort> {
         self.port.take()
+    }
+
+    /// Reads the certificates again, and uses them for new connections; those that are up go on. The files are also looked
+    /// at every few seconds.
+    ///
+    /// # Errors
+    /// What is wrong with them, and in which file: then those from before stay in use.
+    pub fn reload_certificates(&self) -> Result<Reloaded, StartError> {
+        let Some(certificates) = &self.certificates else { return Ok(Reloaded::NoTls) };
+        Ok(if certificates.reload()? { Reloaded::Changed } else { Reloaded::Unchanged })
     }
 
     /// What there is to see.
@@ -166,7 +201,9 @@ impl Handle {
 /// Starts replication. The events must be read; `Event`s missed by a slow reader are the oldest.
 pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), StartError> {
     config.check()?;
-    let tls = config.tls.as_ref().map(Tls::load).transpose()?;
+    let certificates = config.tls.as_ref();
+    let certificates =
+        certificates.map(|files| Certificates::load(files, config.router_id, &config.cluster)).transpose()?;
     let saved = config.state_dir.as_deref().map(store::load).transpose()?.flatten();
     let listener = match config.listen {
         Some(address) => {
@@ -176,9 +213,16 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
     };
     let boot_id = BootId(getrandom::u64().map_err(StartError::Random)?);
     let settings = settings(&config, boot_id, listener.as_ref());
-    let replica = Replica::new(Instant::now(), settings, config.config_digest, saved);
+    let now = Instant::now();
+    let mut replica = Replica::new(now, settings, config.config_digest, saved);
+    let definitions = Arc::clone(&config.definitions);
+    replica.handle(now, Input::Configured { digest: config.config_digest, definitions });
     let (net, from_net) = mpsc::channel(NET_QUEUE);
-    let tasks = connect(&config, &replica, tls, listener, &net);
+    let tls = certificates.as_ref().map(|certificates| certificates.tls().clone());
+    let mut tasks = connect(&config, &replica, tls, listener, &net);
+    if let Some(certificates) = certificates.clone() {
+        tasks.spawn(certificates.watch());
+    }
     let (commands, from_node) = mpsc::channel(COMMAND_QUEUE);
     let (to_node, events) = mpsc::channel(EVENT_QUEUE);
     let (port, pins) = pins::Exchange::new(&replica, config.peers.len());
@@ -193,7 +237,7 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
         _tasks: tasks,
     };
     tokio::spawn(engine.run(from_node, from_net));
-    Ok((Handle { commands, port }, events))
+    Ok((Handle { commands, port, certificates }, events))
 }
 
 /// How long another may have the address before that is an error.
@@ -328,7 +372,13 @@ impl Engine {
             Command::Windows(to, version, windows) => {
                 self.replica.handle(now, Input::Windows { to, version, windows });
             }
-            Command::ConfigDigest(digest) => self.replica.handle(now, Input::ConfigDigest(digest)),
+            Command::Configured(digest, definitions) => {
+                self.replica.handle(now, Input::Configured { digest, definitions });
+            }
+            Command::Wish(id) => self.replica.handle(now, Input::Wish(id)),
+            Command::WishDecided(from, id, outcome) => {
+                self.replica.handle(now, Input::WishDecided { from, id, outcome });
+            }
             Command::Observe(observed) => self.replica.handle(now, Input::Observed(observed)),
             Command::Status(reply) => {
                 let _ = reply.send(self.links.status(now, &self.replica, &self.pins.machine));
@@ -399,9 +449,11 @@ impl Engine {
             | Event::Leader(_)
             | Event::PeerUp { .. }
             | Event::TablesAgree { .. }
+            | Event::Wished { .. }
+            | Event::WishDecided { outcome: Ok(_), .. }
             | Event::Standing(crate::replica::Standing::Current)
             | Event::Configuration { same: true, .. } => info!("{event}"),
-            Event::Health(_) | Event::WindowsWanted { .. } => debug!("{event}"),
+            Event::Health(_) | Event::WindowsWanted { .. } | Event::Definitions { .. } => debug!("{event}"),
             _ => warn!("{event}"),
         }
         // Of what is said again and again, the node needs the latest only.

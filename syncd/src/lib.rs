@@ -16,13 +16,15 @@
 pub mod pins;
 pub mod replica;
 
+mod certificates;
 mod config;
 mod engine;
 mod net;
 mod status;
 mod store;
 
+pub use certificates::Reloaded;
 pub use config::{Config, StartError, TlsFiles};
 pub use engine::{Handle, PinPort, Stopped, listen, spawn};
-pub use replica::{Event, Fed, HealthView, Isolation, ProposeError, Refusal, Standing, Votes};
+pub use replica::{Event, Fed, HealthView, Isolation, Outcome, ProposeError, Refusal, Standing, Votes};
 pub use status::{PeerState, PeerStatus, RefusedPeer, Status};

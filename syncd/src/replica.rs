@@ -10,6 +10,8 @@
 //! | `leading` | the steps, at the director that leads through them |
 //! | `following` | the steps, at those that are led |
 //! | `claims` | what others had in force that this director lacks, remembered while they are silent |
+//! | `definitions` | what the others have configured, where it differs from what this director has |
+//! | `wishes` | services that one director wants in force in the whole cluster |
 //! | `admission` | who may speak: cluster, protocol, router id |
 //! | `health` | what every director's checks say of the real servers, and what follows |
 //! | `input` | what the machine is told |
@@ -39,6 +41,7 @@ pub use health::{HealthView, Votes};
 pub use input::{Fed, Input, Isolation, ProposeError, Saved, Settings, skew};
 pub use member::Member;
 pub use output::{Event, Output, Standing};
+pub use wishes::Outcome;
 
 use agreement::{Prepared, Rejected, Round};
 use claims::Claims;
@@ -49,6 +52,7 @@ use windows::{Given, Missing};
 mod admission;
 mod agreement;
 mod claims;
+mod definitions;
 mod following;
 mod health;
 mod input;
@@ -59,6 +63,7 @@ mod seeding;
 mod standing;
 mod transfer;
 mod windows;
+mod wishes;
 
 /// Tables with their version, which costs a hash over everything.
 #[derive(Clone, Debug)]
@@ -78,6 +83,8 @@ impl Held {
 pub struct Replica {
     settings: Settings,
     config_digest: Digest,
+    own_definitions: definitions::Own,
+    wishes: wishes::Wishes,
     /// Whether a configured peer that can be reached does not talk with us.
     refused: bool,
     started: Instant,
@@ -142,6 +149,8 @@ impl Replica {
         Self {
             settings,
             config_digest,
+            own_definitions: definitions::Own::default(),
+            wishes: wishes::Wishes::default(),
             refused: false,
             started: now,
             handled: now,
@@ -183,11 +192,9 @@ impl Replica {
             Input::Tick => {}
             Input::Report { from, boot_id, report } => self.handle_report(now, from, boot_id, report),
             Input::Message { from, boot_id, message } => self.handle_message(now, from, boot_id, message),
-            Input::ConfigDigest(digest) => {
-                self.config_digest = digest;
-                self.next_beat = now;
-                self.compare_configurations();
-            }
+            Input::Configured { digest, definitions } => self.configure(now, digest, definitions),
+            Input::Wish(id) => self.wish(id),
+            Input::WishDecided { from, id, outcome } => self.decide_wish(from, id, outcome),
             Input::Loaded { version, result } => self.handle_loaded(now, version, result),
             Input::Applied { version, result } => self.handle_applied(now, version, result),
             Input::Windows { to, version, windows } => self.give_windows(to, version, windows),
@@ -278,6 +285,7 @@ impl Replica {
             .chain(self.standing_deadlines())
             .chain(self.claims.deadlines())
             .chain(self.windows_deadlines())
+            .chain(self.wish_deadline())
             // What was due has been done: only the future needs a call.
             .filter(|deadline| *deadline > self.handled)
             .fold(self.next_beat, Instant::min)
@@ -374,6 +382,10 @@ impl Replica {
             Message::Chunk(chunk) => self.handle_chunk(now, from, &chunk),
             Message::WindowsRequest(request) => self.handle_windows_request(from, request),
             Message::Windows(chunk) => self.handle_windows(now, from, &chunk),
+            Message::DefinitionsRequest { digest, offset } => self.give_definitions(from, digest, offset),
+            Message::Definitions(piece) => self.handle_definitions(now, from, &piece),
+            Message::Wish { id, digest } => self.handle_wish(from, boot_id, id, digest),
+            Message::WishOutcome { id, outcome } => self.end_wish(from, id, outcome),
         }
     }
 
@@ -391,6 +403,8 @@ impl Replica {
         self.lead_round(now);
         self.announce(now);
         self.seek_windows(now);
+        self.fetch_definitions(now);
+        self.pursue_wish(now);
         if now >= self.next_beat {
             self.next_beat = now + self.settings.heartbeat;
             let report = self.report();

@@ -6,6 +6,7 @@ mod cluster {
 }
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::authority::Authority;
@@ -14,7 +15,7 @@ use director_proto::sync::wire::sync_client::SyncClient;
 use director_proto::sync::wire::{self, frame::Body};
 use director_proto::sync::{BootId, Frame, Hello, PROTOCOL};
 use director_proto::tables::Digest;
-use syncd::{Event, PeerState, ProposeError, Standing, StartError, Status};
+use syncd::{Event, PeerState, ProposeError, Reloaded, Standing, StartError, Status, TlsFiles};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
@@ -290,7 +291,7 @@ async fn a_configuration_that_differs_shows_at_both() {
     let other = Node::start(id(2), 1, &addresses, |config| config.config_digest = Digest([1; 32])).await;
     agree(&[one.clone(), other.clone()]).await;
     assert!(!one.status().await.peers[0].same_config && !other.status().await.peers[0].same_config);
-    one.handle.set_config_digest(Digest([1; 32])).await.expect("running");
+    one.handle.configure(Digest([1; 32]), Arc::default()).await.expect("running");
     eventually("equal again", async || {
         let (one, other) = (one.status().await, other.status().await);
         let same = one.peers[0].same_config && other.peers[0].same_config;
@@ -327,4 +328,115 @@ async fn a_missing_certificate_is_named() {
     config.tls = Some(tls);
     let error = syncd::spawn(config).await.expect_err("no key");
     assert!(error.to_string().starts_with("TLS file /nowhere/node.key: "), "{error}");
+}
+
+/// Number of connections that a director has opened or taken: a lost one is replaced by another.
+async fn connections(node: &Node) -> usize {
+    let peers = node.events();
+    peers.iter().filter(|event| matches!(event, Event::PeerUp { .. } | Event::PeerDown { .. })).count()
+}
+
+fn replace(files: &TlsFiles, by: &TlsFiles) {
+    std::fs::copy(&by.key, &files.key).expect("written");
+    std::fs::copy(&by.certificate, &files.certificate).expect("written");
+}
+
+#[tokio::test]
+async fn certificates_are_replaced_while_streams_go_on_and_count_for_new_ones() {
+    let addresses = free_addresses(2);
+    let (old, new) = (Authority::new(), Authority::new());
+    // Both authorities count while one takes the place of the other.
+    let both = |files: TlsFiles| {
+        let text = |files: &TlsFiles| std::fs::read_to_string(&files.ca).expect("readable");
+        let ca = files.key.with_extension("both");
+        std::fs::write(&ca, text(&files) + &text(&new.issue(&["unused"]))).expect("written");
+        TlsFiles { ca, ..files }
+    };
+    let files = [both(old.issue(&["10.255.0.1"])), both(old.issue(&["10.255.0.2"]))];
+    let start = async |index: u8| {
+        let tls = files[usize::from(index)].clone();
+        Node::start(id(index + 1), usize::from(index), &addresses, |config| config.tls = Some(tls)).await
+    };
+    let (one, other) = (start(0).await, start(1).await);
+    agree(&[one.clone(), other.clone()]).await;
+    assert_eq!(one.handle.reload_certificates().expect("as they were"), Reloaded::Unchanged);
+    let (before, events) = (one.status().await.peers[0].messages_in, connections(&one).await);
+    for (node, files) in [(&one, &files[0]), (&other, &files[1])] {
+        replace(files, &new.issue(&["director.edge"]));
+        // The files are looked at, too: either of the two comes first.
+        let reloaded = node.handle.reload_certificates().expect("both authorities vouch for it");
+        assert_ne!(reloaded, Reloaded::NoTls);
+    }
+    eventually("heartbeats go on", async || {
+        let now = one.status().await.peers[0].messages_in;
+        if now > before + 30 { Ok(()) } else { Err(format!("{now} messages, {before} before")) }
+    })
+    .await;
+    assert_eq!(connections(&one).await, events, "streams were interrupted");
+    assert_eq!(one.status().await.peers[0].refused, None);
+    // What is opened from now on is judged by the new files alone, at the end that was not restarted.
+    std::fs::copy(new.issue(&["unused"]).ca, &files[0].ca).expect("written");
+    assert_eq!(one.handle.reload_certificates().expect("good"), Reloaded::Changed);
+    let other = other.restart().await;
+    agree(&[one.clone(), other.clone()]).await;
+    replace(&files[1], &old.issue(&["10.255.0.2"]));
+    let other = other.restart().await;
+    eventually("the old authority does not count any more", async || {
+        let status = one.status().await;
+        let refused = status.refused.iter().any(|refused| refused.reason.contains("UnknownIssuer"));
+        if refused { Ok(()) } else { Err(format!("{status:#?}")) }
+    })
+    .await;
+    assert_ne!(other.status().await.peers[0].state, PeerState::Up);
+}
+
+#[tokio::test]
+async fn a_certificate_that_will_not_do_is_refused_with_its_place_and_the_old_one_stays() {
+    let addresses = free_addresses(2);
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let files = [authority.issue(&["10.255.0.1"]), authority.issue(&["10.255.0.2"])];
+    let start = async |index: u8| {
+        let tls = files[usize::from(index)].clone();
+        Node::start(id(index + 1), usize::from(index), &addresses, |config| config.tls = Some(tls)).await
+    };
+    let (one, other) = (start(0).await, start(1).await);
+    agree(&[one.clone(), other.clone()]).await;
+    let (own, good) = (&files[0], authority.issue(&["10.255.0.1"]));
+    let refused = |what: &str| {
+        let error = one.handle.reload_certificates().expect_err(what).to_string();
+        let place = own.certificate.display().to_string();
+        assert!(error.contains(what), "{error}");
+        (error, place)
+    };
+    replace(own, &stranger.issue(&["10.255.0.1"]));
+    let (error, place) = refused("do not vouch for it");
+    assert!(error.contains(&place) && error.contains(&own.ca.display().to_string()), "{error}");
+    replace(own, &authority.issue(&["10.255.0.7"]));
+    let (error, place) = refused("names neither that address");
+    assert!(error.contains(&place), "{error}");
+    std::fs::copy(&good.certificate, &own.certificate).expect("written");
+    refused("TLS: ");
+    std::fs::write(&own.certificate, "nothing").expect("written");
+    let (error, place) = refused("TLS file ");
+    assert!(error.contains(&place), "{error}");
+    // A new connection still goes by the first ones.
+    let other = other.restart().await;
+    agree(&[one.clone(), other]).await;
+    replace(own, &good);
+    one.handle.reload_certificates().expect("good again");
+}
+
+#[tokio::test]
+async fn certificates_that_change_on_disk_are_used_without_being_told() {
+    let addresses = free_addresses(2);
+    let (old, new) = (Authority::new(), Authority::new());
+    let (one, other) = (old.issue(&["10.255.0.1"]), old.issue(&["10.255.0.2"]));
+    let running = Node::start(id(1), 0, &addresses, |config| config.tls = Some(one.clone())).await;
+    let next = new.issue(&["10.255.0.1"]);
+    std::fs::copy(&next.ca, &one.ca).expect("written");
+    replace(&one, &next);
+    // Its CA file is the old authority's, which is the new one's by now.
+    replace(&other, &new.issue(&["10.255.0.2"]));
+    let started = Node::start(id(2), 1, &addresses, |config| config.tls = Some(other)).await;
+    agree(&[running, started]).await;
 }

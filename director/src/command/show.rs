@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use director_proto::control::{
-    Bfd, Connections, Neighbors, Peers, RealServer, ReloadReply, Services, SlotStates, Status, Traffic,
-    UndrainReply, VirtualService,
+    Bfd, Connections, Neighbors, Peers, RealServer, Services, SlotStates, Status, Traffic, UndrainReply,
+    VirtualService,
 };
 
 use super::table::render;
@@ -56,6 +56,16 @@ pub(super) fn status(status: &Status) -> String {
             dash(&status.leader)
         ),
     );
+    if !status.file_differs.is_empty() {
+        line(
+            "file",
+            "its services are not those in force (in force -> in the file); change it, or `director reload --cluster`"
+                .to_owned(),
+        );
+        for difference in &status.file_differs {
+            line("", difference.clone());
+        }
+    }
     line("up", format!("{} s", status.uptime_seconds));
     let interfaces: Vec<String> = status
         .interfaces
@@ -198,6 +208,19 @@ fn bfd(bfd: &Bfd) -> String {
     }
 }
 
+/// How the files of the directors differ.
+fn differences(peers: &Peers) -> String {
+    let mut text = String::new();
+    for peer in peers.peers.iter().filter(|peer| !peer.differences.is_empty()) {
+        let _ =
+            writeln!(text, "\nthe file of {} differs from this director's (there -> here):", peer.router_id);
+        for line in &peer.differences {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
+}
+
 pub(super) fn peers(peers: &Peers) -> String {
     let rows: Vec<[String; 13]> = peers
         .peers
@@ -242,7 +265,7 @@ pub(super) fn peers(peers: &Peers) -> String {
         dash(&peers.table_digest),
         dash(&peers.leader),
         render(titles, &rows)
-    )
+    ) + &differences(peers)
 }
 
 pub(super) fn connections(connections: &Connections) -> String {
@@ -281,13 +304,6 @@ pub(super) fn connections(connections: &Connections) -> String {
         ">expires",
     ];
     render(titles, &rows)
-}
-
-pub(super) fn reload(reply: &ReloadReply) -> String {
-    match reply.changes.is_empty() {
-        true => "nothing changed\n".to_owned(),
-        false => reply.changes.iter().map(|change| format!("{change}\n")).collect(),
-    }
 }
 
 pub(super) fn undrain(reply: &UndrainReply) -> String {

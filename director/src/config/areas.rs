@@ -50,16 +50,19 @@ impl Areas {
         }
         Ok((*area.get_ref(), kind))
     }
+}
 
-    /// A service that is announced as external needs an area that takes it.
-    pub(super) fn check_services(&self, services: &BTreeMap<String, Service>) -> Result<(), String> {
-        let external = services.iter().find(|(_, service)| service.announce == AnnounceAs::External);
-        match external {
-            Some((name, _)) if !self.0.values().any(|kind| kind.takes_externals()) => Err(format!(
-                "service {name:?} is announced as \"external\", but all areas are stub areas, which take no external routes; use announce = \"stub\", or area_type = \"nssa\""
-            )),
-            _ => Ok(()),
-        }
+/// A service that is announced as external needs an area that takes it.
+pub(super) fn check_services(
+    mut areas: impl Iterator<Item = AreaKind>,
+    services: &BTreeMap<String, Service>,
+) -> Result<(), String> {
+    let external = services.iter().find(|(_, service)| service.announce == AnnounceAs::External);
+    match external {
+        Some((name, _)) if !areas.any(AreaKind::takes_externals) => Err(format!(
+            "service {name:?} is announced as \"external\", but all areas are stub areas, which take no external routes; use announce = \"stub\", or area_type = \"nssa\""
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -28,6 +28,20 @@ pub(super) struct Kernel {
     handle: Handle,
 }
 
+/// Those of some addresses to which there is no route now.
+pub(super) async fn without_route(addresses: BTreeSet<IpAddr>) -> io::Result<Vec<IpAddr>> {
+    // A socket for answers alone, which nothing comes to unasked; its task ends with the handle.
+    let (connection, handle, _) = new_connection()?;
+    tokio::spawn(connection);
+    let mut without = Vec::new();
+    for address in addresses {
+        if route_to(&handle, address).await.map_err(io::Error::other)?.is_none() {
+            without.push(address);
+        }
+    }
+    Ok(without)
+}
+
 impl Kernel {
     pub(super) fn open() -> io::Result<Self> {
         let groups = [
@@ -50,7 +64,7 @@ impl Kernel {
             self.handle.neighbours().get().execute().try_collect().await?;
         let mut routes = BTreeMap::new();
         for address in addresses {
-            if let Some(route) = self.route(*address).await? {
+            if let Some(route) = route_to(&self.handle, *address).await? {
                 routes.insert(*address, route);
             }
         }
@@ -61,28 +75,26 @@ impl Kernel {
         })
     }
 
-    async fn route(&self, address: IpAddr) -> Result<Option<Route>, Error> {
-        let question = match address {
-            IpAddr::V4(address) => {
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build()
-            }
-            IpAddr::V6(address) => {
-                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
-            }
-        };
-        let mut answers = std::pin::pin!(self.handle.route().get(question).execute());
-        match answers.try_next().await {
-            Ok(answer) => Ok(answer.and_then(|message| route(address, &message))),
-            // No route to it: ENETUNREACH, EHOSTUNREACH and the like, which are answers too.
-            Err(Error::NetlinkError(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Tells the kernel that a neighbour is in use: it resolves one it does not know and probes a stale one.
     pub(super) async fn touch(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
         let request = self.handle.neighbours().add(ifindex, address).replace();
         request.state(NeighbourState::None).flags(NeighbourFlags::Use).execute().await
+    }
+}
+
+async fn route_to(handle: &Handle, address: IpAddr) -> Result<Option<Route>, Error> {
+    let question = match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+        IpAddr::V6(address) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
+        }
+    };
+    let mut answers = std::pin::pin!(handle.route().get(question).execute());
+    match answers.try_next().await {
+        Ok(answer) => Ok(answer.and_then(|message| route(address, &message))),
+        // No route to it: ENETUNREACH, EHOSTUNREACH and the like, which are answers too.
+        Err(Error::NetlinkError(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

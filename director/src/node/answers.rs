@@ -26,7 +26,7 @@ pub(super) enum Question {
     Events(oneshot::Sender<Result<Events, String>>),
     Peers(oneshot::Sender<Peers>),
     Connections(u32, oneshot::Sender<Result<Connections, String>>),
-    Reload(oneshot::Sender<Result<ReloadReply, String>>),
+    Reload(ReloadRequest, oneshot::Sender<Result<ReloadReply, String>>),
     Drain(DrainRequest, oneshot::Sender<Result<mpsc::Receiver<Result<DrainProgress, String>>, String>>),
     Undrain(oneshot::Sender<Result<UndrainReply, String>>),
     Restart(RestartRequest, oneshot::Sender<Result<RestartReply, String>>),
@@ -119,8 +119,8 @@ impl Control for Asker {
         self.demand(|sender| Question::Connections(limit, sender)).await
     }
 
-    async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadReply>, tonic::Status> {
-        self.demand(Question::Reload).await
+    async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadReply>, tonic::Status> {
+        self.demand(|sender| Question::Reload(request.into_inner(), sender)).await
     }
 
     type DrainStream = Pin<Box<dyn Stream<Item = Result<DrainProgress, tonic::Status>> + Send>>;

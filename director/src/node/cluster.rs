@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::IpNet;
@@ -61,6 +62,7 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
         },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config_digest: config.services_digest(),
+        definitions: Arc::clone(&config.definitions),
         allow_plaintext: false,
     }
 }
@@ -248,10 +250,10 @@ address = "10.0.2.12"
             hash_key: [1; 16],
             services,
         };
-        let mut tables = set(deal(&before, None, &HealthView::new()));
+        let mut tables = set(deal(&before, &before.definitions, None, &HealthView::new()));
         let former = tables.services.get_mut("web").expect("service").reals.iter_mut();
         former.for_each(|real| real.dead = real.address.to_string() == "10.0.2.12");
-        let tables = set(deal(&after, Some(&tables), &HealthView::new()));
+        let tables = set(deal(&after, &after.definitions, Some(&tables), &HealthView::new()));
         let sorry = |config: &Config| -> Vec<(String, bool)> {
             let reals = specs(config, &tables).remove(0).reals;
             reals.iter().map(|real| (real.address.to_string(), real.is_sorry && real.alive)).collect()

@@ -1,7 +1,8 @@
 //! The steps of an epoch in this node's kernel: what is loaded beside, what comes into force, what goes back; and how
 //! slots stand, which a node that has missed a step learns before it serves.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,25 +12,69 @@ use director_proto::windows::Windows;
 use syncd::Fed;
 
 use super::{Node, cluster};
+use crate::config::Config;
 use crate::dataplane::monotonic_seconds;
+use crate::next_hop;
+
+/// What the kernel is prepared for.
+pub(super) struct Prepared {
+    tables: Arc<TableSet>,
+    pub(super) version: Version,
+    /// What the tables are served by.
+    pub(super) config: Arc<Config>,
+}
 
 impl Node {
     /// Makes the kernel ready for tables that may come into force:
     /// [`Dataplane::prepare`](crate::dataplane::Dataplane::prepare).
     pub(super) async fn prepare(&mut self, tables: &Arc<TableSet>, version: Version) {
-        let specs = cluster::specs(&self.config, tables);
-        let result = match self.dataplane.prepare(&specs).context("data plane") {
-            Ok(slots) => {
-                tracing::debug!(epoch = %version.epoch, slots, "connections of slots that will change are looked up");
-                self.prepared = Some((Arc::clone(tables), version));
+        let result = match self.try_prepare(tables, version).await {
+            Ok(prepared) => {
+                self.prepared = Some(prepared);
                 Ok(())
             }
             Err(error) => {
                 self.prepared = None;
-                Err(format!("{error:#}"))
+                Err(error)
             }
         };
         self.answer_sync(self.sync.loaded(version, result).await);
+    }
+
+    async fn try_prepare(&mut self, tables: &Arc<TableSet>, version: Version) -> Result<Prepared, String> {
+        let config = self.config_for(tables)?;
+        if config.definitions != self.config.definitions {
+            self.check_routes(&config).await?;
+        }
+        let specs = cluster::specs(&config, tables);
+        let slots =
+            self.dataplane.prepare(&specs).context("data plane").map_err(|error| format!("{error:#}"))?;
+        tracing::debug!(epoch = %version.epoch, slots, "connections of slots that will change are looked up");
+        Ok(Prepared { tables: Arc::clone(tables), version, config })
+    }
+
+    /// Real servers that come need a route here. Those that are there already may have lost theirs: that is no reason against
+    /// a change, which may be the remedy.
+    async fn check_routes(&self, config: &Config) -> Result<(), String> {
+        let known: BTreeSet<IpAddr> = self
+            .config
+            .services
+            .values()
+            .flat_map(|service| &service.reals)
+            .map(|real| real.address)
+            .collect();
+        for (name, service) in &config.services {
+            let come = service.reals.iter().map(|real| real.address).filter(|real| !known.contains(real));
+            let lost = next_hop::without_route(come.collect()).await;
+            match lost.map(|lost| lost.first().copied()) {
+                Ok(None) => {}
+                Ok(Some(real)) => {
+                    return Err(format!("service {name:?}: no route from here to real server {real}"));
+                }
+                Err(error) => tracing::warn!(%error, "routes to new real servers are not known"),
+            }
+        }
+        Ok(())
     }
 
     /// Puts the tables in force into the kernel, which so far has those that they follow, or has missed some.
@@ -39,7 +84,7 @@ impl Node {
         // Before anything is announced.
         self.windows_due |= !onward;
         self.feed();
-        self.prepared.take_if(|(_, prepared)| prepared.epoch <= version.epoch);
+        self.prepared.take_if(|prepared| prepared.version.epoch <= version.epoch);
         self.prepare_again().await;
         let result = match &self.trouble {
             Some(trouble) => Err(trouble.clone()),
@@ -62,8 +107,8 @@ impl Node {
     /// Slots have changed under what is prepared: those that will change are not the same any more.
     /// If they cannot be prepared any more, that says nothing of the tables in force: the epoch is refused.
     async fn prepare_again(&mut self) {
-        let Some((tables, version)) = &self.prepared else { return };
-        let (specs, version) = (cluster::specs(&self.config, tables), *version);
+        let Some(Prepared { tables, version, config }) = &self.prepared else { return };
+        let (specs, version) = (cluster::specs(config, tables), *version);
         if let Err(error) = self.dataplane.prepare(&specs).context("data plane") {
             self.prepared = None;
             self.answer_sync(self.sync.loaded(version, Err(format!("{error:#}"))).await);
@@ -120,7 +165,7 @@ impl Node {
     }
 
     /// Replication that has ended is noticed where its events come from.
-    fn answer_sync(&self, answer: Result<(), syncd::Stopped>) {
+    pub(super) fn answer_sync(&self, answer: Result<(), syncd::Stopped>) {
         if let Err(error) = answer {
             tracing::error!(%error, "sync service");
         }

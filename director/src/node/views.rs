@@ -30,6 +30,7 @@ impl Node {
             table_digest: self.tables.as_ref().map(|tables| tables.digest().to_string()).unwrap_or_default(),
             leader: sync.and_then(|sync| sync.leader).map(|leader| leader.to_string()).unwrap_or_default(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            file_differs: self.difference(),
             data_plane: match self.adoption {
                 Adoption::Fresh => "fresh".to_owned(),
                 Adoption::Adopted { .. } => "adopted".to_owned(),
@@ -260,6 +261,11 @@ impl Node {
                     table_digest: show(peer.digest.map(|digest| digest.to_string())),
                     same_tables: peer.same_tables,
                     same_config: peer.same_config,
+                    differences: peer
+                        .router_id
+                        .and_then(|id| self.differences.get(&id))
+                        .map(|difference| difference.lines.clone())
+                        .unwrap_or_default(),
                     last_heard_ms: peer.last_heard_ms.unwrap_or_default(),
                     round_trip_ms: peer.rtt_ms.unwrap_or_default(),
                     version: show(peer.version),

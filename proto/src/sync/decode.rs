@@ -9,14 +9,15 @@ use prost::Message as _;
 
 use super::wire::{self, frame::Body};
 use super::{
-    BootId, Chunk, Frame, FrameError, Hello, MAX_CHUNK, MAX_HEARD, MAX_SNAPSHOT, MAX_TEXT, Message, Phase,
-    Prepare, Report, Request,
+    BootId, Chunk, DefinitionsPiece, Frame, FrameError, Hello, MAX_CHUNK, MAX_HEARD, MAX_SNAPSHOT, MAX_TEXT,
+    Message, Phase, Prepare, Report, Request,
 };
+use crate::definitions::MAX_ENCODED;
 use crate::health::{Health, MAX_OBSERVED, Observations, RealId};
 use crate::pins::PinMessage;
 use crate::tables::{
-    Delta, Digest, Epoch, MAX_NAME, MAX_REALS, MAX_SERVICES, SLOTS, ServicePatch, ServiceTable, TableError,
-    TableReal, TableSet, Version, is_table_size,
+    Delta, Digest, Epoch, MAX_DEFINITION, MAX_NAME, MAX_REALS, MAX_SERVICES, SLOTS, ServicePatch,
+    ServiceTable, TableError, TableReal, TableSet, Version, is_table_size,
 };
 
 /// Decodes what [`super::encode_tables`] gave, and checks that the tables are usable.
@@ -59,6 +60,21 @@ impl TryFrom<wire::Frame> for Frame {
             Body::ObservationsSince(edition) => Self::Message(Message::ObservationsSince(edition)),
             Body::WindowsRequest(request) => Self::Message(Message::WindowsRequest(request.try_into()?)),
             Body::Windows(chunk) => Self::Message(Message::Windows(chunk.try_into()?)),
+            Body::DefinitionsRequest(request) => Self::Message(Message::DefinitionsRequest {
+                digest: digest("digest", &request.digest)?,
+                offset: within("offset", request.offset, MAX_ENCODED)?,
+            }),
+            Body::Definitions(piece) => Self::Message(Message::Definitions(piece.try_into()?)),
+            Body::Wish(wish) => {
+                Self::Message(Message::Wish { id: wish.id, digest: digest("digest", &wish.digest)? })
+            }
+            Body::WishOutcome(outcome) => Self::Message(Message::WishOutcome {
+                id: outcome.id,
+                outcome: match outcome.version {
+                    Some(version) => Ok(version.try_into()?),
+                    None => Err(text("reason", outcome.reason)?),
+                },
+            }),
             Body::PinSubscription(subscription) => Self::Pins(subscription.into()),
             Body::PinBatch(batch) => Self::Pins(PinMessage::Batch(Box::new(batch.try_into()?))),
             Body::PinAcknowledgement(acknowledgement) => Self::Pins(acknowledgement.into()),
@@ -159,6 +175,23 @@ impl TryFrom<wire::Chunk> for Chunk {
     }
 }
 
+impl TryFrom<wire::DefinitionsPiece> for DefinitionsPiece {
+    type Error = FrameError;
+
+    fn try_from(piece: wire::DefinitionsPiece) -> Result<Self, FrameError> {
+        let length = piece.data.len();
+        if length == 0 || length > MAX_CHUNK {
+            return Err(FrameError::Length { field: "data", length });
+        }
+        let total = within("total", piece.total, MAX_ENCODED)?;
+        if piece.offset.saturating_add(length as u64) > total {
+            return Err(FrameError::Range { field: "offset", value: piece.offset });
+        }
+        let digest = digest("digest", &piece.digest)?;
+        Ok(Self { digest, offset: piece.offset, total, data: piece.data })
+    }
+}
+
 impl TryFrom<wire::Delta> for Delta {
     type Error = FrameError;
 
@@ -228,7 +261,9 @@ fn services(services: Vec<wire::Service>) -> Result<BTreeMap<String, ServiceTabl
         let slots: Vec<u16> = service.slots.chunks_exact(2).map(|mut slot| slot.get_u16_le()).collect();
         let scheduler = self::name(service.scheduler)?;
         let reals = reals(&name, service.reals)?;
-        if tables.insert(name.clone(), ServiceTable { scheduler, reals, slots: slots.into() }).is_some() {
+        let definition = definition(&name, service.definition)?;
+        let table = ServiceTable { scheduler, reals, slots: slots.into(), definition };
+        if tables.insert(name.clone(), table).is_some() {
             return Err(FrameError::Twice { name });
         }
     }
@@ -242,7 +277,19 @@ fn patch(patch: wire::Patch) -> Result<ServicePatch, FrameError> {
     }
     let slots = patch.slots.chunks_exact(6).map(|mut slot| (slot.get_u32_le(), slot.get_u16_le())).collect();
     let reals = reals(&patch.name, patch.reals)?;
-    Ok(ServicePatch { scheduler: name(patch.scheduler)?, reals, slots })
+    let definition = patch.definition.map(|text| definition(&patch.name, text)).transpose()?;
+    Ok(ServicePatch { scheduler: name(patch.scheduler)?, reals, slots, definition })
+}
+
+pub(crate) fn definition(service: &str, text: String) -> Result<Arc<str>, FrameError> {
+    match text.len() {
+        0..=MAX_DEFINITION => Ok(text.into()),
+        length => Err(TableError::DefinitionLength { service: service.to_owned(), length }.into()),
+    }
+}
+
+fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, FrameError> {
+    Ok(Digest(array(field, bytes)?))
 }
 
 fn reals(service: &str, reals: Vec<wire::Real>) -> Result<Vec<TableReal>, FrameError> {

@@ -50,6 +50,24 @@ impl From<&Frame> for wire::Frame {
             Frame::Message(Message::ObservationsSince(edition)) => Body::ObservationsSince(*edition),
             Frame::Message(Message::WindowsRequest(request)) => Body::WindowsRequest((*request).into()),
             Frame::Message(Message::Windows(chunk)) => Body::Windows(chunk.into()),
+            Frame::Message(Message::DefinitionsRequest { digest, offset }) => {
+                let digest = Bytes::copy_from_slice(&digest.0);
+                Body::DefinitionsRequest(wire::DefinitionsRequest { digest, offset: *offset })
+            }
+            Frame::Message(Message::Definitions(piece)) => Body::Definitions(wire::DefinitionsPiece {
+                digest: Bytes::copy_from_slice(&piece.digest.0),
+                offset: piece.offset,
+                total: piece.total,
+                data: piece.data.clone(),
+            }),
+            Frame::Message(Message::Wish { id, digest }) => {
+                Body::Wish(wire::Wish { id: *id, digest: Bytes::copy_from_slice(&digest.0) })
+            }
+            Frame::Message(Message::WishOutcome { id, outcome }) => Body::WishOutcome(wire::WishOutcome {
+                id: *id,
+                version: outcome.as_ref().ok().map(|version| (*version).into()),
+                reason: outcome.as_ref().err().cloned().unwrap_or_default(),
+            }),
             Frame::Pins(message) => message.into(),
         };
         Self { body: Some(body) }
@@ -154,6 +172,7 @@ fn service(name: &str, table: &ServiceTable) -> wire::Service {
         scheduler: table.scheduler.clone(),
         reals: table.reals.iter().map(real).collect(),
         slots: slots.freeze(),
+        definition: table.definition.to_string(),
     }
 }
 
@@ -168,6 +187,7 @@ fn patch(name: &str, patch: &ServicePatch) -> wire::Patch {
         scheduler: patch.scheduler.clone(),
         reals: patch.reals.iter().map(real).collect(),
         slots: slots.freeze(),
+        definition: patch.definition.as_deref().map(ToOwned::to_owned),
     }
 }
 

@@ -7,8 +7,8 @@ use prost::Message as _;
 use super::*;
 use crate::health::{Health, RealId};
 use crate::tables::{
-    Epoch, MAX_NAME, MAX_SERVICES, MAX_TOTAL_REALS, MAX_TOTAL_SLOTS, NO_REAL, SLOTS, SMALL_SLOTS,
-    ServicePatch, ServiceTable, TableReal, TableSet,
+    Epoch, MAX_DEFINITIONS, MAX_NAME, MAX_SERVICES, MAX_TOTAL_REALS, MAX_TOTAL_SLOTS, NO_REAL, SLOTS,
+    SMALL_SLOTS, ServicePatch, ServiceTable, TableReal, TableSet,
 };
 
 fn version(number: u64) -> Version {
@@ -22,7 +22,7 @@ fn table() -> ServiceTable {
     ];
     let slots: Vec<u16> =
         (0..SLOTS).map(|slot| if slot % 3 == 2 { NO_REAL } else { (slot % 3) as u16 }).collect();
-    ServiceTable { scheduler: "mh".into(), reals, slots: slots.into() }
+    ServiceTable { scheduler: "mh".into(), reals, slots: slots.into(), definition: "name = 'web'".into() }
 }
 
 fn small_table() -> ServiceTable {
@@ -57,8 +57,12 @@ fn observations() -> Observations {
 }
 
 fn frames() -> Vec<Frame> {
-    let patch =
-        ServicePatch { scheduler: "ch".into(), reals: table().reals, slots: vec![(0, 1), (65_536, 0)] };
+    let patch = ServicePatch {
+        scheduler: "ch".into(),
+        reals: table().reals,
+        slots: vec![(0, 1), (65_536, 0)],
+        definition: Some("".into()),
+    };
     let delta = Delta {
         from: version(4),
         to: version(5),
@@ -111,6 +115,16 @@ fn frames() -> Vec<Frame> {
         Frame::Message(Message::Commit(version(5))),
         Frame::Message(Message::Finish(version(5))),
         Frame::Message(Message::Abort(version(5))),
+        Frame::Message(Message::DefinitionsRequest { digest: Digest([4; 32]), offset: 9 }),
+        Frame::Message(Message::Definitions(DefinitionsPiece {
+            digest: Digest([4; 32]),
+            offset: 9,
+            total: 12,
+            data: Bytes::from_static(b"abc"),
+        })),
+        Frame::Message(Message::Wish { id: u64::MAX, digest: Digest([4; 32]) }),
+        Frame::Message(Message::WishOutcome { id: 7, outcome: Ok(version(5)) }),
+        Frame::Message(Message::WishOutcome { id: 7, outcome: Err("no way".into()) }),
     ]
 }
 
@@ -158,6 +172,7 @@ fn the_largest_tables_fit_into_a_snapshot() {
             scheduler: "s".repeat(MAX_NAME),
             reals: vec![real.clone(); reals],
             slots: vec![NO_REAL; slots].into(),
+            definition: "".into(),
         };
         let services: usize = services;
         let name = |number| format!("{number:0>width$}", width = MAX_NAME);
@@ -169,6 +184,8 @@ fn the_largest_tables_fit_into_a_snapshot() {
     let service = one(1, 0, SLOTS) - 2 * SLOTS - empty;
     let position = (one(1, 4_096, SLOTS) - one(1, 0, SLOTS)).div_ceil(4_096);
     let largest = empty + MAX_SERVICES * service + MAX_TOTAL_REALS * position + MAX_TOTAL_SLOTS * 2;
+    // The length of a definition, beside its bytes.
+    let largest = largest + MAX_DEFINITIONS + MAX_SERVICES * 5;
     assert!(largest <= MAX_SNAPSHOT, "{largest} bytes");
 }
 

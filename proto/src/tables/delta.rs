@@ -1,6 +1,7 @@
 //! The difference between two table sets: what a change sends instead of everything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{ServiceTable, TableError, TableReal, TableSet, Version};
 
@@ -31,6 +32,8 @@ pub struct ServicePatch {
     pub reals: Vec<TableReal>,
     /// Changed slots: index and new position, by ascending index.
     pub slots: Vec<(u32, u16)>,
+    /// Definition from now on; `None` where it stays.
+    pub definition: Option<Arc<str>>,
 }
 
 /// Why a delta cannot be applied; the remedy is a snapshot.
@@ -129,6 +132,9 @@ impl ServicePatch {
     fn apply(&self, service: &str, table: &mut ServiceTable) -> Result<(), DeltaError> {
         table.scheduler.clone_from(&self.scheduler);
         table.reals.clone_from(&self.reals);
+        if let Some(definition) = &self.definition {
+            table.definition = Arc::clone(definition);
+        }
         if self.slots.is_empty() {
             return Ok(());
         }
@@ -162,7 +168,13 @@ fn patch(old: &ServiceTable, new: &ServiceTable) -> Difference {
     if slots.len() >= new.slots.len() / WORTH_A_PATCH {
         return Difference::Large;
     }
-    Difference::Small(ServicePatch { scheduler: new.scheduler.clone(), reals: new.reals.clone(), slots })
+    let definition = (old.definition != new.definition).then(|| Arc::clone(&new.definition));
+    Difference::Small(ServicePatch {
+        scheduler: new.scheduler.clone(),
+        reals: new.reals.clone(),
+        slots,
+        definition,
+    })
 }
 
 #[cfg(test)]

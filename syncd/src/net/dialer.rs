@@ -136,7 +136,7 @@ impl Dialer {
             None => (self.channel(stream).await?, None),
             Some(tls) => {
                 let name = ServerName::from(self.address.ip());
-                let stream = timeout(CONNECT_TIMEOUT, tls.connector.connect(name, stream)).await??;
+                let stream = timeout(CONNECT_TIMEOUT, tls.connector().connect(name, stream)).await??;
                 let chain = stream.get_ref().1.peer_certificates();
                 let certificate =
                     chain.and_then(|chain| chain.first()).cloned().map(CertificateDer::into_owned);

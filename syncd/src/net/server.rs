@@ -161,7 +161,7 @@ async fn accept_tls(
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some((stream, remote)) = accept(&listener).await {
         let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
-        let (acceptor, connections, engine) = (tls.acceptor.clone(), connections.clone(), engine.clone());
+        let (acceptor, connections, engine) = (tls.acceptor().clone(), connections.clone(), engine.clone());
         tokio::spawn(async move {
             let _permit = permit;
             let reason = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {

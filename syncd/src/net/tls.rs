@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -24,16 +24,72 @@ use crate::replica::Refusal;
 /// Protocol name of HTTP/2 in the handshake.
 const ALPN: &[u8] = b"h2";
 
-/// Both roles of this director in a handshake.
+/// Both roles of this director in a handshake. Connections that are up keep what they began with.
 #[derive(Clone)]
-pub(crate) struct Tls {
-    pub(crate) acceptor: TlsAcceptor,
-    pub(crate) connector: TlsConnector,
+pub(crate) struct Tls(Arc<RwLock<Ends>>);
+
+#[derive(Clone)]
+struct Ends {
+    acceptor: TlsAcceptor,
+    connector: TlsConnector,
 }
 
 impl Tls {
     /// Reads the files and checks that they go together.
     pub(crate) fn load(files: &TlsFiles) -> Result<Self, StartError> {
+        Ok(Self(Arc::new(RwLock::new(Ends::load(files)?))))
+    }
+
+    /// Reads the files again; new connections go by them from now on. A new certificate must do for this director, or else
+    /// it would lose all others one by one.
+    ///
+    /// # Errors
+    /// What is wrong, and in which file. All stays as it is.
+    pub(crate) fn reload(
+        &self,
+        files: &TlsFiles,
+        router_id: Ipv4Addr,
+        cluster: &str,
+    ) -> Result<(), StartError> {
+        let ends = Ends::load(files)?;
+        check_own(files, router_id, cluster)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = ends;
+        Ok(())
+    }
+
+    /// For connections that come in.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).acceptor.clone()
+    }
+
+    /// For connections that go out.
+    pub(crate) fn connector(&self) -> TlsConnector {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).connector.clone()
+    }
+}
+
+/// Whether the certificate is signed by the authorities of this director, valid now, and in its name.
+fn check_own(files: &TlsFiles, router_id: Ipv4Addr, cluster: &str) -> Result<(), StartError> {
+    let (roots, chain) = (roots(&files.ca)?, certificates(&files.certificate)?);
+    let Some((own, intermediates)) = chain.split_first() else { return Ok(()) };
+    let unusable = |problem: &dyn std::fmt::Display| unusable(&files.certificate, problem);
+    let certificate = ParsedCertificate::try_from(own).map_err(|error| unusable(&error))?;
+    let algorithms = crypto::ring::default_provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(
+        &certificate,
+        &roots,
+        intermediates,
+        UnixTime::now(),
+        algorithms,
+    )
+    .map_err(|error| {
+        unusable(&format!("the authorities in {} do not vouch for it: {error}", files.ca.display()))
+    })?;
+    check_name(own, router_id, cluster).map_err(|refusal| unusable(&refusal))
+}
+
+impl Ends {
+    fn load(files: &TlsFiles) -> Result<Self, StartError> {
         let roots = Arc::new(roots(&files.ca)?);
         let chain = certificates(&files.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| unusable(&files.key, &error))?;

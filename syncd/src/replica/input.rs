@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use director_proto::definitions::Definitions;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{Digest, Epoch, TableError, TableSet, Version};
+
+use super::Outcome;
 
 /// What a replica is and how patient it is.
 #[derive(Clone, Debug)]
@@ -120,7 +123,23 @@ pub enum Input {
         message: Message,
     },
     /// The node's services have changed.
-    ConfigDigest(Digest),
+    Configured {
+        /// What the peers compare.
+        digest: Digest,
+        /// What they may ask for.
+        definitions: Arc<Definitions>,
+    },
+    /// The node wishes what it has configured in force in the whole cluster, by a number of its own, or does not any more.
+    Wish(Option<u64>),
+    /// What has become of a wish: the answer to [`Event::Wished`](super::Event::Wished).
+    WishDecided {
+        /// Whose it was.
+        from: Ipv4Addr,
+        /// Which of its wishes.
+        id: u64,
+        /// The tables that carry it, or why nothing has changed.
+        outcome: Outcome,
+    },
     /// The node has loaded tables beside those in force, or why it cannot: the answer to [`Event::Prepare`](super::Event::Prepare).
     Loaded {
         /// Which tables.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use director_proto::sync::{BootId, Phase, Report};
 use director_proto::tables::{Digest, Version};
 
+use super::definitions;
 use super::health::Theirs;
 use super::{Event, Settings};
 
@@ -34,6 +35,8 @@ pub struct Member {
     difference_told: bool,
     /// What its health checks say.
     pub(super) observations: Theirs,
+    /// What it has configured.
+    pub(super) definitions: definitions::Theirs,
     /// Number of the last report.
     sequence: u64,
     prepared: Option<Version>,
@@ -63,6 +66,7 @@ impl Member {
             differs_since: None,
             difference_told: false,
             observations: Theirs::default(),
+            definitions: definitions::Theirs::default(),
             sequence: 0,
             prepared: None,
             phase: Phase::Settled,
@@ -133,6 +137,11 @@ impl Member {
     /// Whether it has our services configured; true while unknown.
     pub fn has_same_config(&self) -> bool {
         self.same_config
+    }
+
+    /// Digest of the services that it has configured.
+    pub(super) fn config_digest(&self) -> Option<Digest> {
+        self.config_digest
     }
 
     /// Where the epoch under way stands there.
@@ -259,6 +268,7 @@ impl Member {
         let dead = settings.dead;
         let death = self.heard.filter(|_| self.live).map(|heard| heard + dead);
         let tell = self.differs_since.filter(|_| !self.difference_told).map(|since| since + dead);
-        [death, tell].into_iter().flatten()
+        let definitions = self.definitions.deadline().filter(|_| self.live);
+        [death, tell, definitions].into_iter().flatten()
     }
 }

@@ -5,12 +5,13 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use director_proto::definitions::Definitions;
 use director_proto::health::Health;
 use director_proto::sync::{BootId, Message, Report};
 use director_proto::tables::{TableSet, Version};
 use director_proto::windows::Windows;
 
-use super::{HealthView, Saved};
+use super::{HealthView, Outcome, Saved};
 
 /// Something to do.
 #[derive(Clone, Debug)]
@@ -162,6 +163,30 @@ pub enum Event {
         /// Whether they are equal now.
         same: bool,
     },
+    /// What a peer has configured, which differs from what is configured here.
+    Definitions {
+        /// Which peer.
+        router_id: Ipv4Addr,
+        /// What it has.
+        definitions: Arc<Definitions>,
+    },
+    /// A director wishes these services in force in the whole cluster: propose them, and say with
+    /// [`Handle::decide_wish`](crate::Handle::decide_wish) what has become of it.
+    Wished {
+        /// Which director; it may be this one.
+        from: Ipv4Addr,
+        /// Which of its wishes.
+        id: u64,
+        /// What it wishes.
+        definitions: Arc<Definitions>,
+    },
+    /// What has become of this director's wish.
+    WishDecided {
+        /// Which one.
+        id: u64,
+        /// The tables that carry it, or why nothing has changed.
+        outcome: Outcome,
+    },
     /// A peer has held other tables than this director for the dead interval.
     TablesDiffer {
         /// Which peer.
@@ -235,7 +260,19 @@ impl fmt::Display for Event {
                 write!(f, "peer {router_id} has the same services configured again")
             }
             Self::Configuration { router_id, same: false } => {
-                write!(f, "peer {router_id} has other services configured; the leader's count")
+                write!(f, "peer {router_id} has other services configured; what the cluster agreed on counts")
+            }
+            Self::Definitions { router_id, definitions } => {
+                write!(f, "peer {router_id} has told what it has configured, {} services", definitions.len())
+            }
+            Self::Wished { from, id, definitions } => {
+                write!(f, "{from} wishes its {} services in force everywhere (wish {id})", definitions.len())
+            }
+            Self::WishDecided { outcome: Ok(version), .. } => {
+                write!(f, "the services of this director's file are in force by epoch {version}")
+            }
+            Self::WishDecided { outcome: Err(reason), .. } => {
+                write!(f, "the services of this director's file are not put in force: {reason}")
             }
             Self::TablesDiffer { router_id, ours, theirs: Some(theirs) } => {
                 write!(f, "peer {router_id} forwards by other tables: {theirs}, here {ours}")

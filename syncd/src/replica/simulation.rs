@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use director_proto::definitions::Definitions;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Hello, Message, Phase, Prepare, Report};
 use director_proto::tables::{Digest, Epoch, SMALL_SLOTS, ServiceTable, TableReal, Version};
@@ -23,6 +24,7 @@ use super::*;
 use traffic::{Clients, Kernel};
 
 mod traffic;
+mod wishes;
 
 /// Time for the switches to follow a director that withdraws.
 const WITHDRAWAL: Duration = Duration::from_millis(200);
@@ -92,6 +94,11 @@ pub(super) struct Node {
     loaded: Option<(Arc<TableSet>, Version)>,
     /// What it was prepared for and has given up, and when: the slots concerned are held for a margin from then on.
     given_up: Vec<(Epoch, Instant)>,
+    /// What others want of it as the leader, each with the epoch that carries it.
+    wished: Vec<(Ipv4Addr, u64, Arc<Definitions>, Option<Epoch>)>,
+    /// What it wants itself, and what has become of it.
+    pub(super) wish: Option<(u64, u64)>,
+    pub(super) outcomes: Vec<Outcome>,
     /// When the epoch under way was prepared.
     under_way: Option<Instant>,
     /// It has not learned yet how slots stand.
@@ -133,6 +140,9 @@ pub(super) struct Cluster {
     sequence: u64,
     /// Contents decided under each epoch; two would be a violation.
     decided: BTreeMap<Epoch, Digest>,
+    /// What the definitions say in tables that were in force somewhere.
+    in_force: BTreeMap<Digest, Definitions>,
+    wishes: u64,
     pub(super) disks_may_fail: bool,
     pub(super) isolation: Isolation,
     /// Directors that know nothing of each other serve, or have served.
@@ -147,10 +157,16 @@ pub(super) fn id(node: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 255, 0, u8::try_from(node + 1).expect("few nodes"))
 }
 
+/// How an operator would write a service.
+fn definition(salt: u64) -> Arc<str> {
+    format!("salt = {salt}").into()
+}
+
 /// A service whose table is a function of `salt`.
 pub(super) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
     let real =
         |index| TableReal { address: IpAddr::from([10, 0, 2, index]), port: 80, weight: 1, dead: false };
+    let whole = salt;
     let salt = usize::try_from(salt % 1_000_003).expect("small");
     // A few slots differ between two salts, so that changes travel as deltas.
     let mut slots: Vec<u16> = (0..SMALL_SLOTS).map(|slot| (slot % 4) as u16).collect();
@@ -160,8 +176,12 @@ pub(super) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
     for (place, slot) in slots.iter_mut().take(traffic::SLOTS).enumerate() {
         *slot = (salt >> (2 * place) & 3) as u16;
     }
-    let table =
-        ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots: slots.into() };
+    let table = ServiceTable {
+        scheduler: "mh".into(),
+        reals: (11..15).map(real).collect(),
+        slots: slots.into(),
+        definition: definition(whole),
+    };
     BTreeMap::from([("web".to_owned(), table)])
 }
 
@@ -190,6 +210,9 @@ impl Cluster {
             fed: None,
             loaded: None,
             given_up: Vec::new(),
+            wished: Vec::new(),
+            wish: None,
+            outcomes: Vec::new(),
             under_way: None,
             windows_due: false,
             reached_until: None,
@@ -206,6 +229,8 @@ impl Cluster {
             in_flight: BTreeMap::new(),
             sequence: 0,
             decided: BTreeMap::new(),
+            in_force: BTreeMap::new(),
+            wishes: 0,
             disks_may_fail: false,
             isolation: Isolation::Withdraw,
             is_split: false,
@@ -223,6 +248,8 @@ impl Cluster {
         node.observed.clear();
         node.events.clear();
         node.work.clear();
+        node.wished.clear();
+        node.wish = None;
         node.fed = None;
         node.windows_due = false;
         node.loaded = None;
@@ -321,7 +348,29 @@ impl Cluster {
                 let digest = tables.digest();
                 let first = *self.decided.entry(epoch).or_insert(digest);
                 assert!(first == digest || self.disks_may_fail, "epoch {epoch} names two contents");
+                let definitions = tables.services.iter();
+                let definitions =
+                    definitions.map(|(name, table)| (name.clone(), Arc::clone(&table.definition)));
+                self.in_force.insert(digest, definitions.collect());
                 self.give_work(index, event.clone());
+            }
+            Event::Wished { from, id, definitions } => {
+                node.wished.retain(|(other, ..)| other != from);
+                node.wished.push((*from, *id, Arc::clone(definitions), None));
+            }
+            Event::WishDecided { id, outcome } => {
+                let (own, salt) = node.wish.take().expect("a wish");
+                assert_eq!(own, *id, "node {index}: the outcome of another wish");
+                if let Ok(version) = outcome {
+                    let definitions = self.in_force.get(&version.digest);
+                    let carried = definitions.and_then(|definitions| definitions.get("web"));
+                    assert_eq!(
+                        carried,
+                        Some(&definition(salt)),
+                        "node {index}: {version} carries something else"
+                    );
+                }
+                node.outcomes.push(outcome.clone());
             }
             _ => {}
         }
@@ -504,6 +553,7 @@ impl Cluster {
     }
 
     fn propose_where_wanted(&mut self) {
+        self.grant_wishes();
         for index in 0..self.nodes.len() {
             if std::mem::take(&mut self.nodes[index].wanted) && self.nodes[index].replica.is_some() {
                 let (salt, key) = (self.random.next(), [index as u8; 16]);
@@ -609,6 +659,10 @@ impl Cluster {
                 let real = real(self.random.below(5));
                 self.observe(index, real, health);
             }
+            10 if running => {
+                let salt = self.random.next();
+                self.wish(index, salt);
+            }
             _ if running => {
                 let salt = self.random.next();
                 let _ = self
@@ -652,6 +706,10 @@ impl Cluster {
             }
             8 => {
                 self.nodes[index].refuses = [Refuses::ToLoad, Refuses::ToApply][self.random.below(2) as usize]
+            }
+            10 if running => {
+                let salt = self.random.next();
+                self.wish(index, salt);
             }
             9 => self.nodes.iter_mut().for_each(|node| node.refuses = Refuses::Nothing),
             _ => {
@@ -863,7 +921,10 @@ fn history(seed: u64) {
         cluster.disturb();
     }
     cluster.heal();
-    cluster.run_until(Duration::from_secs(15), "agreement after healing", Cluster::agrees);
+    let is_decided = |cluster: &Cluster| cluster.nodes.iter().all(|node| node.wish.is_none());
+    cluster.run_until(Duration::from_secs(15), "agreement after healing", |cluster| {
+        cluster.agrees() && is_decided(cluster)
+    });
     // Agreement lasts: nothing keeps changing once the network is well.
     let version = cluster.replica(0).version();
     cluster.run_for(Duration::from_secs(5));

@@ -1,11 +1,14 @@
 use std::time::Duration;
 
+use director_proto::definitions::Definitions;
 use director_proto::health::{Health, RealId};
 use director_proto::sync::{BootId, Message, PROTOCOL, Phase};
 use director_proto::tables::Digest;
 
 use super::simulation::{Cluster, Refuses, Weather, id, real, services};
 use super::*;
+
+mod wishes;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -339,15 +342,21 @@ fn a_source_that_never_answers_is_left_for_another() {
     assert_eq!(events(&cluster, 2, |event| matches!(event, Event::TransferFailed { .. })), 1);
 }
 
+fn configured(number: u8) -> Input {
+    let text: Arc<str> = format!("name = {number}").into();
+    let definitions = Arc::new(BTreeMap::from([("web".to_owned(), text)]));
+    Input::Configured { digest: Digest([number; 32]), definitions }
+}
+
 #[test]
 fn a_configuration_that_differs_is_told_once_per_change() {
     let mut cluster = agreed(18, 2);
     let differ = |event: &Event| matches!(event, Event::Configuration { same: false, .. });
     let agree = |event: &Event| matches!(event, Event::Configuration { same: true, .. });
-    cluster.with(1, |replica, now| replica.handle(now, Input::ConfigDigest(Digest([1; 32]))));
+    cluster.with(1, |replica, now| replica.handle(now, configured(1)));
     cluster.run_for(2 * SECOND);
     assert_eq!((events(&cluster, 0, differ), events(&cluster, 1, differ)), (1, 1));
-    cluster.with(0, |replica, now| replica.handle(now, Input::ConfigDigest(Digest([1; 32]))));
+    cluster.with(0, |replica, now| replica.handle(now, configured(1)));
     cluster.run_for(2 * SECOND);
     assert_eq!((events(&cluster, 0, agree), events(&cluster, 1, agree)), (1, 1));
 }

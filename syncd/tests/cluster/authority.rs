@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use syncd::TlsFiles;
 use tempfile::TempDir;
 
@@ -22,6 +22,9 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("key");
+        // No two have the same name.
+        let name = folder.path().display().to_string();
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate: Certificate = params.self_signed(&key).expect("certificate");
         fs::write(folder.path().join("ca.pem"), certificate.pem()).expect("written");
         let issuer = Arc::new(Issuer::new(params, key));

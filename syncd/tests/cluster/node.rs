@@ -93,6 +93,7 @@ pub(crate) fn config(router_id: Ipv4Addr, index: usize, addresses: &[SocketAddr]
         isolation: syncd::Isolation::Withdraw,
         version: "0.1.0".into(),
         config_digest: Digest([0; 32]),
+        definitions: Arc::default(),
         allow_plaintext: false,
     }
 }
@@ -111,8 +112,12 @@ pub(crate) fn services(salt: u64) -> BTreeMap<String, ServiceTable> {
     let mut slots: Vec<u16> = (0..SLOTS).map(|slot| (slot % 4) as u16).collect();
     slots[usize::try_from(salt % 65_537).expect("small")] = 3;
     slots[0] = (salt % 3) as u16;
-    let table =
-        ServiceTable { scheduler: "mh".into(), reals: (11..15).map(real).collect(), slots: slots.into() };
+    let table = ServiceTable {
+        scheduler: "mh".into(),
+        reals: (11..15).map(real).collect(),
+        slots: slots.into(),
+        definition: "".into(),
+    };
     BTreeMap::from([("web".to_owned(), table)])
 }
 

@@ -10,7 +10,12 @@ fn table(reals: u8, salt: u16) -> ServiceTable {
         |index| TableReal { address: IpAddr::from([10, 0, 0, index]), port: 80, weight: 1, dead: false };
     let count = u16::from(reals);
     let slots = (0u16..=u16::MAX).chain([0]).map(|slot| (slot ^ salt) % count).collect();
-    ServiceTable { scheduler: "mh".into(), reals: (0..reals).map(real).collect(), slots }
+    ServiceTable {
+        scheduler: "mh".into(),
+        reals: (0..reals).map(real).collect(),
+        slots,
+        definition: "".into(),
+    }
 }
 
 fn set(number: u64, services: impl IntoIterator<Item = (&'static str, ServiceTable)>) -> TableSet {
