@@ -20,7 +20,7 @@ use crate::stream::{Family, Flows, PORT, PREFIX_V6};
 /// Real servers of each service.
 pub(crate) const REAL_SERVERS: u8 = 100;
 /// Exponents of the numbers of flows.
-const FLOWS: u32 = 16;
+pub(crate) const FLOWS: u32 = 16;
 const MANY_FLOWS: u32 = 20;
 
 /// Groups of real servers, which the sink tells apart by their link addresses.

@@ -77,7 +77,7 @@ impl Report<'_> {
             Outcome::Measured { kernel, ours, ipvs, floor, reference } => {
                 let ratio = ours / ipvs;
                 let met = if ratio >= TIMES_IPVS { "met" } else { "**not met**" };
-                // The floor is most of a packet's time there, and bounds the ratio: what each adds to it says more.
+                // The floor is in every packet's time: what each adds to it says more.
                 let net = |rate: &f64| 1.0 / rate - 1.0 / floor;
                 let net_ratio = net(ipvs) / net(ours);
                 writeln!(
