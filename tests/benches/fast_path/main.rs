@@ -42,9 +42,9 @@ struct Arguments {
     /// Processor that everything runs on; the last one otherwise.
     #[arg(long)]
     cpu: Option<usize>,
-    /// Where all numbers go, round by round.
-    #[arg(long, default_value = "target/fast_path.json")]
-    json: PathBuf,
+    /// Where all numbers go, round by round; target/fast_path.json of the workspace otherwise.
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// The object with the references, instead of building it.
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -109,7 +109,8 @@ fn main() -> Result<()> {
     };
     let report = Report { paths: &paths, rounds: &rounds, effort, processor, changes, memory, ipvs };
     print!("{}", report.text()?);
-    report.write_json(&arguments.json)?;
-    println!("\nAll rounds: {}", arguments.json.display());
+    let json = arguments.json.unwrap_or_else(|| workspace().join("target/fast_path.json"));
+    report.write_json(&json)?;
+    println!("\nAll rounds: {}", json.display());
     Ok(())
 }
