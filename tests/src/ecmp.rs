@@ -18,6 +18,15 @@ pub const VIPS: [&str; 5] = [VIP, "203.0.113.20", "203.0.113.30", "2001:db8:113:
 /// The topology's switches: the first is FRR, the second BIRD.
 pub const SWITCHES: [&str; 2] = ["switch1", "switch2"];
 
+/// The topology's directors.
+pub const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
+/// Where each director's configuration is, on its node: a file of its own, that may be edited.
+pub const CONFIG: &str = "/etc/director/director.toml";
+/// What a node's shell does to lose its director.
+pub const LOSE: &str = "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done";
+/// How long a daemon may take to end.
+const END: Duration = Duration::from_secs(20);
+
 /// The running lab; dropping it takes it down.
 pub struct Ecmp {
     /// The lab itself.
@@ -37,7 +46,7 @@ pub fn in_a_lab(name: &str, history: impl FnOnce(&Ecmp) -> Result<()>) -> Result
     let ecmp = Ecmp::up(&format!("{name}-{}", std::process::id()), folder.path())?;
     let told = history(&ecmp);
     if told.is_err() {
-        for director in ["director1", "director2", "director3"] {
+        for director in DIRECTORS {
             let log = ecmp.lab.sh(director, "tail -n 40 /var/log/director.log").unwrap_or_default();
             eprintln!("--- {director}\n{log}");
         }
@@ -75,6 +84,63 @@ impl Ecmp {
     pub fn ask(&self, node: &str, question: &str) -> Result<Value> {
         let text = self.lab.sh(node, &format!("director {question} --json"))?;
         serde_json::from_str(&text).with_context(|| format!("{node}, {question}: {text}"))
+    }
+
+    /// Edits a director's configuration by a script of `sed`, and tells nobody.
+    ///
+    /// # Errors
+    /// If the script changes nothing.
+    pub fn edit(&self, director: &str, sed: &str) -> Result<()> {
+        let script = format!(
+            "sed '{sed}' {CONFIG} >/tmp/edited.toml && ! cmp -s /tmp/edited.toml {CONFIG} && cat /tmp/edited.toml >{CONFIG}"
+        );
+        self.lab.sh(director, &script).with_context(|| format!("{director}: sed '{sed}'")).map(drop)
+    }
+
+    /// Starts a director's daemon, which does not run.
+    ///
+    /// # Errors
+    /// If the node has no such program.
+    pub fn start(&self, director: &str) -> Result<()> {
+        self.lab.sh(director, &format!("start director director run --config {CONFIG}")).map(drop)
+    }
+
+    /// Sends a director's daemon the signal of this name that ends it, and waits for its end.
+    ///
+    /// # Errors
+    /// If it does not run, or does not end.
+    pub fn end(&self, director: &str, signal: &str) -> Result<()> {
+        self.lab.sh(director, &format!("kill -{signal} $(cat /run/director.pid)"))?;
+        wait(&format!("the end of {director}'s daemon"), END, || {
+            let there = "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true";
+            Ok(self.lab.sh(director, there)?.is_empty())
+        })
+    }
+
+    /// A director's daemon ends cleanly, and is started again.
+    ///
+    /// # Errors
+    /// As [`Self::end`] and [`Self::start`].
+    pub fn end_and_start(&self, director: &str) -> Result<()> {
+        self.end(director, "TERM")?;
+        self.start(director)
+    }
+
+    /// A director loses its process and its links.
+    ///
+    /// # Errors
+    /// If its daemon does not run.
+    pub fn lose(&self, director: &str) -> Result<()> {
+        self.lab.sh(director, LOSE).map(drop)
+    }
+
+    /// A lost director gets its links back, and is started again.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn bring_back(&self, director: &str) -> Result<()> {
+        self.lab.sh(director, "for i in 1 2 3; do ip link set eth$i up; done")?;
+        self.start(director)
     }
 
     /// Next hops for each of [`VIPS`] in a switch's kernel.

@@ -6,11 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use cluster_tests::ecmp::{Ecmp, in_a_lab, wait};
+use cluster_tests::ecmp::{CONFIG, DIRECTORS, Ecmp, in_a_lab, wait};
 use serde_json::Value;
 
-const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
-const CONFIG: &str = "/etc/director/director.toml";
 const PATIENCE: Duration = Duration::from_secs(60);
 const REAL3: &str = "10.0.2.13";
 /// Real server 3 of all services gets a smaller share.
@@ -20,13 +18,6 @@ const DRAINED: &str = r#"/^address = "10\.0\.2\.13"/,/^weight/s/^weight = .*/wei
 /// One of the services gets a real server in a network of its own.
 const FAR: &str =
     r#"/^name = "web"$/,$ {0,/^address = "10\.0\.2\.13"/s/^address = "10\.0\.2\.13"/address = "10.0.9.13"/}"#;
-
-fn edit(ecmp: &Ecmp, director: &str, sed: &str) -> Result<()> {
-    let script = format!(
-        "sed '{sed}' {CONFIG} >/tmp/edited.toml && ! cmp -s /tmp/edited.toml {CONFIG} && cat /tmp/edited.toml >{CONFIG}"
-    );
-    ecmp.lab.sh(director, &script).map(drop)
-}
 
 fn serving(ecmp: &Ecmp) -> Result<()> {
     wait("all serve one epoch", PATIENCE, || {
@@ -92,7 +83,7 @@ fn services_change_through_any_director_everywhere_or_nowhere() -> Result<()> {
 }
 
 fn a_preview_changes_nothing(ecmp: &Ecmp) -> Result<()> {
-    edit(ecmp, "director2", LIGHTER)?;
+    ecmp.edit("director2", LIGHTER)?;
     let preview = ecmp.ask("director2", "reload --dry-run")?;
     let moved = preview["slots_moved"].as_f64().unwrap_or_default();
     ensure!((0.001..0.5).contains(&moved), "{preview}");
@@ -150,17 +141,14 @@ fn one_director_changes_all(ecmp: &Ecmp) -> Result<()> {
 
 /// The leader, whose file says something else, is started again, and so are all.
 fn a_restart_goes_back_to_nothing(ecmp: &Ecmp) -> Result<()> {
-    let stop = "kill -TERM $(cat /run/director.pid); \
-                while kill -0 $(cat /run/director.pid) 2>/dev/null; do sleep 0.05; done";
-    let start = format!("start director director run --config {CONFIG}");
-    ecmp.lab.sh("director1", &format!("{stop}; {start}"))?;
+    ecmp.end_and_start("director1")?;
     serving(ecmp)?;
     weights(ecmp, REAL3, 50)?;
     for director in DIRECTORS {
-        ecmp.lab.sh(director, stop)?;
+        ecmp.end(director, "TERM")?;
     }
     for director in DIRECTORS {
-        ecmp.lab.sh(director, &start)?;
+        ecmp.start(director)?;
     }
     serving(ecmp)?;
     weights(ecmp, REAL3, 50)?;
@@ -176,7 +164,7 @@ fn one_director_refuses_for_all(ecmp: &Ecmp) -> Result<()> {
     }
     ecmp.lab.sh("director3", "ip route add unreachable 10.0.9.0/24")?;
     let before = epoch(ecmp, "director1")?;
-    edit(ecmp, "director2", FAR)?;
+    ecmp.edit("director2", FAR)?;
     let refused = ecmp.ask("director2", "reload --cluster").expect_err("no route").to_string();
     for part in [
         "nothing has changed",
@@ -196,7 +184,7 @@ fn one_director_refuses_for_all(ecmp: &Ecmp) -> Result<()> {
     serving(ecmp)?;
     weights(ecmp, "10.0.9.13", 50)?;
     // And the leader's own file is put in force by the leader, once it is changed.
-    edit(ecmp, "director1", DRAINED)?;
+    ecmp.edit("director1", DRAINED)?;
     let reply = ecmp.ask("director1", "reload")?;
     ensure!(reply["epoch"] != "", "{reply}");
     wait("the leader's file is in force", PATIENCE, || Ok(weights(ecmp, REAL3, 0).is_ok()))
@@ -266,13 +254,8 @@ fn certificates_and_their_authority_change_while_the_cluster_works() -> Result<(
             DIRECTORS.iter().map(|director| ecmp.lab.sh(director, script)).collect::<Result<_>>()?
         };
         for director in DIRECTORS {
-            edit(ecmp, director, "s#/etc/director/tls/#/etc/director/own/#g")?;
-            let script = format!(
-                "kill -TERM $(cat /run/director.pid); \
-                 while kill -0 $(cat /run/director.pid) 2>/dev/null; do sleep 0.05; done; \
-                 start director director run --config {CONFIG}"
-            );
-            ecmp.lab.sh(director, &script)?;
+            ecmp.edit(director, "s#/etc/director/tls/#/etc/director/own/#g")?;
+            ecmp.end_and_start(director)?;
         }
         serving(ecmp)?;
         let (before, epoch_before) = (boots(ecmp)?, epoch(ecmp, "director1")?);
@@ -322,11 +305,8 @@ fn certificates_and_their_authority_change_while_the_cluster_works() -> Result<(
             install(ecmp, "director2", file, text)?;
         }
         // A director that starts now has no connection from before.
-        let script = format!(
-            "kill -KILL $(cat /run/director.pid); while kill -0 $(cat /run/director.pid) 2>/dev/null; do sleep 0.05; done; \
-             start director director run --config {CONFIG}"
-        );
-        ecmp.lab.sh("director3", &script)?;
+        ecmp.end("director3", "KILL")?;
+        ecmp.start("director3")?;
         serving(ecmp)?;
         boots(ecmp).map(drop)
     })

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cluster_tests::ecmp::{Ecmp, VIP, wait};
+use cluster_tests::ecmp::{CONFIG, DIRECTORS, Ecmp, VIP, wait};
 use cluster_tests::requirement::{Requirement, met};
 
-const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
-const CONFIG: &str = "/etc/director/director.toml";
 /// BIRD looks at its routes once a second, and both switches answer within a few Hellos.
 const CONVERGENCE: Duration = Duration::from_secs(60);
 
@@ -83,18 +81,10 @@ fn directors_agree_and_serve(ecmp: &Ecmp) -> Result<String> {
     Ok(digest)
 }
 
-/// Takes the read-only file out of the way and puts an edited copy in its place.
-fn edit(ecmp: &Ecmp, director: &str, sed: &str) -> Result<()> {
-    let script = format!(
-        "cp {CONFIG} /tmp/edited.toml && (umount {CONFIG} 2>/dev/null || true) && sed '{sed}' /tmp/edited.toml > {CONFIG}"
-    );
-    ecmp.lab.sh(director, &script).map(drop)
-}
-
 fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
     // The third real server gets weight 0: it keeps no slot, and is shown as what it is.
     for director in DIRECTORS {
-        edit(ecmp, director, "/^name = \"web\"$/,$ {/10.0.2.13/,$ s/weight = 100/weight = 0/}")?;
+        ecmp.edit(director, "/^name = \"web\"$/,$ {/10.0.2.13/,$ s/weight = 100/weight = 0/}")?;
     }
     // The leader last: what the others are told is theirs to remember, not to carry out.
     for director in ["director3", "director2", "director1"] {
@@ -147,11 +137,11 @@ fn a_dead_real_server_is_passed_over(ecmp: &Ecmp, before: &str) -> Result<String
 }
 
 fn a_bad_file_changes_nothing(ecmp: &Ecmp, digest: &str) -> Result<()> {
-    edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"fastest\"/")?;
+    ecmp.edit("director1", "s/^scheduler = .*/scheduler = \"fastest\"/")?;
     let refused = ecmp.ask("director1", "reload").expect_err("a bad file is refused").to_string();
     ensure!(refused.contains("use one of mh, ch, rr"), "{refused}");
     ensure!(ecmp.digest("director1")? == digest, "tables changed by a file that was refused");
-    edit(ecmp, "director1", "s/^scheduler = .*/scheduler = \"mh\"/")
+    ecmp.edit("director1", "s/^scheduler = .*/scheduler = \"mh\"/")
 }
 
 fn a_second_director_is_refused(ecmp: &Ecmp) -> Result<()> {
@@ -163,12 +153,8 @@ fn a_second_director_is_refused(ecmp: &Ecmp) -> Result<()> {
 
 /// Stops one of three directors, and waits until it is gone from the switches and itself.
 fn stop(ecmp: &Ecmp, director: &str) -> Result<()> {
-    ecmp.lab.sh(director, "kill -TERM $(cat /run/director.pid)")?;
-    ecmp.until_next_hops(2, CONVERGENCE)?;
-    wait("the daemon's end", Duration::from_secs(10), || {
-        let there = "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true";
-        Ok(ecmp.lab.sh(director, there)?.is_empty())
-    })
+    ecmp.end(director, "TERM")?;
+    ecmp.until_next_hops(2, CONVERGENCE)
 }
 
 fn a_clean_stop_leaves_nothing(ecmp: &Ecmp) -> Result<()> {
@@ -179,7 +165,7 @@ fn a_clean_stop_leaves_nothing(ecmp: &Ecmp) -> Result<()> {
     )?;
     ensure!(left.trim().is_empty(), "left behind: {left}");
     requests_succeed(ecmp)?;
-    ecmp.lab.sh("director2", &format!("start director director run --config {CONFIG}"))?;
+    ecmp.start("director2")?;
     ecmp.until_next_hops(3, CONVERGENCE)?;
     agreement(ecmp, "").map(drop)
 }
@@ -205,7 +191,7 @@ fn a_killed_daemon_forwards_and_is_taken_over(ecmp: &Ecmp) -> Result<()> {
         requests_succeed(ecmp)?;
     }
     detour("del")?;
-    ecmp.lab.sh("director3", &format!("start director director run --config {CONFIG}"))?;
+    ecmp.start("director3")?;
     wait("serving again", CONVERGENCE, || Ok(ecmp.ask("director3", "status")?["state"] == "serving"))?;
     let status = ecmp.ask("director3", "status")?;
     ensure!(status["data_plane"] == "adopted", "{status}");
@@ -215,11 +201,9 @@ fn a_killed_daemon_forwards_and_is_taken_over(ecmp: &Ecmp) -> Result<()> {
 /// A director of another cluster is refused by all it asks, says so on both sides, and announces no VIP.
 fn an_outsider_announces_nothing(ecmp: &Ecmp) -> Result<()> {
     stop(ecmp, "director3")?;
-    edit(ecmp, "director3", "s/^name = \"ecmp\"/name = \"elsewhere\"/")?;
-    ecmp.lab.sh(
-        "director3",
-        &format!("rm -rf /var/lib/director; start director director run --config {CONFIG}"),
-    )?;
+    ecmp.edit("director3", "s/^name = \"ecmp\"/name = \"elsewhere\"/")?;
+    ecmp.lab.sh("director3", "rm -rf /var/lib/director")?;
+    ecmp.start("director3")?;
     wait("refusals", Duration::from_secs(20), || {
         let peers = ecmp.ask("director3", "peers")?;
         Ok(peers["peers"]

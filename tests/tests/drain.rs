@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use cluster_tests::downloads::Downloads;
 use cluster_tests::ecmp::{Ecmp, SWITCHES, VIP, VIPS, in_a_lab, wait};
 use lab::routes::RouteWatch;
 use serde_json::Value;
 
-const CONFIG: &str = "/etc/director/director.toml";
 /// Downloads under way, a third of them through each director.
 const DOWNLOADS: usize = 45;
 /// Longest time for the lab to come to rest, on a machine that has other work.
@@ -26,47 +26,13 @@ fn history(ecmp: &Ecmp) -> Result<()> {
         let routes = ecmp.ask("director2", "routes")?.to_string();
         Ok(VIPS.iter().all(|vip| routes.contains(&format!("{vip}/"))))
     })?;
-    start_downloads(ecmp)?;
+    let downloads = Downloads::start(ecmp, DOWNLOADS)?;
     drain_under_load(ecmp)?;
-    downloads_go_on(ecmp)?;
+    downloads.go_on()?;
     drained_it_stays(ecmp)?;
     back_in_service(ecmp)?;
-    downloads_go_on(ecmp)?;
-    the_last_one_is_not_drained(ecmp)
-}
-
-/// Slow enough to last beyond the test. With a small receive buffer: out of a large one curl reads for longer than the
-/// lab's services let a connection be idle.
-fn start_downloads(ecmp: &Ecmp) -> Result<()> {
-    ecmp.lab.sh(
-        "client",
-        &format!(
-            "sysctl -qw net.ipv4.tcp_rmem='4096 16384 65536'; mkdir -p /tmp/out; for n in $(seq {DOWNLOADS}); do \
-             (curl -s -o /tmp/out/$n.data --limit-rate 200K -m 600 http://{VIP}/content; echo $? > /tmp/out/$n.code) \
-             >/dev/null 2>&1 & done"
-        ),
-    )?;
-    wait("all downloads under way", PATIENCE, || {
-        let some = ecmp.lab.sh("client", "find /tmp/out -name '*.data' -size +0 | wc -l")?;
-        Ok(some.trim() == DOWNLOADS.to_string())
-    })
-}
-
-/// Bytes that each download has so far.
-fn bytes(ecmp: &Ecmp) -> Result<Vec<u64>> {
-    let script = format!("for n in $(seq {DOWNLOADS}); do stat -c %s /tmp/out/$n.data; done");
-    Ok(ecmp.lab.sh("client", &script)?.split_whitespace().map(|size| size.parse().unwrap_or(0)).collect())
-}
-
-/// Every download has got on since a moment ago, and none has ended: by a reset or otherwise.
-fn downloads_go_on(ecmp: &Ecmp) -> Result<()> {
-    let mark = bytes(ecmp)?;
-    wait("every download goes on", PATIENCE, || {
-        Ok(bytes(ecmp)?.iter().zip(&mark).all(|(now, then)| now > then))
-    })?;
-    let codes = ecmp.lab.sh("client", "cat /tmp/out/*.code 2>/dev/null || true")?;
-    ensure!(codes.trim().is_empty(), "downloads have ended: {codes}");
-    Ok(())
+    downloads.go_on()?;
+    the_last_one_is_not_drained(ecmp, &downloads)
 }
 
 /// How long it takes each switch's kernel to forget the director is printed; the daemons there share two processors
@@ -109,12 +75,7 @@ fn announced(status: &Value) -> Vec<&str> {
 
 /// A restart does not put it back, and a second `drain` has nothing to do.
 fn drained_it_stays(ecmp: &Ecmp) -> Result<()> {
-    ecmp.lab.sh("director2", "kill -TERM $(cat /run/director.pid)")?;
-    wait("the daemon's end", Duration::from_secs(10), || {
-        let there = "kill -0 $(cat /run/director.pid) 2>/dev/null && echo there || true";
-        Ok(ecmp.lab.sh("director2", there)?.is_empty())
-    })?;
-    ecmp.lab.sh("director2", &format!("start director director run --config {CONFIG}"))?;
+    ecmp.end_and_start("director2")?;
     wait("drained, and Full again", PATIENCE, || Ok(ecmp.ask("director2", "status")?["state"] == "drained"))?;
     let status = ecmp.ask("director2", "status")?;
     ensure!(announced(&status) == ["10.255.0.2/32"], "{status}");
@@ -134,14 +95,14 @@ fn back_in_service(ecmp: &Ecmp) -> Result<()> {
 }
 
 /// Two directors are drained; the third is told that nobody is left, and keeps its VIPs.
-fn the_last_one_is_not_drained(ecmp: &Ecmp) -> Result<()> {
+fn the_last_one_is_not_drained(ecmp: &Ecmp, downloads: &Downloads<'_>) -> Result<()> {
     ecmp.ask("director1", "drain")?;
     ecmp.ask("director2", "drain")?;
     ecmp.until_next_hops(1, PATIENCE)?;
     let refused = ecmp.ask("director3", "drain").expect_err("nobody is left").to_string();
     ensure!(refused.contains("nobody else announces") && refused.contains(VIP), "{refused}");
     ensure!(ecmp.ask("director3", "status")?["state"] == "serving");
-    downloads_go_on(ecmp)?;
+    downloads.go_on()?;
     for director in ["director1", "director2"] {
         ecmp.ask(director, "undrain")?;
     }

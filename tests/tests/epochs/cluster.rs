@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cluster_tests::ecmp::{Ecmp, binary, wait};
+use cluster_tests::ecmp::{DIRECTORS, Ecmp, LOSE, binary, wait};
 use lab::load::control::Remote;
 
-/// The topology's directors; the first leads while it lives.
-pub(crate) const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
-/// A director's configuration file, and what it says.
-pub(crate) const CONFIG: &str = "/etc/director/director.toml";
+/// What a director says, on its node.
 const LOG: &str = "/var/log/director.log";
 /// Longest time for the lab to come to rest, on a machine that has other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -79,10 +76,7 @@ pub(crate) fn judge(ecmp: &Ecmp, scenario: &str, mut load: Remote) -> Result<()>
 /// Edits the files of these directors, of which the last one may carry the change out.
 pub(crate) fn edit(ecmp: &Ecmp, directors: &[&str], sed: &str) -> Result<()> {
     for director in directors {
-        let script = format!(
-            "sed '{sed}' {CONFIG} >/tmp/edited.toml && ! cmp -s /tmp/edited.toml {CONFIG} && cat /tmp/edited.toml >{CONFIG}"
-        );
-        ecmp.lab.sh(director, &script)?;
+        ecmp.edit(director, sed)?;
         ecmp.ask(director, "reload")?;
     }
     Ok(())
@@ -115,19 +109,9 @@ pub(crate) fn lose_after(
     Ok(ecmp.lab.command(director, &["sh", "-c", &script])?.spawn()?)
 }
 
-const LOSE: &str = "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done";
-
-/// The director loses its process and its links now.
-pub(crate) fn lose(ecmp: &Ecmp, director: &str) -> Result<()> {
-    ecmp.lab.sh(director, LOSE).map(drop)
-}
-
-/// It gets its links back and is started again.
+/// A lost director is back, with all its links and announcements.
 pub(crate) fn bring_back(ecmp: &Ecmp, director: &str) -> Result<()> {
-    let script = format!(
-        "for i in 1 2 3; do ip link set eth$i up; done; start director director run --config {CONFIG}"
-    );
-    ecmp.lab.sh(director, &script)?;
+    ecmp.bring_back(director)?;
     ecmp.until_next_hops(DIRECTORS.len(), PATIENCE)
 }
 

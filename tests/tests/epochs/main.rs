@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use cluster::{
-    ADD_REAL4, CONFIG, DIRECTORS, DRAIN_REAL3, EPOCH, PATIENCE, agreement, bring_back, edit, edit_all, judge,
-    lines, load, lose, lose_after, tables,
+    ADD_REAL4, DRAIN_REAL3, EPOCH, PATIENCE, agreement, bring_back, edit, edit_all, judge, lines, load,
+    lose_after, tables,
 };
-use cluster_tests::ecmp::{VIP, in_a_lab, wait};
+use cluster_tests::ecmp::{DIRECTORS, VIP, in_a_lab, wait};
 use idle::Idle;
 
 const REAL3: &str = "10.0.2.13";
@@ -60,7 +60,7 @@ fn the_leader_is_lost_between_prepare_and_commit() -> Result<()> {
         wait("director2 has prepared", Duration::from_secs(2), || {
             Ok(tables(ecmp, "director2")?.2 == "prepared")
         })?;
-        lose(ecmp, "director1")?;
+        ecmp.lose("director1")?;
         let phase = tables(ecmp, "director2")?;
         ecmp.lab.sh("director3", "kill -CONT $(cat /run/director.pid)")?;
         ensure!(phase.0 == before && phase.2 == "prepared", "COMMIT came first: {phase:?}, before {before}");
@@ -82,7 +82,7 @@ fn idle_connections_wake_after_a_loss_and_a_change() -> Result<()> {
         let client = ecmp.lab.network_namespace("client")?;
         let mut idle = Idle::open(&client, format!("{VIP}:80").parse()?, IDLE)?;
         let silent = Instant::now();
-        lose(ecmp, "director2")?;
+        ecmp.lose("director2")?;
         ecmp.until_next_hops(2, PATIENCE)?;
         wait("30 s of silence", PATIENCE, || Ok(silent.elapsed() >= Duration::from_secs(30)))?;
         edit(ecmp, &["director3", "director1"], ADD_REAL4)?;
@@ -102,12 +102,8 @@ fn idle_connections_wake_after_a_loss_and_a_change() -> Result<()> {
 fn a_partition_of_the_sync_network_with_a_change_on_each_side() -> Result<()> {
     in_a_lab("parted", |ecmp| {
         for director in DIRECTORS {
-            let script = format!(
-                "sed -i 's/^name = \"ecmp\"/&\\nisolated = \"withdraw\"/' {CONFIG}; kill -TERM $(cat /run/director.pid); \
-                 while kill -0 $(cat /run/director.pid) 2>/dev/null; do sleep 0.05; done; \
-                 start director director run --config {CONFIG}"
-            );
-            ecmp.lab.sh(director, &script)?;
+            ecmp.edit(director, r#"s/^name = "ecmp"/&\nisolated = "withdraw"/"#)?;
+            ecmp.end_and_start(director)?;
         }
         wait("all serve", PATIENCE, || {
             let states = DIRECTORS
