@@ -15,10 +15,11 @@
 //! doubled
 //! costs time, not agreement. Time travels as seconds left, so that clocks need not agree.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use director_common::tables::FlowKey;
 use director_proto::pins::{PinMessage, Position};
 use director_proto::sync::BootId;
 use serde::Serialize;
@@ -37,6 +38,13 @@ mod journal;
 mod numbers;
 mod outbox;
 mod placement;
+
+/// Something of each connection, found in a few nanoseconds: there may be millions. The hash has a secret of this
+/// process, since connections are what others choose.
+pub type FlowMap<V> = HashMap<FlowKey, V, ahash::RandomState>;
+
+/// Connections, likewise.
+type FlowSet = HashSet<FlowKey, ahash::RandomState>;
 
 /// Longest time for which a director that has tables waits for the pins of others before it serves.
 pub const BARRIER: Duration = Duration::from_secs(30);
@@ -280,7 +288,7 @@ impl Pins {
         }
     }
 
-    fn tell(&mut self, now: Instant, flow: director_common::tables::FlowKey) {
+    fn tell(&mut self, now: Instant, flow: FlowKey) {
         self.peers.values_mut().for_each(|peer| peer.outbox.push(now, flow));
     }
 

@@ -469,7 +469,7 @@ impl Interface {
 }
 
 /// A flow as its packets show it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FlowKey {
     /// The client.
@@ -489,6 +489,14 @@ pub struct FlowKey {
 const _: () = assert!(size_of::<FlowKey>() == 40);
 // SAFETY: `repr(C)` of bytes and aligned u16 without padding (16 + 16 + 2 + 2 + 1 + 3 = 40).
 unsafe impl Plain for FlowKey {}
+
+impl core::hash::Hash for FlowKey {
+    /// All bytes at once: field by field, a hasher would be called eight times.
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        // SAFETY: as many bytes, none of them padding.
+        state.write(&unsafe { core::mem::transmute::<Self, [u8; size_of::<Self>()]>(*self) });
+    }
+}
 
 /// Limits how many ICMP errors a processor sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

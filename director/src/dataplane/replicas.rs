@@ -13,7 +13,7 @@
 //! | ours | one that packets have come for here: a pin of our own too | by us, as well |
 //! | an orphan | one whose owner is gone: kept for one more idle time | by everybody, for who joins later |
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use director_common::hash::FlowHash;
@@ -22,7 +22,7 @@ use director_common::pin::{Pin, ServerId};
 use director_common::tables::FlowKey;
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
-use syncd::pins::{Delivery, RemotePin};
+use syncd::pins::{Delivery, FlowMap, RemotePin};
 
 use super::Dataplane;
 use super::apply::packed;
@@ -90,7 +90,7 @@ struct Replica {
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Replicas {
-    known: HashMap<FlowKey, Replica>,
+    known: FlowMap<Replica>,
     owners: BTreeMap<Ipv4Addr, (BootId, u32)>,
     /// Snapshots so far.
     snapshots: u32,

@@ -5,12 +5,13 @@
 //! told: new pins, changed ones, those whose end has moved by a tenth of their life, and those that went before their
 //! time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use director_common::pin::PinState;
 use director_common::tables::FlowKey;
 use director_proto::pins::Server;
+
+use super::FlowMap;
 
 /// A pin of this director, as the node meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ const SMALLEST_REFRESH: u32 = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    entries: HashMap<FlowKey, Entry>,
+    entries: FlowMap<Entry>,
     walk: u32,
 }
 

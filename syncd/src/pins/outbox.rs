@@ -3,12 +3,13 @@
 //! A connection waits in the queue at most once, and what is sent is how it stands then. So nothing sent is kept: what
 //! was lost on the way is queued again by its name. A queue that grows beyond its bound is given up for a snapshot.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use director_common::tables::FlowKey;
 use director_proto::pins::{Batch, Begin, MAX_RECORDS, Position, Record, Removal};
 
+use super::FlowSet;
 use super::journal::Journal;
 use super::numbers::Numbers;
 
@@ -37,7 +38,7 @@ struct Sent {
 #[derive(Debug)]
 pub(super) struct Outbox {
     queue: VecDeque<(FlowKey, Instant)>,
-    queued: HashSet<FlowKey>,
+    queued: FlowSet,
     /// The queue has overflowed, or the other has nothing yet: only a snapshot helps.
     lacks_snapshot: bool,
     session: Option<Session>,
@@ -67,7 +68,7 @@ impl Default for Outbox {
     fn default() -> Self {
         Self {
             queue: VecDeque::new(),
-            queued: HashSet::new(),
+            queued: FlowSet::default(),
             lacks_snapshot: true,
             session: None,
             last_session: 0,
@@ -91,7 +92,7 @@ impl Outbox {
 
     /// Everything has to be told anew.
     pub(super) fn demand_snapshot(&mut self) {
-        (self.queue, self.queued) = (VecDeque::new(), HashSet::new());
+        (self.queue, self.queued) = (VecDeque::new(), FlowSet::default());
         self.lacks_snapshot = true;
     }
 
