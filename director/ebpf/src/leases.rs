@@ -9,7 +9,7 @@ use aya_ebpf::programs::XdpContext;
 use director_common::decide;
 use director_common::lease::{self, Leases};
 use director_common::pin::Pin;
-use director_common::pin::table::{NOWHERE, Trace};
+use director_common::pin::table::Trace;
 use director_common::tables::{
     Address, Config, Endpoint, FlowKey, FlowRecord, Lease, LeaseRecord, MAX_LOCAL_NUMBERS, Return, ServiceEntry,
 };
@@ -149,7 +149,7 @@ pub fn promote(flow: &FlowKey, pin: &Pin) -> bool {
     let (trace, mut record) = (config.pins.of(flow), FlowRecord::new(flow, Lease::NONE));
     // By one that somebody else has taken away meanwhile there is no lease.
     let _ = BEGUN.owned(&trace, &mut record);
-    KNOWN.add(&trace, &record, pin) != NOWHERE
+    KNOWN.add_flow(flow, record.lease(), pin)
 }
 
 /// See [`Tables::open`](director_common::Tables::open).

@@ -199,15 +199,16 @@ impl<R: Copy> PinTable<R> {
         self.entries.get(bucket).map(|words| unsafe { &*(&raw const *words).cast::<PinCell>().add(way) })
     }
 
-    /// Adds an entry for whoever has none and says its number; [`NOWHERE`] if it has one, or there is no room.
+    /// Adds an entry for whoever has none and says its number; [`NOWHERE`] if it has one, or there is no room. Whose it is
+    /// `write` is to say, at a place that is nobody else's yet.
     #[inline(always)]
-    pub fn add(&self, trace: &Trace, owner: &R, pin: &Pin) -> u32 {
+    pub fn add(&self, trace: &Trace, pin: &Pin, write: impl FnOnce(*mut R)) -> u32 {
         let number = (self.claim)(trace.first, trace.second);
         let Some(cell) = self.cell(number) else { return NOWHERE };
         let (bucket, way) = table::place_of(number);
         if let Some(owners) = self.owners.get_ptr_mut(bucket) {
-            // SAFETY: an element of an array, at a place that is nobody else's while it is claimed.
-            unsafe { owners.cast::<R>().add(way).write(*owner) };
+            // SAFETY: an element of an array, which has as many ways.
+            write(unsafe { owners.cast::<R>().add(way) });
         }
         cell.fill(trace.tag(), pin.seen as u32);
         // In order, on every processor.
@@ -229,7 +230,16 @@ impl PinTable<FlowRecord> {
     #[inline(always)]
     pub fn add_flow(&self, flow: &FlowKey, lease: Lease, pin: &Pin) -> bool {
         let Some(config) = KernelTables.config() else { return false };
-        self.add(&config.pins.of(flow), &FlowRecord::new(flow, lease), pin) != NOWHERE
+        // Straight from one to the other: made on the stack before, the record would fill it.
+        let write = |record: *mut FlowRecord| {
+            const { assert!(size_of::<FlowKey>() == size_of::<FlowRecord>()) };
+            // SAFETY: a place for this connection alone; a record is the flow, with its lease where that has zeroes.
+            unsafe {
+                record.cast::<FlowKey>().write(*flow);
+                (*record).set_lease(lease);
+            }
+        };
+        self.add(&config.pins.of(flow), pin, write) != NOWHERE
     }
 }
 
@@ -237,7 +247,8 @@ impl PinTable<LeaseRecord> {
     /// Takes what nobody else has; false if somebody does, or there is no room.
     #[inline(always)]
     pub fn take_alone(&self, trace: &Trace, owner: &LeaseRecord, pin: &Pin) -> bool {
-        let number = self.add(trace, owner, pin);
+        // SAFETY: a place for this lease alone.
+        let number = self.add(trace, pin, |record| unsafe { record.write(*owner) });
         if number == NOWHERE {
             return false;
         }

@@ -164,6 +164,12 @@ impl FlowRecord {
         }
     }
 
+    /// Gives the connection a lease.
+    #[inline(always)]
+    pub const fn set_lease(&mut self, lease: Lease) {
+        (self.number, self.port) = (lease.number, lease.port);
+    }
+
     /// Its lease, [`Lease::NONE`] if it has none.
     #[inline(always)]
     pub const fn lease(&self) -> Lease {
