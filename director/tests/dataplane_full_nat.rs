@@ -195,9 +195,9 @@ fn later_fragments_go_as_their_connection_both_ways() {
         let (address, port) = begin(&memory, &f, &tcp(&f, 40_000, SYN));
         let local = (address.as_str(), port);
         let as_fragment = |p: Packet, at| p.with(|p| (p.identification, p.fragment) = (0x1_0042, at));
-        let (request, answer) =
-            (tcp(&f, 40_000, ACK), Packet::tcp((f.real, MAPPED), local, ACK).summed());
-        let there = [0x2000, 100].map(|at| sent(&memory, &as_fragment(request.clone(), at), Verdict::Transmit));
+        let (request, answer) = (tcp(&f, 40_000, ACK), Packet::tcp((f.real, MAPPED), local, ACK).summed());
+        let there =
+            [0x2000, 100].map(|at| sent(&memory, &as_fragment(request.clone(), at), Verdict::Transmit));
         let back = [0x2000, 100].map(|at| sent(&memory, &as_fragment(answer.clone(), at), ANSWERED));
         let first = request.clone().from(local).to((f.real, MAPPED)).summed();
         assert_eq!(there[0], less(&as_fragment(first, 0x2000)).bytes()[12..], "{}", f.name);
@@ -225,8 +225,7 @@ fn errors_are_about_what_their_receiver_has_sent() {
         let (address, port) = begin(&memory, &f, &tcp(&f, 40_000, SYN));
         let local = (address.as_str(), port);
         let between = |from, to| Packet::tcp(from, to, ACK).summed();
-        let (request, received) =
-            (tcp(&f, 40_000, ACK), between(local, (f.real, MAPPED)));
+        let (request, received) = (tcp(&f, 40_000, ACK), between(local, (f.real, MAPPED)));
         let (given, answer) = (between((f.real, MAPPED), local), between((f.vip, PORT), (f.client, 40_000)));
         for bytes in [8, 16, 18, 25] {
             // The client, and a router before it, about an answer.
@@ -254,7 +253,8 @@ fn what_has_no_connection_goes_nowhere() {
         sent(&memory, &tcp(&f, 40_000, ACK), Verdict::Drop(DropReason::NoConnection));
         sent(&memory, &tcp(&f, 40_000, RST), Verdict::Drop(DropReason::NoConnection));
         // To a local address, but to no lease: it may be the node's own business.
-        let nobodys = Packet::tcp((f.real, MAPPED), (LOCALS[if f.name == "IPv4" { 0 } else { 2 }], 2_500), ACK);
+        let nobodys =
+            Packet::tcp((f.real, MAPPED), (LOCALS[if f.name == "IPv4" { 0 } else { 2 }], 2_500), ACK);
         let mut out = nobodys.bytes();
         assert!(matches!(memory.run(INGRESS, &mut out).verdict, Verdict::Pass(_)));
         assert_eq!(out, nobodys.bytes());
@@ -298,7 +298,9 @@ fn the_kernel_does_the_same() {
                     let (address, server) = (local.ip().to_string(), real.ip().to_string());
                     let local = (address.as_str(), local.port());
                     let answer = |flags| Packet::tcp((&server, MAPPED), local, flags).summed();
-                    for packet in [answer(SYN_ACK), request(ACK), answer(ACK), request(FIN | ACK), answer(FIN)] {
+                    for packet in
+                        [answer(SYN_ACK), request(ACK), answer(ACK), request(FIN | ACK), answer(FIN)]
+                    {
                         both(&packet);
                     }
                     let told = error(&f, f.router, &address, &Packet::tcp(local, (&server, MAPPED), ACK), 8);
@@ -342,12 +344,8 @@ fn every_connection_has_a_port_of_its_own_until_there_is_none() {
     isolated(|| {
         routes::make();
         let ports = Ports { first: 2_000, last: 9_999 };
-        let options = Options {
-            locals: locals(&LOCALS[..2], ports),
-            pins: 40_000,
-            half_open: 40_000,
-            ..options()
-        };
+        let options =
+            Options { locals: locals(&LOCALS[..2], ports), pins: 40_000, half_open: 40_000, ..options() };
         let v4_only = |dataplane: &mut Dataplane| {
             let slots = vec![0; SLOTS];
             dataplane.apply(&services(&slots, Method::Slots)[..1]).expect("apply");
@@ -370,7 +368,8 @@ fn every_connection_has_a_port_of_its_own_until_there_is_none() {
         let used: BTreeSet<IpAddr> = clients.keys().map(SocketAddr::ip).collect();
         assert_eq!(used.len(), 2);
         for (local, client) in &clients {
-            let answer = Packet::tcp((V4.real, MAPPED), (&local.ip().to_string(), local.port()), ACK).summed();
+            let answer =
+                Packet::tcp((V4.real, MAPPED), (&local.ip().to_string(), local.port()), ACK).summed();
             let (code, out) = run(&dataplane, &answer.bytes());
             assert_eq!(code, 4);
             let back = (SocketAddr::new(ip(V4.vip), PORT), SocketAddr::new(ip(V4.client), *client));
@@ -411,17 +410,23 @@ fn every_connection_has_a_port_of_its_own_until_there_is_none() {
 fn an_explanation_names_the_port_that_the_packet_then_gets() {
     isolated(|| {
         routes::make();
-        let dataplane =
-            kernel(&Options { locals: locals(&LOCALS, PORTS), ..options() }, Method::RoundRobin);
-        let explained = |packet: &Packet| dataplane.explain(&mut packet.bytes(), INGRESS).expect("explanation");
+        let dataplane = kernel(&Options { locals: locals(&LOCALS, PORTS), ..options() }, Method::RoundRobin);
+        let explained =
+            |packet: &Packet| dataplane.explain(&mut packet.bytes(), INGRESS).expect("explanation");
         for f in [V4, V6] {
             let request = tcp(&f, 40_000, SYN);
             let before = explained(&request);
             assert_eq!(before.outcome, Outcome::Transmitted);
-            assert_eq!((dataplane.leases(), explained(&request).translated), (match f.name {
-                "IPv4" => 0,
-                _ => 1,
-            }, before.translated));
+            assert_eq!(
+                (dataplane.leases(), explained(&request).translated),
+                (
+                    match f.name {
+                        "IPv4" => 0,
+                        _ => 1,
+                    },
+                    before.translated
+                )
+            );
             let (_, out) = run(&dataplane, &request.bytes());
             let (local, real) = ends(&f, &out);
             assert_eq!(before.translated, Some((local, real)), "{}", f.name);
@@ -431,10 +436,13 @@ fn an_explanation_names_the_port_that_the_packet_then_gets() {
             assert_eq!(told.outcome, Outcome::Replied(ReplyReason::Redirected));
             let back = (SocketAddr::new(ip(f.vip), PORT), SocketAddr::new(ip(f.client), 40_000));
             assert_eq!(told.translated, Some(back));
-            assert_eq!(told.service.map(|service| service.name), Some(match f.name {
-                "IPv4" => "full".to_owned(),
-                _ => "full-6".to_owned(),
-            }));
+            assert_eq!(
+                told.service.map(|service| service.name),
+                Some(match f.name {
+                    "IPv4" => "full".to_owned(),
+                    _ => "full-6".to_owned(),
+                })
+            );
             // Of the answers, too, there are counts.
             run(&dataplane, &answer.bytes());
             let counters = dataplane.counters().expect("counters");
@@ -487,7 +495,8 @@ impl Sweeper {
             let flows = pins.keys().chain(half_open.keys());
             flows.map(|flow| (key(&memory.config.pins.of(flow)), leased[flow])).collect()
         };
-        let expired: BTreeSet<(u64, u64)> = ended.iter().map(|flow| key(&memory.config.pins.of(flow))).collect();
+        let expired: BTreeSet<(u64, u64)> =
+            ended.iter().map(|flow| key(&memory.config.pins.of(flow))).collect();
         memory.leases.borrow_mut().retain(|trace, (pin, owner)| {
             let owner = (owner.first, owner.second);
             if held.get(&owner) == Some(&Lease::unpacked(pin.server())) {

@@ -20,7 +20,8 @@ use crate::packet::{
 };
 use crate::pin::signal;
 use crate::tables::{
-    Address, Config, Endpoint, FlowKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry, Tables,
+    Address, Config, Endpoint, FlowKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry,
+    Tables,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
@@ -114,7 +115,9 @@ pub fn decide<'a>(
 #[inline(always)]
 pub fn may_be_reply(verdict: Verdict, tables: &impl Tables) -> bool {
     matches!(verdict, Verdict::Pass(PassReason::NoService))
-        && tables.config().is_some_and(|config| config.flags & (Config::FLAG_NAT | Config::FLAG_FULL_NAT) != 0)
+        && tables
+            .config()
+            .is_some_and(|config| config.flags & (Config::FLAG_NAT | Config::FLAG_FULL_NAT) != 0)
 }
 
 /// The step of [`decide()`] after a packet's server is found: takes a tracked connection that goes on to the pins.

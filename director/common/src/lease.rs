@@ -23,8 +23,8 @@ use crate::packet::PROTOCOL_TCP;
 use crate::pin::table::Trace;
 use crate::pin::{Pin, PinState, ServerId};
 use crate::tables::{
-    Address, Config, Endpoint, FlowKey, FlowRecord, Lease, LeaseRecord, RealEntry, ReplyEntry, Return, Roster,
-    ServiceEntry, Tables,
+    Address, Config, Endpoint, FlowKey, FlowRecord, Lease, LeaseRecord, RealEntry, ReplyEntry, Return,
+    Roster, ServiceEntry, Tables,
 };
 use crate::verdict::DropReason;
 
@@ -206,12 +206,7 @@ pub fn local(tables: &impl Leases, flow: &FlowKey, record: &mut FlowRecord) -> O
 
 /// [`Tables::returned`]: what a packet of `flow`, from a real server to a lease, becomes; false if it is no such.
 #[inline(always)]
-pub fn returned(
-    tables: &impl Leases,
-    flow: &FlowKey,
-    record: &mut FlowRecord,
-    found: &mut Return,
-) -> bool {
+pub fn returned(tables: &impl Leases, flow: &FlowKey, record: &mut FlowRecord, found: &mut Return) -> bool {
     let Some(config) = tables.config() else { return false };
     let mut owner = LeaseRecord::default();
     let Some(entry) = tables.lease(&config.pins.of(flow), &mut owner) else { return false };

@@ -39,7 +39,9 @@ pub(super) fn locals(
     ports: Option<&Spanned<String>>,
 ) -> Result<(Locals, Written), ConfigError> {
     if let (Some(ports), true) = (ports, addresses.is_empty()) {
-        return Err(source.at(ports, "local_ports are ports of local_addresses, and there are none: add them"));
+        return Err(
+            source.at(ports, "local_ports are ports of local_addresses, and there are none: add them")
+        );
     }
     let mut seen: Vec<IpAddr> = Vec::new();
     for place in &addresses {

@@ -392,7 +392,9 @@ fn tracking(
     };
     if let Some(one_packet) = entry.one_packet.as_ref().filter(|one_packet| *one_packet.get_ref()) {
         let message = match is_full_nat {
-            true => "with fullnat datagrams are tracked, for their answers must find the way back: leave one_packet out",
+            true => {
+                "with fullnat datagrams are tracked, for their answers must find the way back: leave one_packet out"
+            }
             false => {
                 "datagrams that stand for themselves are not tracked: use scheduler = \"mh\", or leave one_packet out"
             }
@@ -402,7 +404,9 @@ fn tracking(
     if let Some(quic) = &entry.quic {
         let message = match is_full_nat {
             true => "with fullnat QUIC is tracked as any datagrams are, by address and port: leave quic out",
-            false => "QUIC connections are found by their ids, not tracked: use scheduler = \"mh\", or leave quic out",
+            false => {
+                "QUIC connections are found by their ids, not tracked: use scheduler = \"mh\", or leave quic out"
+            }
         };
         return Err(source.at(quic, message));
     }
@@ -427,7 +431,8 @@ fn tracking(
     }
     Ok(Some(Tracking {
         method,
-        refuse: is_full_nat || entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
+        refuse: is_full_nat
+            || entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
         sorry_server: entry.sorry_server.as_ref().map(|sorry| *sorry.get_ref()),
     }))
 }

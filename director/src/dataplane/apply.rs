@@ -58,8 +58,7 @@ impl Dataplane {
     /// [`ApplyError::Spec`] before anything is changed; [`ApplyError::Full`] or [`ApplyError::Map`] when part of
     /// it may be: every service is then entirely old or entirely new.
     pub fn apply(&mut self, services: &[ServiceSpec<'_>]) -> Result<ApplyReport, ApplyError> {
-        let keys =
-            check(services, &self.options.tunnel_sources, &self.options.locals, &self.plan.classes)?;
+        let keys = check(services, &self.options.tunnel_sources, &self.options.locals, &self.plan.classes)?;
         let mut report = ApplyReport::default();
         self.plan.free = Free::of(&self.plan);
         // Where the program has to look, and that an address is a VIP, is told before there is anything to find.
@@ -105,8 +104,7 @@ impl Dataplane {
 
     /// Sets the flags that say where the program looks besides for exact keys.
     fn set_look_ups(&mut self, wanted: u32) -> Result<(), ApplyError> {
-        let all =
-            Config::FLAG_ANY_PORT | Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_FULL_NAT;
+        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_FULL_NAT;
         self.maps.write_config(|config| Config { flags: config.flags & !all | wanted, ..config })?;
         Ok(())
     }

@@ -13,16 +13,17 @@ use std::net::{IpAddr, SocketAddr};
 use aya::TestRunOptions;
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, Xdp};
-use director_common::lease::{self, Schedules};
 #[cfg(doc)]
 use director_common::lease::opening;
+use director_common::lease::{self, Schedules};
 use director_common::packet::Buffer;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::schedulers::Method;
 use director_common::slot::slot_of;
 use director_common::tables::{
-    Address, Config, Endpoint, FlowKey, FlowRecord, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ReplyEntry, ReplyKey,
-    Return, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables, TokenBucket, table_slots,
+    Address, Config, Endpoint, FlowKey, FlowRecord, FragmentEntry, HashInput, Interface, RangeKey, RealEntry,
+    ReplyEntry, ReplyKey, Return, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables,
+    TokenBucket, table_slots,
 };
 use director_common::verdict::Outcome;
 use director_common::{Decision, Slot, SlotState, decide};
@@ -677,7 +678,9 @@ impl Dataplane {
         lookups: &[Lookup],
     ) -> Result<(Option<ExplainedService>, Option<ExplainedReal>), ReadError> {
         let key = lookups.iter().rev().find_map(|lookup| match lookup {
-            Lookup::Reply { key, found: Some(_) } => Some((MatchedKey::Reply(*key), ServiceEntry::FORWARD_NAT)),
+            Lookup::Reply { key, found: Some(_) } => {
+                Some((MatchedKey::Reply(*key), ServiceEntry::FORWARD_NAT))
+            }
             Lookup::Returned { key, found: Some(_) } => {
                 Some((MatchedKey::Returned(*key), ServiceEntry::FORWARD_FULL_NAT))
             }

@@ -99,10 +99,7 @@ impl LeaseTable {
     ///
     /// # Errors
     /// If they have not as many buckets.
-    pub(super) fn new(
-        entries: Mapping<PinBucket>,
-        owners: Mapping<LeaseBucket>,
-    ) -> Result<Self, MapError> {
+    pub(super) fn new(entries: Mapping<PinBucket>, owners: Mapping<LeaseBucket>) -> Result<Self, MapError> {
         if entries.len() != owners.len() {
             let error = std::io::Error::other("the arrays of leases differ in length");
             return Err(MapError::IoError(error));
@@ -210,7 +207,8 @@ pub(super) fn number(maps: &mut Maps, wanted: &LocalAddresses) -> Result<Locals,
     }
     let (first_port, last_port) = (wanted.ports.first, wanted.ports.last);
     let mut locals = Locals { first_port, last_port, ..Locals::default() };
-    let is_wanted = |known: &Address| wanted.addresses.iter().any(|address| maps::address(*address) == *known);
+    let is_wanted =
+        |known: &Address| wanted.addresses.iter().any(|address| maps::address(*address) == *known);
     for address in &wanted.addresses {
         let mapped = maps::address(*address);
         let free = |(number, known): (usize, &Address)| {

@@ -36,10 +36,11 @@ use director_common::pin::table::{FlowBucket, PinBucket};
 use director_common::pin::{QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, Config, FlowKey, Interface, LeaseBucket, LoadEntry, MAX_CLASSES, MAX_INTERFACES, MAX_LOCAL_NUMBERS, MAX_QUIC_IDS,
-    MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
-    Plain, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry,
-    ServiceKey, ServiceKeyV4, ServiceName, WindowEntry, is_small,
+    Address, Config, FlowKey, Interface, LeaseBucket, LoadEntry, MAX_CLASSES, MAX_INTERFACES,
+    MAX_LOCAL_NUMBERS, MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS,
+    MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster,
+    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, WindowEntry,
+    is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};

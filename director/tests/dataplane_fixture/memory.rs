@@ -15,8 +15,8 @@ use director_common::shortcut::{self, Forwarded};
 use director_common::siphash::HashKey;
 use director_common::tables::{
     Address, CONFIG_MAGIC, Config, Endpoint, FlowKey, FlowRecord, FragmentEntry, Interface, LAYOUT_VERSION,
-    Lease, LeaseRecord, LoadEntry, Locals, RangeKey, RealEntry, ReplyEntry, ReplyKey, Return, Roster, RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry,
-    ServiceKey, Tables, TokenBucket,
+    Lease, LeaseRecord, LoadEntry, Locals, RangeKey, RealEntry, ReplyEntry, ReplyKey, Return, Roster,
+    RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry, ServiceKey, Tables, TokenBucket,
 };
 use director_common::{Decision, SMALL_SLOTS, Slot, decide};
 
@@ -104,10 +104,7 @@ impl Memory {
             lease_buckets: 0,
             reserved: 0,
             locals: Locals::default(),
-            flags: Config::FLAG_CLASSES
-                | Config::FLAG_NAT
-                | Config::FLAG_FULL_NAT
-                | Config::FLAG_ANY_PORT,
+            flags: Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_FULL_NAT | Config::FLAG_ANY_PORT,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),

@@ -12,7 +12,8 @@ use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Ports, parse_at,
 };
 use crate::tables::{
-    Address, Config, Endpoint, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, Tables,
+    Address, Config, Endpoint, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes,
+    Tables,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
@@ -59,7 +60,9 @@ fn judge<'a>(
     forward.inner = frame.launder(usize::from(forward.inner)) as u16;
     // In generic mode a frame may be a large one that is segmented again.
     let bytes = if interface.is_native() { ip.total_len as u16 } else { 0 };
-    let Some(route) = routes.route(&query(&ip, flow, &reply.vip, decision.client_end, forward, bytes, ifindex)) else {
+    let Some(route) =
+        routes.route(&query(&ip, flow, &reply.vip, decision.client_end, forward, bytes, ifindex))
+    else {
         return NONE;
     };
     match route.answer {

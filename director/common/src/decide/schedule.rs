@@ -214,9 +214,8 @@ fn begun<'a>(
     forward: &mut Forward,
     opened: u32,
 ) -> Result<&'a RealEntry, DropReason> {
-    let found = tables.half_open(flow).and_then(|cell| {
-        find_server(tables, service, cell.load().server(), forward)
-    });
+    let found =
+        tables.half_open(flow).and_then(|cell| find_server(tables, service, cell.load().server(), forward));
     forward.pin = if opened == opening::OPENED { Forward::PIN_OPENED } else { Forward::PIN_FOLLOWED };
     // Taken away by user space in between: what comes next begins it anew.
     found.ok_or(DropReason::NoConnection)

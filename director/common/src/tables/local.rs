@@ -72,8 +72,7 @@ impl Locals {
     /// One of all leases of a family, as the bits of `draw` say; [`Lease::NONE`] if there are none.
     #[inline(always)]
     pub fn pick(&self, is_v4: bool, draw: u64) -> Lease {
-        let (numbers, count) =
-            if is_v4 { (&self.v4, self.v4_count) } else { (&self.v6, self.v6_count) };
+        let (numbers, count) = if is_v4 { (&self.v4, self.v4_count) } else { (&self.v6, self.v6_count) };
         let span = u64::from(self.last_port).wrapping_sub(u64::from(self.first_port)).wrapping_add(1);
         // Each half scaled to what it chooses from.
         let place = (draw >> 32).wrapping_mul(u64::from(count)) >> 32;
