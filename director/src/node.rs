@@ -442,7 +442,7 @@ impl Node {
         let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
         tracing::debug!(?report, "services applied");
         if !report.is_unchanged() {
-            forwarding::warn_if_off(&self.config);
+            forwarding::warn_if_lacking(&self.config);
         }
         let (reals, leaving) = (cluster::real_addresses(&self.config, tables), self.dataplane.retained());
         self.resolver.watch(reals.union(&leaving).copied());

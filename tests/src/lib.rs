@@ -4,3 +4,4 @@ pub mod daemons;
 pub mod ecmp;
 pub mod netns;
 pub mod requirement;
+pub mod transfers;

@@ -269,7 +269,7 @@ pub(super) fn peers(peers: &Peers) -> String {
 }
 
 pub(super) fn connections(connections: &Connections) -> String {
-    let rows: Vec<[String; 10]> = connections
+    let rows: Vec<[String; 11]> = connections
         .connections
         .iter()
         .map(|connection| {
@@ -279,6 +279,7 @@ pub(super) fn connections(connections: &Connections) -> String {
                 connection.destination.clone(),
                 connection.service.clone(),
                 connection.real.clone(),
+                dash(&connection.local),
                 connection.packets.to_string(),
                 bytes(connection.bytes),
                 format!("{:.1} s ago", connection.last_seen_ms as f64 / 1000.0),
@@ -297,6 +298,7 @@ pub(super) fn connections(connections: &Connections) -> String {
         "destination",
         "service",
         "real server",
+        "as",
         ">packets",
         ">bytes",
         ">last seen",

@@ -32,7 +32,7 @@ impl Dataplane {
     /// Whether there may be pins to tell the others of.
     pub fn may_have_pins(&self) -> bool {
         self.export.empty < ENOUGH
-            || self.plan.services.values().any(|service| service.slots.is_open() || service.is_tracked())
+            || self.plan.services.values().any(|service| service.slots.is_open() || service.is_replicated())
     }
 
     /// Goes on with the walk for about `budget` pins at second `now`, and appends those that are alive to `pins`; of
@@ -76,7 +76,7 @@ impl Dataplane {
     }
 
     fn local(&mut self, name: &str, position: u16, flow: FlowKey, pin: Pin, now: u32) -> Option<LocalPin> {
-        let placement = self.plan.services.get(name)?;
+        let placement = self.plan.services.get(name).filter(|placement| !placement.is_full_nat)?;
         let tcp = flow.protocol == PROTOCOL_TCP;
         let age = u64::from(now).saturating_sub(pin.seen);
         let life = placement.timeouts.of_pin(pin.state(), tcp);

@@ -198,6 +198,11 @@ impl Dataplane {
                 report.unknown_servers += pins.len() as u32;
                 continue;
             };
+            if placement.is_full_nat {
+                // It has leases there, and none here.
+                report.redundant += pins.len();
+                continue;
+            }
             for pin in pins {
                 let replicas = &mut self.replicas;
                 take(

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 pub use director_common::tables::HashInput;
 
 use super::keys::{self, Keys, Prefix};
+use super::leases::LocalAddresses;
 use super::replies;
 use super::window::Timeouts;
 
@@ -59,6 +60,9 @@ pub enum Forwarding {
     /// Network address translation: the destination becomes the real server's address and port, and its answers, which
     /// pass some director on their way to the client, come from the VIP again.
     Nat,
+    /// As that, and the source becomes an address and port of this director's: real servers may be in any network, and
+    /// answer to the director that has the connection. Such a service is tracked.
+    FullNat,
 }
 
 impl Forwarding {
@@ -70,6 +74,7 @@ impl Forwarding {
             Self::Gre => (ServiceEntry::FORWARD_GRE, 0),
             Self::Gue { port } => (ServiceEntry::FORWARD_GUE, port),
             Self::Nat => (ServiceEntry::FORWARD_NAT, 0),
+            Self::FullNat => (ServiceEntry::FORWARD_FULL_NAT, 0),
         }
     }
 }
@@ -402,6 +407,19 @@ pub enum SpecError {
         /// One of the service's addresses.
         wanted: ServiceAddress,
     },
+    /// Full NAT keeps an entry for every connection.
+    #[error("service '{0}': with full NAT its connections must be tracked")]
+    FullNatUntracked(String),
+    /// There is nothing to put in the place of clients.
+    #[error(
+        "service '{service}': full NAT to {address} needs a local address of that family: set the node's local_addresses"
+    )]
+    NoLocalAddress {
+        /// The service.
+        service: String,
+        /// The real server.
+        address: IpAddr,
+    },
     /// Two VIPs or ports that a real server's answers could be of.
     #[error(
         "services '{service}' and '{other}' both have {ports} of real server {address} by NAT: nobody could tell whose \
@@ -493,6 +511,7 @@ pub enum SpecError {
 pub(super) fn check(
     services: &[ServiceSpec<'_>],
     sources: &TunnelSources,
+    locals: &LocalAddresses,
     classes: &std::collections::BTreeMap<Prefix, u32>,
 ) -> Result<Keys, SpecError> {
     limit("services", services.len(), MAX_SERVICES)?;
@@ -500,6 +519,7 @@ pub(super) fn check(
     for service in services {
         check_service(service)?;
         check_tunnel(service, sources)?;
+        check_full_nat(service, locals)?;
         if !names.insert(service.name) {
             return Err(SpecError::DuplicateName(service.name.to_owned()));
         }
@@ -548,7 +568,7 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 
 fn check_tunnel(service: &ServiceSpec<'_>, sources: &TunnelSources) -> Result<(), SpecError> {
     match service.forwarding {
-        Forwarding::DirectReturn | Forwarding::Nat => return Ok(()),
+        Forwarding::DirectReturn | Forwarding::Nat | Forwarding::FullNat => return Ok(()),
         Forwarding::Gue { port: 0 } => return Err(SpecError::TunnelPort(service.name.to_owned())),
         Forwarding::Ipip | Forwarding::Gre | Forwarding::Gue { .. } => {}
     }
@@ -556,6 +576,20 @@ fn check_tunnel(service: &ServiceSpec<'_>, sources: &TunnelSources) -> Result<()
         Some(real) => {
             Err(SpecError::NoTunnelSource { service: service.name.to_owned(), address: real.address })
         }
+        None => Ok(()),
+    }
+}
+
+fn check_full_nat(service: &ServiceSpec<'_>, locals: &LocalAddresses) -> Result<(), SpecError> {
+    if service.forwarding != Forwarding::FullNat {
+        return Ok(());
+    }
+    let name = || service.name.to_owned();
+    if service.tracking.is_none() {
+        return Err(SpecError::FullNatUntracked(name()));
+    }
+    match service.reals.iter().find(|real| !locals.reaches(real.address)) {
+        Some(real) => Err(SpecError::NoLocalAddress { service: name(), address: real.address }),
         None => Ok(()),
     }
 }
@@ -582,7 +616,7 @@ fn check_reals(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
 }
 
 fn check_ports(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
-    if service.forwarding == Forwarding::Nat {
+    if matches!(service.forwarding, Forwarding::Nat | Forwarding::FullNat) {
         return Ok(());
     }
     for wanted in &service.addresses {

@@ -45,7 +45,7 @@ pub(super) fn deal(
 /// moved to another port has the same real servers as before.
 fn with_ports_of(service: &Service, table: &ServiceTable) -> ServiceTable {
     let mut table = table.clone();
-    if service.forwarding != Forwarding::Nat {
+    if !matches!(service.forwarding, Forwarding::Nat | Forwarding::FullNat) {
         for known in &mut table.reals {
             let same = service.reals.iter().find(|real| real.address == known.address);
             known.port = same.map_or(known.port, |real| real.port);

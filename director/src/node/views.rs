@@ -369,6 +369,7 @@ impl Node {
             });
             connection.state = if record.is_closing { "closing" } else { state }.to_owned();
             connection.expires_s = record.remaining;
+            connection.local = record.local.map(|local| local.to_string()).unwrap_or_default();
         }
         Ok(())
     }
