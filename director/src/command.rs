@@ -19,7 +19,7 @@ use director_proto::control as wire;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent;
-use crate::config::Config;
+use crate::config::{Config, Forwarding};
 use crate::control::Socket;
 use crate::node;
 
@@ -247,7 +247,17 @@ async fn run(run: Run) -> anyhow::Result<()> {
 fn check(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let reals: usize = config.services.values().map(|service| service.reals.len()).sum();
-    print(&format!("{}: good: {} services, {reals} real servers\n", path.display(), config.services.len()))
+    print(&format!("{}: good: {} services, {reals} real servers\n", path.display(), config.services.len()))?;
+    let full = config.services.iter().filter(|(_, service)| service.forwarding == Forwarding::FullNat);
+    let full: Vec<&str> = full.map(|(name, _)| name.as_str()).collect();
+    if full.is_empty() {
+        return Ok(());
+    }
+    print(&format!(
+        "note: connections of {} are this director's alone (forwarding = \"fullnat\"): they are not replicated, and end \
+         with it\n",
+        full.join(", ")
+    ))
 }
 
 fn init_logging(format: LogFormat) {
