@@ -42,7 +42,7 @@ fn every_mistake_about_full_nat_is_named_with_its_place() {
     let local = |list: &str| format!("\"eth2\"]\nlocal_addresses = [{list}]");
     let many: Vec<String> = (1..=17).map(|last| format!("\"10.9.0.{last}\"")).collect();
     let (many, vip, real, peer) =
-        (local(&many.join(", ")), local("\"203.0.113.10\""), local("\"10.0.2.11\""), local("\"127.0.0.2\""));
+        (local(&many.join(", ")), local("\"203.0.113.10\""), local("\"10.0.2.11\""), local("\"10.255.9.2\""));
     let (twice, group) = (local("\"10.0.9.1\", \"10.0.9.1\""), local("\"224.0.0.1\""));
     let one_packet = ("scheduler = \"mh\"", "scheduler = \"mh\"\none_packet = true");
     let rows: &[(&[Edit<'_>], [&str; 2])] = &[
@@ -69,7 +69,10 @@ fn every_mistake_about_full_nat_is_named_with_its_place() {
         (&[(LOCALS.0, &group)], ["5:20: ", "cannot stand for clients"]),
         (&[(LOCALS.0, &vip)], ["5:20: ", "is a VIP of service \"web\""]),
         (&[(LOCALS.0, &real)], ["5:20: ", "is a real server of service \"web\""]),
-        (&[(LOCALS.0, &peer)], ["5:20: ", "an address of another director"]),
+        (
+            &[(LOCALS.0, &peer), ("127.0.0.2:7000", "10.255.9.2:7000")],
+            ["5:20: ", "an address of another director"],
+        ),
         (&[TUNNEL, LOCALS], [": ", "tunnel_source"]),
     ];
     for (edits, parts) in rows {
