@@ -1,86 +1,24 @@
-//! Full NAT: packets both ways against packets built from scratch, in user space and in the kernel; and who has which
-//! local port when, against a model.
+//! Full NAT: packets both ways against packets built from scratch, in user space and in the kernel.
 
 mod dataplane_fixture;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
 use dataplane_fixture::cases::{Family, HERE, INGRESS, KEY, V4, V6};
-use dataplane_fixture::memory::Memory;
+use dataplane_fixture::full_nat::{
+    ANSWERED, LOCALS, MAPPED, PORT, PORTS, begin, ends, ip, locals, memory, second, sent, services, tcp,
+};
 use dataplane_fixture::packets::{ACK, FIN, OUR_MAC, Packet, RST, SYN, SYN_ACK};
 use dataplane_fixture::routes::{self, GATEWAY_MAC, UPLINK};
 use dataplane_fixture::{isolated, open, options, shadow};
 use director::dataplane::{
-    ApplyError, Datagrams, Dataplane, Forwarding, HashInput, LocalAddresses, Method, NextHop, Options, Ports,
-    Protocol, RealSpec, ServiceAddress, ServiceSpec, SpecError, Timeouts, Tracking, WhenFull,
-    monotonic_seconds,
+    ApplyError, Dataplane, Method, Options, Ports, ServiceSpec, SpecError, monotonic_seconds,
 };
-use director_common::SLOTS;
-use director_common::Verdict;
-use director_common::pin::PinState;
-use director_common::pin::table::Trace;
-use director_common::tables::{FlowKey, Interface, Lease};
 use director_common::verdict::{DropReason, Outcome, ReplyReason};
-use proptest::prelude::*;
-
-/// The service's port, and the one that it has on the real servers.
-const PORT: u16 = 80;
-const MAPPED: u16 = 8_100;
-const LOCALS: [&str; 3] = ["10.0.9.1", "10.0.9.2", "2001:db8:9::1"];
-const PORTS: Ports = Ports { first: 2_000, last: 2_999 };
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().expect("address")
-}
-
-/// Another real server of a family.
-fn second(f: &Family) -> &'static str {
-    if f.name == "IPv4" { "10.0.2.12" } else { "2001:db8:2::12" }
-}
-
-fn locals(addresses: &[&str], ports: Ports) -> LocalAddresses {
-    LocalAddresses { addresses: addresses.iter().map(|address| ip(address)).collect(), ports }
-}
-
-/// A service for each family, in TCP and UDP, with two real servers.
-fn services(slots: &[u16], method: Method) -> Vec<ServiceSpec<'_>> {
-    let of = |name, f: Family| ServiceSpec {
-        name,
-        addresses: [Protocol::Tcp, Protocol::Udp]
-            .map(|protocol| ServiceAddress { prefix: ip(f.vip).into(), protocol, ports: Ports::one(PORT) })
-            .to_vec(),
-        hash: HashInput::Source,
-        forwarding: Forwarding::FullNat,
-        reals: [f.real, second(&f)].map(|real| RealSpec::new(ip(real), MAPPED)).to_vec(),
-        slots,
-        timeouts: Timeouts::default(),
-        datagrams: Datagrams::default(),
-        tracking: Some(Tracking { method, when_full: WhenFull::Refuse }),
-    };
-    vec![of("full", V4), of("full-6", V6)]
-}
-
-fn way(_: IpAddr) -> Option<NextHop> {
-    Some(HERE)
-}
-
-/// Tables in user space; with slots that are all the first real server's.
-fn memory(method: Method, addresses: &[&str], ports: Ports) -> Memory {
-    let (mut memory, slots) = (Memory::new(KEY), vec![0; SLOTS]);
-    for service in services(&slots, method) {
-        memory.add(&service, way);
-    }
-    let addresses: Vec<IpAddr> = addresses.iter().map(|address| ip(address)).collect();
-    memory.set_locals(&addresses, (ports.first, ports.last));
-    for (index, mac) in [(INGRESS, OUR_MAC), UPLINK] {
-        let flags = Interface::FLAG_NATIVE | Interface::FLAG_KNOWN;
-        memory.interfaces.insert(index, Interface { mac, flags });
-    }
-    memory
-}
+use director_common::{SLOTS, Verdict};
 
 /// The same in the kernel.
 fn kernel(options: &Options, method: Method) -> Dataplane {
@@ -108,44 +46,6 @@ fn run(dataplane: &Dataplane, frame: &[u8]) -> (u32, Vec<u8>) {
 fn less(packet: &Packet) -> Packet {
     packet.clone().with(|p| p.ttl -= 1)
 }
-
-fn tcp(f: &Family, port: u16, flags: u8) -> Packet {
-    Packet::tcp((f.client, port), (f.vip, PORT), flags).summed()
-}
-
-/// Source and destination of what left.
-fn ends(f: &Family, frame: &[u8]) -> (SocketAddr, SocketAddr) {
-    let (at, length, start) = if f.name == "IPv4" { (26, 4, 34) } else { (22, 16, 54) };
-    let end = |number: usize| {
-        let bytes = &frame[at + number * length..at + (number + 1) * length];
-        let address = match length {
-            4 => IpAddr::from(<[u8; 4]>::try_from(bytes).expect("four")),
-            _ => IpAddr::from(<[u8; 16]>::try_from(bytes).expect("sixteen")),
-        };
-        let port = &frame[start + 2 * number..start + 2 * number + 2];
-        SocketAddr::new(address, u16::from_be_bytes([port[0], port[1]]))
-    };
-    (end(0), end(1))
-}
-
-/// Sends a packet through user space's tables; what leaves, behind the link addresses.
-fn sent(memory: &Memory, packet: &Packet, expected: Verdict) -> Vec<u8> {
-    let mut out = packet.bytes();
-    let verdict = memory.run(INGRESS, &mut out).verdict;
-    assert_eq!(verdict, expected, "{packet:?}");
-    out.split_off(12)
-}
-
-/// Begins a connection; what stands for the client, as text and port.
-fn begin(memory: &Memory, f: &Family, packet: &Packet) -> (String, u16) {
-    let mut out = packet.bytes();
-    assert_eq!(memory.run(INGRESS, &mut out).verdict, Verdict::Transmit, "{packet:?}");
-    let (local, real) = ends(f, &out);
-    assert_eq!(real, SocketAddr::new(ip(f.real), MAPPED));
-    (local.ip().to_string(), local.port())
-}
-
-const ANSWERED: Verdict = Verdict::Reply(ReplyReason::Redirected);
 
 #[test]
 fn both_ends_change_on_the_way_in_and_back_on_the_way_out() {
@@ -465,200 +365,4 @@ fn a_service_without_a_local_address_is_refused() {
         let refused = dataplane.apply(&[untracked]).expect_err("untracked");
         assert!(matches!(refused, ApplyError::Spec(SpecError::FullNatUntracked(_))), "{refused}");
     });
-}
-
-/// User space's part in the tables of [`Memory`]: what `dataplane/sweep.rs` and `dataplane/leases.rs` do in the kernel's.
-#[derive(Default)]
-struct Sweeper {
-    vacant: HashMap<(u64, u64), u32>,
-}
-
-/// As in `dataplane/leases.rs`.
-const LINGER: u32 = 120;
-
-impl Sweeper {
-    fn tick(&mut self, memory: &Memory) {
-        let (now, timeouts) = (memory.now.get(), Timeouts::default());
-        let mut ended = Vec::new();
-        for table in [&memory.half_open, &memory.pins] {
-            table.borrow_mut().retain(|flow, cell| {
-                let stays = !timeouts.is_expired(&cell.load(), flow.protocol == 6, now);
-                if !stays {
-                    ended.push(*flow);
-                }
-                stays
-            });
-        }
-        let held: HashMap<(u64, u64), Lease> = {
-            let (pins, half_open) = (memory.pins.borrow(), memory.half_open.borrow());
-            let leased = memory.leased.borrow();
-            let flows = pins.keys().chain(half_open.keys());
-            flows.map(|flow| (key(&memory.config.pins.of(flow)), leased[flow])).collect()
-        };
-        let expired: BTreeSet<(u64, u64)> =
-            ended.iter().map(|flow| key(&memory.config.pins.of(flow))).collect();
-        memory.leases.borrow_mut().retain(|trace, (pin, owner)| {
-            let owner = (owner.first, owner.second);
-            if held.get(&owner) == Some(&Lease::unpacked(pin.server())) {
-                return true;
-            }
-            let since = *self.vacant.entry(*trace).or_insert(now);
-            let is_over = expired.contains(&owner) || now >= since + LINGER;
-            if is_over {
-                self.vacant.remove(trace);
-            }
-            !is_over
-        });
-        let mut leased = memory.leased.borrow_mut();
-        leased.retain(|flow, _| held.contains_key(&key(&memory.config.pins.of(flow))));
-    }
-}
-
-fn key(trace: &Trace) -> (u64, u64) {
-    (trace.first, trace.second)
-}
-
-/// One step of a history.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    /// A client's packet.
-    Client { number: u16, flags: u8 },
-    /// A client's datagram.
-    Datagram { number: u16 },
-    /// What the real server sends on the connection of the last request of this client, or of an older one.
-    Server { number: usize, flags: u8 },
-    /// Time passes.
-    Wait { seconds: u32 },
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let flags = || prop_oneof![4 => Just(SYN), 6 => Just(ACK), 2 => Just(FIN | ACK), 1 => Just(RST)];
-    prop_oneof![
-        6 => (0_u16..24, flags()).prop_map(|(number, flags)| Step::Client { number, flags }),
-        2 => (0_u16..24).prop_map(|number| Step::Datagram { number }),
-        4 => (any::<usize>(), flags()).prop_map(|(number, flags)| {
-            Step::Server { number, flags: if flags == SYN { SYN_ACK } else { flags } }
-        }),
-        2 => prop_oneof![Just(1), Just(5), Just(61), Just(130), Just(1_000)]
-            .prop_map(|seconds| Step::Wait { seconds }),
-    ]
-}
-
-/// What is known of a local end towards a real server: whose it is, and when a packet passed last.
-type Ends = HashMap<(u8, SocketAddr, SocketAddr), (u16, u32, bool)>;
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
-
-    /// No local address and port is ever two connections' at once, nor another one's before the real server has forgotten
-    /// the first; what comes back goes to whoever has it; and what has ended frees what it had.
-    #[test]
-    fn nobody_ever_gets_what_another_has(steps in prop::collection::vec(step(), 1..250), ports in 4_u16..60) {
-        let ports = Ports { first: 3_000, last: 3_000 + ports - 1 };
-        let (memory, mut sweeper, mut seen) =
-            (memory(Method::RoundRobin, &LOCALS[..1], ports), Sweeper::default(), Ends::new());
-        let f = V4;
-        for step in steps {
-            let now = memory.now.get();
-            match step {
-                Step::Wait { seconds } => {
-                    for _ in 0..2 {
-                        memory.now.set(memory.now.get() + seconds.div_ceil(2));
-                        sweeper.tick(&memory);
-                    }
-                }
-                Step::Client { .. } | Step::Datagram { .. } => {
-                    let (packet, number, protocol, opens) = match step {
-                        Step::Client { number, flags } => (tcp(&f, 40_000 + number, flags), number, 6, flags == SYN),
-                        Step::Datagram { number } => {
-                            (Packet::udp((f.client, 40_000 + number), (f.vip, PORT), b"q").summed(), number, 17, true)
-                        }
-                        _ => unreachable!(),
-                    };
-                    let mut out = packet.bytes();
-                    match memory.run(INGRESS, &mut out).verdict {
-                        Verdict::Transmit => {}
-                        Verdict::Drop(DropReason::NoLocalPort) => {
-                            prop_assert!(opens, "{:?}", step);
-                            continue;
-                        }
-                        Verdict::Drop(DropReason::NoConnection) => {
-                            prop_assert!(!opens, "{:?}", step);
-                            continue;
-                        }
-                        other => return Err(TestCaseError::fail(format!("{other:?} of {step:?}"))),
-                    }
-                    let (local, real) = ends(&f, &out);
-                    if let Some((other, last, _)) = seen.get(&(protocol, local, real)) {
-                        // TIME_WAIT of Linux is 60 s, half-open connections are forgotten by then.
-                        prop_assert!(*other == number || now > last + 60, "{:?} at {}: {} since {}", step, now, other, last);
-                    }
-                    seen.insert((protocol, local, real), (number, now, opens && protocol == 6));
-                }
-                Step::Server { number, flags } => {
-                    let mut known: Vec<_> = seen.iter().map(|(ends, whose)| (*ends, *whose)).collect();
-                    known.sort_unstable();
-                    let Some((ends_of, (whose, ..))) = known.get(number % known.len().max(1)).copied() else { continue };
-                    let (protocol, local, real) = ends_of;
-                    let (from, to) = (real.ip().to_string(), local.ip().to_string());
-                    let packet = match protocol {
-                        6 => Packet::tcp((&from, real.port()), (&to, local.port()), flags).summed(),
-                        _ => Packet::udp((&from, real.port()), (&to, local.port()), b"a").summed(),
-                    };
-                    let mut out = packet.bytes();
-                    match memory.run(INGRESS, &mut out).verdict {
-                        Verdict::Reply(_) => {
-                            let client = SocketAddr::new(ip(f.client), 40_000 + whose);
-                            prop_assert_eq!(ends(&f, &out), (SocketAddr::new(ip(f.vip), PORT), client));
-                            seen.insert(ends_of, (whose, now, false));
-                        }
-                        Verdict::Pass(_) => prop_assert_eq!(out, packet.bytes()),
-                        other => return Err(TestCaseError::fail(format!("{other:?} of {step:?}"))),
-                    }
-                }
-            }
-            let leases = memory.leases.borrow().len();
-            prop_assert!(leases <= 2 * 2 * usize::from(ports.last - ports.first + 1), "{leases}");
-            prop_assert!(memory.loads.borrow().iter().all(|load| load.active < 1 << 32 && load.inactive < 1 << 32));
-        }
-        // Everything that was begun ends, by time alone, and so is every port free again.
-        for _ in 0..4 {
-            memory.now.set(memory.now.get() + 1_000);
-            sweeper.tick(&memory);
-        }
-        prop_assert_eq!(memory.leases.borrow().len(), 0);
-        prop_assert_eq!(memory.pins.borrow().len() + memory.half_open.borrow().len(), 0);
-    }
-}
-
-/// RST and FIN of either side shorten a connection's life, and its port is free when that is over; no earlier.
-#[test]
-fn a_connection_that_has_ended_frees_its_port_when_it_has_had_its_time() {
-    for (ending, by_server) in [(FIN | ACK, false), (FIN | ACK, true), (RST, false), (RST, true)] {
-        let memory = memory(Method::Slots, &LOCALS[..1], Ports { first: 3_000, last: 3_001 });
-        let mut sweeper = Sweeper::default();
-        let f = V4;
-        let (address, port) = begin(&memory, &f, &tcp(&f, 1, SYN));
-        sent(&memory, &tcp(&f, 1, ACK), Verdict::Transmit);
-        let answer = |flags| Packet::tcp((f.real, MAPPED), (&address, port), flags).summed();
-        if by_server {
-            sent(&memory, &answer(ending), ANSWERED);
-        } else {
-            sent(&memory, &tcp(&f, 1, ending), Verdict::Transmit);
-        }
-        // What was under way when the client reset it does not bring it back.
-        if ending == RST {
-            sent(&memory, &answer(ACK), ANSWERED);
-        }
-        let flow = memory.pins.borrow().keys().next().copied().expect("it goes on").clone();
-        let state = memory.pins.borrow()[&flow].load().state();
-        assert_eq!(state, if ending == RST { PinState::Reset } else { PinState::Finished });
-        assert_eq!(memory.loads.borrow()[0].active, 0);
-        let _: FlowKey = flow;
-        for (wait, leases) in [(119, 1), (4, 0)] {
-            memory.now.set(memory.now.get() + wait);
-            sweeper.tick(&memory);
-            assert_eq!(memory.leases.borrow().len(), leases, "after {wait} s more, by {by_server}");
-        }
-    }
 }

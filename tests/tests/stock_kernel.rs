@@ -8,9 +8,10 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 11] = [
+const SUITES: [&str; 12] = [
     "dataplane_kernel",
     "dataplane_nat",
+    "dataplane_full_nat",
     "dataplane_apply",
     "dataplane_forwarding",
     "dataplane_pins",
@@ -98,6 +99,11 @@ fn program_decides_under_stock_kernel() {
 #[test]
 fn addresses_are_translated_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_nat");
+}
+
+#[test]
+fn both_ends_are_translated_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_full_nat");
 }
 
 #[test]
