@@ -93,11 +93,12 @@ fn naive(services: &[ServiceSpec<'_>], ip: IpAddr, protocol: Protocol, port: u16
         .map(|(place, _)| place)
 }
 
-/// A port of every stretch that has one owner: it changes only where a range begins or ends.
+/// A port of every stretch that has one owner: it changes only where a range begins or ends. Port 0 is in no range but
+/// that of all ports.
 fn edges(services: &[ServiceSpec<'_>]) -> impl Iterator<Item = u16> {
     let ports = services.iter().flat_map(|service| &service.addresses).map(|address| address.ports);
     let edges: BTreeSet<u16> = ports.flat_map(|ports| [ports.first, ports.last.wrapping_add(1)]).collect();
-    edges.into_iter().map(|port| port.max(1))
+    edges.into_iter()
 }
 
 fn addresses() -> impl Strategy<Value = ServiceAddress> {
@@ -137,6 +138,19 @@ fn consistent(wanted: Vec<ServiceAddress>) -> Vec<Vec<ServiceAddress>> {
         services[place % 5].push(address);
     }
     services
+}
+
+#[test]
+fn a_service_of_all_ports_has_port_0_too_so_fragments_are_not_its_neighbours() {
+    let most = service("most", vec![address("203.0.113.10/32", 1, u16::MAX)]);
+    let all = service("all", vec![address("203.0.113.10/32", 0, u16::MAX)]);
+    let vip = maps::address("203.0.113.10".parse().expect("address"));
+    let owner = |services: &[ServiceSpec<'_>]| {
+        let compiled = Compiled::new(compile(services, &BTreeMap::new()).expect("nested"));
+        compiled.fragment_owner(vip, Protocol::Tcp)
+    };
+    assert_eq!((owner(&[most.clone()]), owner(&[all.clone()])), (Some(0), Some(0)));
+    assert_eq!(owner(&[most, all]), None);
 }
 
 proptest! {
