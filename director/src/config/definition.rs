@@ -102,7 +102,8 @@ impl Config {
                 Some(own) => health.check = own.clone(),
                 None => {
                     return Err(format!(
-                        "service {name:?}: it is checked by a command, and this director runs only those of its own file;                          write the service with its check into that file and reload it"
+                        "service {name:?}: it is checked by a command, and this director runs only those of \
+                         its own file; write the service with its check into that file and reload it"
                     ));
                 }
             }
@@ -259,7 +260,7 @@ port = 53
         let health = "[service.health]\ncheck = \"tcp\"\ninterval_ms = 500\n";
         assert!(config.definitions["web"].contains(health), "{}", config.definitions["web"]);
         let theirs = "[service.health]\ncheck = \"exec\"\nprogram = \"/bin/false\"\n";
-        assert!(refused("web", health, theirs).contains("only those of its own file"));
+        assert!(refused("web", health, theirs).contains("only those of its own file; write the service"));
         let own = parse(&TEXT.replace(tcp, &format!("health = {}", exec("/bin/true"))));
         let other = parse(&TEXT.replace(tcp, &format!("health = {}", exec("/bin/false"))));
         assert_ne!(own.definitions, other.definitions);
