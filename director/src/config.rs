@@ -271,9 +271,10 @@ impl Config {
         let (node, locals) = node(&source, file.node)?;
         let services = service::services(&source, file.service, &node)?;
         let cluster = cluster(&source, file.cluster)?;
-        locals.check(&source, &services, &cluster)?;
+        let ospf = file.ospf.map(|ospf| self::ospf(&source, ospf, &services)).transpose()?;
+        locals.check(&source, &services, &cluster, ospf.as_ref())?;
         Ok(Self {
-            ospf: file.ospf.map(|ospf| self::ospf(&source, ospf, &services)).transpose()?,
+            ospf,
             cluster,
             services,
             definitions: Arc::new(definition::definitions(&source)?),

@@ -42,6 +42,7 @@ mod free;
 mod keys;
 mod leases;
 mod loads;
+mod locals;
 mod maps;
 pub(crate) mod pins;
 mod plan;
@@ -79,7 +80,7 @@ pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
 pub use explain::{
     ExplainedReal, ExplainedService, ExplainedSlot, ExplainedTunnel, Explanation, Lookup, MatchedKey,
 };
-pub use leases::LocalAddresses;
+pub use locals::LocalAddresses;
 pub use probe::{Probe, ProbeError, TcpFlags};
 pub use replicas::PinReport;
 pub use replies::{ReplyClaim, conflict as reply_conflict};
@@ -94,6 +95,7 @@ pub use window::Timeouts;
 use capture::Buffers;
 use export::Export;
 use leases::LeaseWalk;
+use locals::Numbering;
 use maps::Maps;
 pub(crate) use maps::ip_address;
 use plan::Plan;
@@ -156,6 +158,9 @@ pub struct Options {
     pub half_open: u32,
     /// What full NAT puts in the place of clients.
     pub locals: LocalAddresses,
+    /// Take no leases of them before [`Dataplane::allow_leases`], unless an earlier process has taken any: others may know
+    /// of connections that have some.
+    pub holds_leases: bool,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
@@ -178,6 +183,7 @@ impl Default for Options {
             margin: Duration::from_secs(6),
             half_open: 1 << 16,
             locals: LocalAddresses::default(),
+            holds_leases: false,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),
@@ -223,6 +229,7 @@ pub struct Dataplane {
     links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
     sweep: Sweep,
     lease_walk: LeaseWalk,
+    numbering: Numbering,
     replicas: Replicas,
     export: Export,
     capture: Option<Buffers>,
@@ -277,7 +284,8 @@ impl Dataplane {
         routes.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let secret = draw_secret()?;
-        let locals = leases::number(&mut maps, &options.locals)?;
+        let numbering = Numbering::open(&mut maps, options)?;
+        let locals = numbering.locals();
         maps.write_config(|config| {
             let config = fresh_config(config, options, secret);
             let sizes = Config { pin_buckets: pins, half_open_buckets: half_open, ..config };
@@ -299,6 +307,7 @@ impl Dataplane {
             links,
             sweep,
             lease_walk,
+            numbering,
             replicas,
             export,
             capture,
@@ -307,6 +316,7 @@ impl Dataplane {
         if adopted {
             dataplane.maps.pins.free_claims();
             dataplane.maps.half_open.free_claims();
+            dataplane.maps.leases.free_claims();
             dataplane.recount();
         }
         dataplane.adopt_links()?;

@@ -5,11 +5,10 @@ mod dataplane_fixture;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use aya::TestRunOptions;
-use aya::programs::TestRun as _;
 use dataplane_fixture::cases::{Family, HERE, INGRESS, KEY, V4, V6};
 use dataplane_fixture::full_nat::{
-    ANSWERED, LOCALS, MAPPED, PORT, PORTS, begin, ends, ip, locals, memory, second, sent, services, tcp,
+    ANSWERED, LOCALS, MAPPED, PORT, PORTS, begin, drops, ends, ip, kernel, locals, memory, run, second, sent,
+    services, tcp,
 };
 use dataplane_fixture::packets::{ACK, FIN, OUR_MAC, Packet, RST, SYN, SYN_ACK};
 use dataplane_fixture::routes::{self, GATEWAY_MAC, UPLINK};
@@ -19,29 +18,6 @@ use director::dataplane::{
 };
 use director_common::verdict::{DropReason, Outcome, ReplyReason};
 use director_common::{SLOTS, Verdict};
-
-/// The same in the kernel.
-fn kernel(options: &Options, method: Method) -> Dataplane {
-    let mut dataplane = open(options);
-    let slots = vec![0; SLOTS];
-    dataplane.set_hash_key(KEY).expect("key");
-    for (index, mac) in [(INGRESS, OUR_MAC), UPLINK] {
-        dataplane.declare_interface(index, mac, true).expect("interface");
-    }
-    dataplane.apply(&services(&slots, method)).expect("apply");
-    for real in [V4.real, V6.real, second(&V4), second(&V6)] {
-        dataplane.set_next_hop(ip(real), Some(HERE)).expect("next hop");
-    }
-    dataplane
-}
-
-fn run(dataplane: &Dataplane, frame: &[u8]) -> (u32, Vec<u8>) {
-    let mut out = vec![0; frame.len() + 64];
-    let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-    let result = dataplane.program().expect("program").test_run(options).expect("test run");
-    out.truncate(result.data_size_out as usize);
-    (result.return_value, out)
-}
 
 fn less(packet: &Packet) -> Packet {
     packet.clone().with(|p| p.ttl -= 1)
@@ -229,12 +205,6 @@ fn the_kernel_does_the_same() {
             assert_eq!(dataplane.leases(), memory.leases.borrow().len());
         }
     });
-}
-
-fn drops(dataplane: &Dataplane, reason: DropReason) -> u64 {
-    let counters = dataplane.counters().expect("counters");
-    let wanted = Outcome::Dropped(reason);
-    counters.outcomes.iter().find(|(outcome, _)| *outcome == wanted).expect("outcome").1
 }
 
 /// Ten thousand connections at one time to one real server by two addresses, none of which is another's; and what comes

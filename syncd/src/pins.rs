@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use director_common::tables::Address;
 use director_proto::pins::{PinMessage, Position};
 use director_proto::sync::BootId;
 use serde::Serialize;
@@ -120,6 +121,8 @@ pub struct Pins {
     rejoins: u64,
     /// Other directors in the configuration.
     expected: usize,
+    /// This director's own local addresses.
+    locals: Vec<Address>,
     messages: VecDeque<(Ipv4Addr, PinMessage)>,
     deliveries: VecDeque<Delivery>,
 }
@@ -139,6 +142,7 @@ impl Pins {
             is_whole: false,
             rejoins: 0,
             expected: 0,
+            locals: Vec::new(),
             messages: VecDeque::new(),
             deliveries: VecDeque::new(),
         }
@@ -149,6 +153,13 @@ impl Pins {
     #[must_use]
     pub fn expecting(mut self, peers: usize) -> Self {
         self.expected = peers;
+        self
+    }
+
+    /// This director takes ports of these addresses, which stand for clients by full NAT; the others are told.
+    #[must_use]
+    pub fn with_locals(mut self, locals: Vec<Address>) -> Self {
+        self.locals = locals;
         self
     }
 
@@ -300,13 +311,13 @@ impl Pins {
             return Some(message);
         }
         let second = self.second(now);
-        let (journal, placement) = (&self.journal, &self.placement);
+        let (journal, placement, locals) = (&self.journal, &self.placement, &self.locals);
         for (router_id, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.is_live) {
             if let Some(subscription) = peer.inbox.poll_subscription(now) {
                 return Some((*router_id, PinMessage::Subscribe(subscription)));
             }
             let wants = |flow: &_| placement.replicas(Class::Pin, flow).has(*router_id);
-            if let Some(batch) = peer.outbox.poll(now, second, journal, wants) {
+            if let Some(batch) = peer.outbox.poll(now, second, journal, locals, wants) {
                 return Some((*router_id, PinMessage::Batch(Box::new(batch))));
             }
         }

@@ -8,7 +8,8 @@ use clap::Args;
 use director_proto::control::{ReloadReply, ReloadRequest, ServicePreview};
 
 use super::{Ask, print, said};
-use crate::config::{Config, Forwarding};
+use crate::config::Config;
+use crate::node::local_notes;
 
 #[derive(Args)]
 pub(super) struct Reload {
@@ -53,7 +54,9 @@ impl Check {
             let reals: usize = config.services.values().map(|service| service.reals.len()).sum();
             let services = config.services.len();
             print(&format!("{}: good: {services} services, {reals} real servers\n", path.display()))?;
-            note_full_nat(&config)?;
+            for note in local_notes(&config) {
+                print(&format!("warning: {note}\n"))?;
+            }
         }
         if !preview {
             return Ok(());
@@ -65,20 +68,6 @@ impl Check {
         let reply = client.reload(request).await.map_err(said)?.into_inner();
         ask.print(&reply, show)
     }
-}
-
-/// Says of which services the connections end with this director.
-fn note_full_nat(config: &Config) -> anyhow::Result<()> {
-    let full = config.services.iter().filter(|(_, service)| service.forwarding == Forwarding::FullNat);
-    let full: Vec<&str> = full.map(|(name, _)| name.as_str()).collect();
-    if full.is_empty() {
-        return Ok(());
-    }
-    print(&format!(
-        "note: connections of {} are this director's alone (forwarding = \"fullnat\"): they are not replicated, and end \
-         with it\n",
-        full.join(", ")
-    ))
 }
 
 fn show(reply: &ReloadReply) -> String {

@@ -74,7 +74,8 @@ pub(super) fn status(status: &Status) -> String {
         .collect();
     line("data plane", format!("{}, XDP on {}", status.data_plane, dash(&interfaces.join(", "))));
     for announcement in &status.announcements {
-        let owner = if announcement.service.is_empty() { "node" } else { &announcement.service };
+        let owner = [&announcement.service, &announcement.role].into_iter().find(|name| !name.is_empty());
+        let owner = owner.map_or("node", String::as_str);
         line("announces", format!("{} metric {} ({owner})", announcement.prefix, announcement.metric));
     }
     for (title, counts) in [("packets", &status.verdicts), ("ospf refused", &status.ospf_refused)] {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 
 use super::address::{self, Ports, family};
-use super::{Cluster, ConfigError, Forwarding, Service, Source};
+use super::{Cluster, ConfigError, Forwarding, Ospf, Service, Source};
 
 /// Ports where nothing else is said: those that Linux does not give to sockets by itself
 /// (`net.ipv4.ip_local_port_range` begins at 32,768), nor wants root for.
@@ -70,6 +70,7 @@ impl Written {
         source: &Source<'_>,
         services: impl IntoIterator<Item = (&'a String, &'a Service)>,
         cluster: &Cluster,
+        ospf: Option<&Ospf>,
     ) -> Result<(), ConfigError> {
         let services: Vec<_> = services.into_iter().collect();
         for place in &self.0 {
@@ -89,6 +90,14 @@ impl Written {
             }
             if cluster.peers.iter().any(|peer| peer.ip() == address) {
                 return refused("an address of another director (peers in [cluster])".to_owned());
+            }
+            let aggregates = ospf.map(|ospf| ospf.aggregates.as_slice()).unwrap_or_default();
+            if let Some(aggregate) = aggregates.iter().find(|aggregate| aggregate.contains(&address)) {
+                let message = format!(
+                    "{address} is inside the aggregate {aggregate}, which every director announces: what real servers send \
+                     to it must come to this one alone; use an address outside"
+                );
+                return Err(source.at(place, message));
             }
         }
         Ok(())

@@ -167,21 +167,24 @@ impl Connections {
         self.find(flow).1.map(PinCell::load)
     }
 
-    /// Removes the pin of a connection and returns what it was, if it had one.
-    pub(super) fn take(&self, flow: &FlowKey) -> Option<Pin> {
+    /// The entry of a connection.
+    pub(super) fn entry_of(&self, flow: &FlowKey) -> Option<Entry> {
+        self.traced(&self.hash.of(flow))
+    }
+
+    /// Removes the entry of a connection and returns what it was, if it had one.
+    pub(super) fn take(&self, flow: &FlowKey) -> Option<Entry> {
         // The program may change the state meanwhile, but not for ever.
         loop {
-            let (trace, found) = self.find(flow);
-            let cell = found?;
-            let pin = cell.load();
-            if table::release(self, cell, &trace, &pin) {
-                return Some(pin);
+            let entry = self.entry_of(flow)?;
+            if self.remove(&entry) {
+                return Some(entry);
             }
         }
     }
 
     /// Adds a pin for a connection that has none: false if it has one, or there is no room.
-    pub(super) fn add(&self, flow: &FlowKey, pin: &Pin) -> bool {
+    pub(super) fn add(&self, flow: &FlowKey, lease: Lease, pin: &Pin) -> bool {
         let trace = self.hash.of(flow);
         let number = table::claim(self, self.buckets(), &trace, CLAIMED_BY_USER);
         if number == NOWHERE {
@@ -189,7 +192,7 @@ impl Connections {
         }
         let (bucket, way) = place_of(number);
         let (Some(cell), Some(flows)) = (cell(self, number), self.flows.at(bucket)) else { return false };
-        let record = FlowRecord::new(flow, Lease::NONE);
+        let record = FlowRecord::new(flow, lease);
         // SAFETY: within the mapping, at a place that is nobody else's while it is claimed.
         unsafe { (&raw mut (*flows.as_ptr()).flows).cast::<FlowRecord>().add(way).write_volatile(record) };
         cell.fill(trace.tag(), u32::try_from(pin.seen).unwrap_or(u32::MAX));

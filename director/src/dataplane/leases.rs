@@ -1,29 +1,25 @@
-//! Full NAT: the node's local addresses, and how leases of them end.
+//! Full NAT: how leases come from other directors, and how they end.
 //!
-//! The program takes a lease when a connection begins ([`director_common::lease`]), and never gives one back. It is free
-//! again
+//! The program takes a lease when a connection begins ([`director_common::lease`]), and never gives one back. With a
+//! connection that another director tells of comes its lease. One is free again
 //!
 //! - a tick after the connection's entry was removed because its time was up: that was longer than the real server
 //!   remembers a connection;
 //! - some time later ([`LINGER`]) if the entry has gone in another way, or is of another connection from the same
-//!   client's port by now. That is found by walking through all leases, again and again.
+//!   client's port by now. That is found by walking through all leases, again and again;
+//! - at once, if it is of another director's address: whose it is next is decided there.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::MapError;
 use director_common::pin::table::{
-    self, Buckets, PinBucket, Trace, WAYS, cell, marked, names_somebody, place_of,
+    self, Buckets, CLAIMED_BY_USER, PinBucket, Trace, WAYS, cell, marked, names_somebody, place_of,
 };
 use director_common::pin::{Pin, PinCell, PinState};
-use director_common::tables::{
-    Address, Config, FlowKey, Lease, LeaseBucket, LeaseRecord, Locals, MAX_LOCAL_NUMBERS,
-};
+use director_common::tables::{Config, Endpoint, FlowKey, Lease, LeaseBucket, LeaseRecord};
 
 use super::connections::{Cursor, Entry, STEP, exchange};
-use super::error::OpenError;
-use super::maps::{self, Maps, Shared, ip_address};
+use super::maps;
+use super::plan::Server;
 use super::shared::Mapping;
-use super::spec::Ports;
 use super::sweep::{Owners, PINS_PER_TICK};
 use super::{Dataplane, Options};
 
@@ -35,36 +31,6 @@ const LINGER: u32 = 120;
 const HELD: PinState = PinState::Open;
 /// The state of one of which none was found; `seen` is since when.
 const VACANT: PinState = PinState::Finished;
-
-/// Addresses and ports of this node that stand for clients, by full NAT.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalAddresses {
-    /// The addresses, of either family. The kernel must answer for them: they are addresses of this node.
-    pub addresses: Vec<IpAddr>,
-    /// The ports. None of them should be one that the kernel gives to sockets of the node at those addresses.
-    pub ports: Ports,
-}
-
-impl Default for LocalAddresses {
-    /// No address; ports below those that Linux gives to sockets (`net.ipv4.ip_local_port_range`).
-    fn default() -> Self {
-        Self { addresses: Vec::new(), ports: Ports { first: 1_024, last: 32_767 } }
-    }
-}
-
-impl LocalAddresses {
-    /// Whether there is one of the family of `address`.
-    pub fn reaches(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|local| local.is_ipv4() == address.is_ipv4())
-    }
-
-    /// The first one that is no address of this node, if any: nobody would answer for it.
-    pub fn stranger(&self) -> Option<IpAddr> {
-        // An address that is no address of the node's cannot be bound to (EADDRNOTAVAIL).
-        let is_ours = |address: &&IpAddr| UdpSocket::bind(SocketAddr::new(**address, 0)).is_err();
-        self.addresses.iter().find(is_ours).copied()
-    }
-}
 
 /// The table of leases: see [`director_common::pin::table`].
 pub(super) struct LeaseTable {
@@ -153,10 +119,46 @@ impl LeaseTable {
         self.met(number).map(|met| (met.pin, met.owner))
     }
 
-    /// Gives back the lease that is found by `trace`.
-    fn give_back(&self, trace: &Trace) {
-        if let Some(cell) = cell(self, table::find(self, self.buckets(), trace)) {
-            table::release(self, cell, trace, &cell.load());
+    /// The numbers of the addresses of all leases, as often as there are any.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u8> + '_ {
+        let all = (0..self.buckets() * WAYS as u32).filter_map(|number| self.met(number));
+        all.map(|met| Lease::unpacked(met.pin.server()).number)
+    }
+
+    /// Frees what an earlier process was about to fill when it was killed.
+    pub(super) fn free_claims(&self) {
+        for bucket in (0..self.buckets()).filter_map(|number| self.bucket(number)) {
+            for cell in &bucket.cells {
+                self.exchange(cell, CLAIMED_BY_USER, 0);
+            }
+        }
+    }
+
+    /// Enters a lease for the connection in `owner`, to be found by `trace`; false if somebody has it, or there is no room.
+    fn enter(&self, trace: &Trace, lease: Lease, owner: LeaseRecord, now: u32) -> bool {
+        let number = table::claim(self, self.buckets(), trace, CLAIMED_BY_USER);
+        let (bucket, way) = place_of(number);
+        let (Some(cell), Some(owners)) = (cell(self, number), self.owners.at(bucket)) else { return false };
+        // SAFETY: within the mapping, at a place that is nobody else's while it is claimed.
+        unsafe { (&raw mut (*owners.as_ptr()).records).cast::<LeaseRecord>().add(way).write_volatile(owner) };
+        let pin = Pin::new(lease.packed(), HELD, now);
+        cell.fill(trace.tag(), now);
+        if !self.exchange(cell, CLAIMED_BY_USER, trace.word(&pin)) {
+            return false;
+        }
+        // The program may have taken the same one in this moment.
+        let is_alone = table::is_alone(self, self.buckets(), trace, number);
+        if !is_alone {
+            table::release(self, cell, trace, &pin);
+        }
+        is_alone
+    }
+
+    /// Gives back the lease that is found by `trace` if it is that of the connection in `owner`.
+    fn give_back(&self, trace: &Trace, owner: LeaseRecord) {
+        let found = self.met(table::find(self, self.buckets(), trace));
+        if let Some(met) = found.filter(|met| met.owner == owner) {
+            self.free(&met);
         }
     }
 
@@ -185,67 +187,12 @@ pub(super) struct LeaseWalk {
     is_idle: bool,
 }
 
-/// The addresses of leases, by their numbers.
-pub(super) type LocalMap = Array<MapData, Shared<Address>>;
-
-/// Numbers the local addresses: one that has a number keeps it, also if it is not among `wanted` any more, while there is
-/// a lease of it.
-///
-/// # Errors
-/// [`OpenError::Map`] if the kernel refuses.
-pub(super) fn number(maps: &mut Maps, wanted: &LocalAddresses) -> Result<Locals, OpenError> {
-    let (mut leased, mut found, mut cursor) = ([false; MAX_LOCAL_NUMBERS], Vec::new(), Cursor::Start);
-    while cursor != Cursor::End {
-        cursor = maps.leases.read(cursor, &mut found);
-        for met in found.drain(..) {
-            leased[usize::from(Lease::unpacked(met.pin.server()).number)] = true;
-        }
-    }
-    let mut known = Vec::new();
-    for number in 0..MAX_LOCAL_NUMBERS as u32 {
-        known.push(maps.locals.get(&number, 0)?.0);
-    }
-    let (first_port, last_port) = (wanted.ports.first, wanted.ports.last);
-    let mut locals = Locals { first_port, last_port, ..Locals::default() };
-    let is_wanted =
-        |known: &Address| wanted.addresses.iter().any(|address| maps::address(*address) == *known);
-    for address in &wanted.addresses {
-        let mapped = maps::address(*address);
-        let free = |(number, known): (usize, &Address)| {
-            number != 0 && (*known == Address::default() || !leased[number] && !is_wanted(known))
-        };
-        let number = match known.iter().position(|known| *known == mapped) {
-            Some(number) => number,
-            None => match known.iter().enumerate().position(free) {
-                Some(number) => number,
-                None => return Err(OpenError::Locals { address: *address }),
-            },
-        };
-        known[number] = mapped;
-        let number = u8::try_from(number).expect("invariant: as many numbers as a byte has");
-        maps.locals.set(u32::from(number), Shared(mapped), 0)?;
-        let (list, count) = match address {
-            IpAddr::V4(_) => (&mut locals.v4, &mut locals.v4_count),
-            IpAddr::V6(_) => (&mut locals.v6, &mut locals.v6_count),
-        };
-        let place = list.get_mut(usize::from(*count)).ok_or(OpenError::Locals { address: *address })?;
-        (*place, *count) = (number, *count + 1);
-    }
-    Ok(locals)
-}
-
 /// Leases that there is to be room for: one for every connection, where there are local addresses at all.
 pub(super) fn room(options: &Options) -> u32 {
     if options.locals.addresses.is_empty() { 1 } else { options.pins.saturating_add(options.half_open) }
 }
 
 impl Dataplane {
-    /// The address and port that stand for a client, if its connection has a lease.
-    pub(super) fn local_of(&self, lease: Lease) -> Option<SocketAddr> {
-        let Shared(address) = self.maps.locals.get(&u32::from(lease.number), 0).ok()?;
-        lease.is_some().then(|| SocketAddr::new(ip_address(address), lease.port))
-    }
-
     /// Notes that the entry of a connection was removed, for it had its time.
     pub(super) fn note_ended(&mut self, entry: Entry) {
         if entry.lease.is_some() {
@@ -276,20 +223,85 @@ impl Dataplane {
         has(self.maps.half_open.traced(trace)) || has(self.maps.pins.traced(trace))
     }
 
+    /// Where the lease of a connection that is at the server of `pin` is found, and whose it is then.
+    fn lease_traces(
+        &self,
+        owners: &Owners,
+        config: &Config,
+        (flow, pin, lease): (&FlowKey, &Pin, Lease),
+    ) -> Option<(Trace, LeaseRecord)> {
+        let local = self.numbering.end(lease)?;
+        let (name, position) = owners.get(&pin.server().generation())?;
+        let server = self.plan.services.get(name)?.servers.get(position)?;
+        let Trace { first, second } = config.pins.of(flow);
+        Some((config.pins.of(&back_of(server, flow, local)), LeaseRecord { first, second }))
+    }
+
     fn end_lease(&self, owners: &Owners, config: &Config, entry: &Entry) {
-        let Some(local) = self.local_of(entry.lease) else { return };
-        let Some((name, position)) = owners.get(&entry.pin.server().generation()) else { return };
-        let server = self.plan.services.get(name).and_then(|placement| placement.servers.get(position));
-        let Some(server) = server else { return };
-        let back = FlowKey {
-            source: maps::address(server.address),
-            destination: maps::address(local.ip()),
-            source_port: if server.port == 0 { entry.flow.destination_port } else { server.port },
-            destination_port: local.port(),
-            protocol: entry.flow.protocol,
-            ..FlowKey::default()
+        let connection = (&entry.flow, &entry.pin, entry.lease);
+        if let Some((trace, owner)) = self.lease_traces(owners, config, connection) {
+            self.maps.leases.give_back(&trace, owner);
+        }
+    }
+
+    /// The entry of a connection was removed before its time. A lease of another director's address is free with that; one
+    /// of our own nobody else gets for a while.
+    pub(super) fn abandon_lease(&self, owners: &Owners, config: &Config, entry: &Entry) {
+        if entry.lease.is_some() && !self.numbering.is_own(entry.lease) {
+            self.end_lease(owners, config, entry);
+        }
+    }
+
+    /// Adds a connection that another director has told of, and its lease; false if it has an entry, another connection has
+    /// the lease, or there is no room.
+    pub(super) fn add_leased(
+        &mut self,
+        owners: &Owners,
+        config: &Config,
+        connection: (&FlowKey, &Pin, Lease),
+        now: u32,
+    ) -> bool {
+        let (flow, pin, lease) = connection;
+        let Some((trace, owner)) = self.lease_traces(owners, config, connection) else { return false };
+        let mut is_new = true;
+        if let Some((found, holder)) = self.maps.leases.find(&trace) {
+            is_new = holder != owner || Lease::unpacked(found.server()) != lease;
+            if is_new {
+                if !self.oust(owners, config, &holder, Lease::unpacked(found.server())) {
+                    return false;
+                }
+                self.maps.leases.give_back(&trace, holder);
+            }
+        }
+        if is_new && !self.maps.leases.enter(&trace, lease, owner, now) {
+            return false;
+        }
+        self.numbering.note_lease(lease.number);
+        let added = self.maps.pins.add(flow, lease, pin);
+        if !added && is_new {
+            self.maps.leases.give_back(&trace, owner);
+        }
+        added
+    }
+
+    /// Makes room for another connection with the lease that the one in `holder` has: true if nobody has it any more. Only
+    /// one that is known here by others, and of which no packet has come, has to go: whoever takes leases of that address
+    /// has given it to somebody else, and so is done with that.
+    fn oust(&mut self, owners: &Owners, config: &Config, holder: &LeaseRecord, lease: Lease) -> bool {
+        let trace = Trace { first: holder.first, second: holder.second };
+        if !self.is_held(&trace, lease) {
+            return true;
+        }
+        let Some(entry) = self.maps.pins.traced(&trace).filter(|entry| entry.lease == lease) else {
+            return false;
         };
-        self.maps.leases.give_back(&config.pins.of(&back));
+        if !self.replicas.is_idle(&entry.flow, &entry.pin) || !self.maps.pins.remove(&entry) {
+            return false;
+        }
+        self.replicas.forget(&entry.flow);
+        self.uncount(owners, &entry.flow, &entry.pin);
+        self.abandon_lease(owners, config, &entry);
+        true
     }
 
     /// Leases that there are: for tests and for counters.
@@ -311,6 +323,7 @@ impl Dataplane {
                 return;
             }
             self.lease_walk.has_met = false;
+            self.numbering.begin_walk();
         }
         let mut seen = 0;
         while self.lease_walk.cursor != Cursor::End && seen < PINS_PER_TICK {
@@ -319,26 +332,42 @@ impl Dataplane {
             seen += found.len() + STEP as usize;
             self.lease_walk.has_met |= !found.is_empty();
             for met in found {
-                self.sweep_lease(&met, now);
+                if !self.sweep_lease(&met, now) {
+                    self.numbering.meet(Lease::unpacked(met.pin.server()).number);
+                }
             }
         }
         if self.lease_walk.cursor == Cursor::End {
+            self.numbering.end_walk();
             (self.lease_walk.cursor, self.lease_walk.is_idle) = (Cursor::Start, !self.lease_walk.has_met);
         }
     }
 
-    fn sweep_lease(&self, met: &Met, now: u32) {
+    /// Frees a lease that the walk has met, if it has been nobody's for long enough; true if it did.
+    fn sweep_lease(&self, met: &Met, now: u32) -> bool {
         let lease = Lease::unpacked(met.pin.server());
         let trace = Trace { first: met.owner.first, second: met.owner.second };
         match (self.is_held(&trace, lease), met.pin.state()) {
             (true, HELD) => {}
             (true, _) => self.maps.leases.mark(met, HELD, now),
             (false, VACANT) => {
-                if u64::from(now) >= met.pin.seen + u64::from(LINGER) {
-                    self.maps.leases.free(met);
-                }
+                let is_over = u64::from(now) >= met.pin.seen + u64::from(LINGER);
+                return is_over && self.maps.leases.free(met);
             }
             (false, _) => self.maps.leases.mark(met, VACANT, now),
         }
+        false
+    }
+}
+
+/// What comes back of a connection to a server.
+fn back_of(server: &Server, flow: &FlowKey, local: Endpoint) -> FlowKey {
+    FlowKey {
+        source: maps::address(server.address),
+        destination: local.address,
+        source_port: if server.port == 0 { flow.destination_port } else { server.port },
+        destination_port: local.port,
+        protocol: flow.protocol,
+        ..FlowKey::default()
     }
 }

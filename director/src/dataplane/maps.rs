@@ -50,8 +50,9 @@ use super::connections::Connections;
 use super::error::OpenError;
 use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
-use super::leases::{LeaseTable, LocalMap};
+use super::leases::LeaseTable;
 use super::loads::Loads;
+use super::locals::LocalMap;
 use super::shelves::Shelves;
 use super::{NextHop, with_way};
 

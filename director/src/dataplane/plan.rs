@@ -70,20 +70,14 @@ pub(super) struct Placement {
     pub(super) begun: u64,
     /// What the kernel's memory of the windows is.
     pub(super) window: WindowEntry,
-    /// Its connections have leases: they are this director's alone.
+    /// Its connections have leases.
     pub(super) is_full_nat: bool,
 }
 
 impl Placement {
-    /// Whether every connection of it is tracked, and counted.
+    /// Whether every connection of it is tracked, counted, and told to the other directors.
     pub(super) fn is_tracked(&self) -> bool {
         self.rota.is_some()
-    }
-
-    /// Whether every connection of it is told to the other directors: those that have a lease of this one could not go
-    /// on there.
-    pub(super) fn is_replicated(&self) -> bool {
-        self.is_tracked() && !self.is_full_nat
     }
 
     /// The slot of a flow.

@@ -18,7 +18,7 @@ pub use director_common::tables::HashInput;
 pub use error::SpecError;
 
 use super::keys::{self, Keys, Prefix};
-use super::leases::LocalAddresses;
+use super::locals::LocalAddresses;
 use super::replies;
 use super::window::Timeouts;
 

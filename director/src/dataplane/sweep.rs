@@ -13,7 +13,7 @@ use std::time::Duration;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
-use director_common::tables::{FlowKey, LoadEntry};
+use director_common::tables::{Config, FlowKey, LoadEntry};
 
 use super::apply::packed;
 use super::connections::{Connections, Cursor, Entry, STEP};
@@ -345,10 +345,11 @@ impl Dataplane {
     }
 
     /// Removes pins, and takes those of tracked connections off the counts.
-    pub(super) fn remove_pins(&self, owners: &Owners, flows: &[FlowKey]) {
+    pub(super) fn remove_pins(&self, owners: &Owners, config: &Config, flows: &[FlowKey]) {
         for flow in flows {
-            if let Some(pin) = self.maps.pins.take(flow) {
-                self.uncount(owners, flow, &pin);
+            if let Some(entry) = self.maps.pins.take(flow) {
+                self.uncount(owners, flow, &entry.pin);
+                self.abandon_lease(owners, config, &entry);
             }
         }
     }
@@ -361,7 +362,7 @@ impl Dataplane {
         Some((placement.block.base + u32::from(*position), is_active))
     }
 
-    fn uncount(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
+    pub(super) fn uncount(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
         if let Some((index, was_active)) = self.counted(owners, flow, pin) {
             self.maps.loads.depart(index, was_active);
         }

@@ -38,6 +38,7 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
         pins: config.node.connections,
         half_open: config.node.half_open,
         locals: local_addresses(config),
+        holds_leases: true,
         margin: sync_config(config).skew(),
         ..dataplane::Options::default()
     }
@@ -72,6 +73,7 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config_digest: config.services_digest(),
         definitions: Arc::clone(&config.definitions),
+        local_addresses: config.node.locals.addresses.clone(),
         allow_plaintext: false,
     }
 }

@@ -2,16 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use aya::TestRunOptions;
+use aya::programs::TestRun as _;
 use director::dataplane::{
-    Datagrams, Forwarding, HashInput, LocalAddresses, Method, NextHop, Ports, Protocol, RealSpec,
+    Datagrams, Dataplane, Forwarding, HashInput, LocalAddresses, Method, NextHop, Options, Ports, Protocol, RealSpec,
     ServiceAddress, ServiceSpec, Timeouts, Tracking, WhenFull,
 };
 use director_common::tables::Interface;
-use director_common::verdict::ReplyReason;
+use director_common::verdict::{DropReason, Outcome, ReplyReason};
 use director_common::{SLOTS, Verdict};
 
 use super::cases::{Family, HERE, INGRESS, KEY, V4, V6};
 use super::memory::Memory;
+use super::open;
 use super::packets::{OUR_MAC, Packet};
 use super::routes::UPLINK;
 
@@ -108,3 +111,34 @@ pub fn begin(memory: &Memory, f: &Family, packet: &Packet) -> (String, u16) {
 }
 
 pub const ANSWERED: Verdict = Verdict::Reply(ReplyReason::Redirected);
+
+/// The same in the kernel, and its second real server of either family.
+pub fn kernel(options: &Options, method: Method) -> Dataplane {
+    let mut dataplane = open(options);
+    let slots = vec![0; SLOTS];
+    dataplane.set_hash_key(KEY).expect("key");
+    for (index, mac) in [(INGRESS, OUR_MAC), UPLINK] {
+        dataplane.declare_interface(index, mac, true).expect("interface");
+    }
+    dataplane.apply(&services(&slots, method)).expect("apply");
+    for real in [V4.real, V6.real, second(&V4), second(&V6)] {
+        dataplane.set_next_hop(ip(real), Some(HERE)).expect("next hop");
+    }
+    dataplane
+}
+
+/// Runs the program on a frame: what it returns, and what becomes of the frame.
+pub fn run(dataplane: &Dataplane, frame: &[u8]) -> (u32, Vec<u8>) {
+    let mut out = vec![0; frame.len() + 64];
+    let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let result = dataplane.program().expect("program").test_run(options).expect("test run");
+    out.truncate(result.data_size_out as usize);
+    (result.return_value, out)
+}
+
+/// Packets dropped for a reason.
+pub fn drops(dataplane: &Dataplane, reason: DropReason) -> u64 {
+    let counters = dataplane.counters().expect("counters");
+    let wanted = Outcome::Dropped(reason);
+    counters.outcomes.iter().find(|(outcome, _)| *outcome == wanted).expect("outcome").1
+}

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use director_common::pin::PinState;
-use director_common::tables::FlowKey;
+use director_common::tables::{Endpoint, FlowKey};
 use director_proto::pins::Server;
 
 /// A pin of this director, as the node meets it.
@@ -23,12 +23,15 @@ pub struct LocalPin {
     pub state: PinState,
     /// Seconds until the pin expires, if no packet comes.
     pub remaining: u32,
+    /// What stands for the client, by full NAT.
+    pub local: Option<Endpoint>,
 }
 
 /// A pin in the journal.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) server: Arc<Server>,
+    pub(super) local: Option<Endpoint>,
     pub(super) state: PinState,
     /// Second at which it expires.
     pub(super) until: u32,
@@ -70,19 +73,20 @@ impl Journal {
 
     /// Notes a pin at second `now`; whether the others must be told.
     pub(super) fn note(&mut self, now: u32, pin: LocalPin) -> bool {
-        let LocalPin { flow, server, state, remaining } = pin;
+        let LocalPin { flow, server, state, remaining, local } = pin;
         let (until, walk) = (now.saturating_add(remaining), self.walk);
         let Some(entry) = self.entries.get_mut(&flow) else {
-            self.entries.insert(flow, Entry { server, state, until, told: until, walk });
+            self.entries.insert(flow, Entry { server, local, state, until, told: until, walk });
             return true;
         };
         let moved_on = until.abs_diff(entry.told) >= (remaining / REFRESH).max(SMALLEST_REFRESH);
         let moved = !Arc::ptr_eq(&entry.server, &server) && entry.server != server;
-        let tells = moved_on || moved || entry.state != state;
+        let tells = moved_on || moved || entry.state != state || entry.local != local;
         if tells {
             entry.told = until;
         }
-        (entry.server, entry.state, entry.until, entry.walk) = (server, state, until, walk);
+        (entry.server, entry.local) = (server, local);
+        (entry.state, entry.until, entry.walk) = (state, until, walk);
         tells
     }
 
