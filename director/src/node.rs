@@ -413,9 +413,12 @@ impl Node {
                 self.dataplane.orphan_pins(router_id, monotonic_seconds());
                 self.follow_locals();
             }
+            syncd::Event::PeerUp { router_id, boot_id } => {
+                self.dataplane.note_run(router_id, boot_id, monotonic_seconds());
+                self.follow_locals();
+            }
             // Shown by `director peers`.
             syncd::Event::PassedOver { .. }
-            | syncd::Event::PeerUp { .. }
             | syncd::Event::Configuration { same: false, .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }

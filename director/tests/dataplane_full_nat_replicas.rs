@@ -18,17 +18,17 @@ use director_proto::pins::{Begin, Position};
 use director_proto::sync::BootId;
 use syncd::pins::{Delivery, LocalPin, Receipt, RemotePin};
 
-const ONE: [&str; 2] = ["10.0.9.1", "2001:db8:9::1"];
-const TWO: [&str; 2] = ["10.0.9.2", "2001:db8:9::2"];
+const ONE: &[&str] = &["10.0.9.1", "2001:db8:9::1"];
+const TWO: &[&str] = &["10.0.9.2", "2001:db8:9::2"];
 /// Answers of the program: the packet leaves by the interface that it came in by, by another, or is dropped.
 const SENT: u32 = 3;
 const BACK: u32 = 4;
 const DROPPED: u32 = 1;
 
 /// A director's options, with a folder of pins of its own.
-fn of(name: &str, own: [&str; 2], ports: Ports) -> Options {
+fn of(name: &str, own: &[&str], ports: Ports) -> Options {
     let pin_dir = PathBuf::from(format!("/run/director/bpf-{name}"));
-    Options { pin_dir, locals: locals(&own, ports), ..options() }
+    Options { pin_dir, locals: locals(own, ports), ..options() }
 }
 
 /// What a walk through all of a director's connections meets.
@@ -39,7 +39,7 @@ fn walk(dataplane: &mut Dataplane, now: u32) -> Vec<LocalPin> {
 }
 
 /// These as they come from the director with a router id that ends so, whose own local addresses are `own`.
-fn from(last: u8, own: [&str; 2], pins: &[LocalPin], begins: Option<Begin>) -> Delivery {
+fn from(last: u8, own: &[&str], pins: &[LocalPin], begins: Option<Begin>) -> Delivery {
     let mut servers = Vec::new();
     let mut remote = |pin: &LocalPin| {
         let known = servers.iter().position(|server| *server == pin.server);
@@ -59,7 +59,7 @@ fn from(last: u8, own: [&str; 2], pins: &[LocalPin], begins: Option<Begin>) -> D
         },
         begins,
         ends_snapshot: begins == Some(Begin::Snapshot),
-        locals: begins.map(|_| own.map(address).to_vec()),
+        locals: begins.map(|_| own.iter().map(|text| address(text)).collect()),
         servers,
         pins,
         removed: Vec::new(),
@@ -74,7 +74,7 @@ fn address(text: &str) -> Address {
 }
 
 /// Tells one director everything that the other has.
-fn tell_all(to: &mut Dataplane, (last, own): (u8, [&str; 2]), by: &mut Dataplane) -> usize {
+fn tell_all(to: &mut Dataplane, (last, own): (u8, &[&str]), by: &mut Dataplane) -> usize {
     let now = monotonic_seconds();
     let pins = walk(by, now);
     to.apply_pins(&from(last, own, &pins, Some(Begin::Snapshot)), now).expect("apply").added
@@ -92,7 +92,7 @@ fn answer(f: &Family, local: SocketAddr, flags: u8) -> Vec<u8> {
     Packet::tcp((f.real, MAPPED), (&local.ip().to_string(), local.port()), flags).summed().bytes()
 }
 
-fn own(of: [&str; 2]) -> BTreeSet<IpAddr> {
+fn own(of: &[&str]) -> BTreeSet<IpAddr> {
     of.iter().map(|address| ip(address)).collect()
 }
 
@@ -180,6 +180,8 @@ fn a_director_that_lost_all_takes_no_port_that_others_hold() {
         drop(one);
         let mut one = kernel(&Options { discard_pins: true, ..first.clone() }, Method::Slots);
         assert_eq!(run(&one, &tcp(&V4, 31, SYN).bytes()).0, DROPPED);
+        assert_eq!(tell_all(&mut one, (2, TWO), &mut two), 0, "whose run goes on tells of them itself");
+        two.note_run(Ipv4Addr::new(10, 255, 0, 1), BootId(9), monotonic_seconds());
         assert_eq!(tell_all(&mut one, (2, TWO), &mut two), 20);
         one.allow_leases().expect("allowed");
         assert_eq!(one.other_locals(), own(TWO));
@@ -272,7 +274,7 @@ fn an_address_that_two_directors_have_is_told_and_can_be_ceded() {
         let now = monotonic_seconds();
         let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
         let both = [ONE[0], TWO[1]];
-        one.apply_pins(&from(2, both, &[], Some(Begin::Snapshot)), now).expect("apply");
+        one.apply_pins(&from(2, &both, &[], Some(Begin::Snapshot)), now).expect("apply");
         let contested = one.contested_locals();
         assert_eq!(contested[&Ipv4Addr::new(10, 255, 0, 2)], BTreeSet::from([ip(ONE[0])]));
         assert_eq!(one.other_locals(), BTreeSet::from([ip(TWO[1])]));
@@ -283,5 +285,33 @@ fn an_address_that_two_directors_have_is_told_and_can_be_ceded() {
         assert!(own(ONE).contains(&establish(&one, &V6, 1).ip()));
         one.orphan_pins(Ipv4Addr::new(10, 255, 0, 2), now);
         assert!(one.contested_locals().is_empty() && one.other_locals().is_empty());
+    });
+}
+
+/// Ten thousand connections of one director to one real server by two addresses: another one brings the answers of each to
+/// its client, and sends each on as the first did.
+#[test]
+fn of_ten_thousand_connections_none_is_taken_for_another() {
+    isolated(|| {
+        const FIRST: [&str; 3] = ["10.0.9.1", "10.0.9.3", ONE[1]];
+        const SECOND: [&str; 3] = ["10.0.9.2", "10.0.9.4", TWO[1]];
+        routes::make();
+        let ports = Ports { first: 2_000, last: 9_999 };
+        let large = |options| Options { pins: 40_000, half_open: 40_000, ..options };
+        let mut one = kernel(&large(of("1", &FIRST, ports)), Method::Slots);
+        let mut two = kernel(&large(of("2", &SECOND, ports)), Method::Slots);
+        let all: Vec<SocketAddr> = (10_000..20_000).map(|client| establish(&one, &V4, client)).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 10_000);
+        assert_eq!(tell_all(&mut two, (1, &FIRST), &mut one), 10_000);
+        for (client, local) in (10_000..20_000).zip(&all) {
+            assert_eq!(ends(&V4, &run(&two, &tcp(&V4, client, ACK).bytes()).1).0, *local);
+            let (code, back) = run(&two, &answer(&V4, *local, ACK));
+            assert_eq!((code, ends(&V4, &back).1), (BACK, SocketAddr::new(ip(V4.client), client)));
+        }
+        // As many more begin there meanwhile: none of them is at the first one's addresses.
+        for client in 20_000..30_000 {
+            let local = establish(&two, &V4, client);
+            assert!(own(&SECOND).contains(&local.ip()), "{local}");
+        }
     });
 }

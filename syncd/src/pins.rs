@@ -101,7 +101,13 @@ struct Peer {
     inbox: Inbox,
     outbox: Outbox,
     is_live: bool,
+    /// Walks of this director that had ended when the other one ceased to be live.
+    left_at: Option<u32>,
 }
+
+/// Walks that end before all that another director has left behind is this one's to tell: one may be under way, and the
+/// next one meets everything.
+const INHERITING: u32 = 2;
 
 /// The machine.
 #[derive(Debug)]
@@ -172,7 +178,12 @@ impl Pins {
     ) {
         self.peers.values_mut().for_each(|peer| peer.is_live = false);
         for (router_id, boot_id) in live {
-            self.peer(router_id, boot_id).is_live = true;
+            let peer = self.peer(router_id, boot_id);
+            (peer.is_live, peer.left_at) = (true, None);
+        }
+        let walks = self.journal.walks();
+        for peer in self.peers.values_mut().filter(|peer| !peer.is_live) {
+            peer.left_at.get_or_insert(walks);
         }
         if hash_key.is_some() {
             self.tables_since.get_or_insert(now);
@@ -214,10 +225,13 @@ impl Pins {
     }
 
     fn peer(&mut self, router_id: Ipv4Addr, boot_id: BootId) -> &mut Peer {
-        let new = || Peer { boot_id, inbox: Inbox::new(boot_id), outbox: Outbox::default(), is_live: false };
-        let peer = self.peers.entry(router_id).or_insert_with(new);
+        let new =
+            |outbox| Peer { boot_id, inbox: Inbox::new(boot_id), outbox, is_live: false, left_at: None };
+        let peer = self.peers.entry(router_id).or_insert_with(|| new(Outbox::default()));
         if peer.boot_id != boot_id {
-            *peer = new();
+            // It may have lost what the run before knew: then it learns from what that one has left to this director.
+            let walks = peer.left_at.unwrap_or(self.journal.walks()).saturating_add(INHERITING);
+            *peer = new(Outbox::after(walks));
             // What is still to be said was meant for the run before.
             self.messages.retain(|(to, _)| *to != router_id);
         }

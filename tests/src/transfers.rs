@@ -7,10 +7,27 @@ use anyhow::{Result, ensure};
 
 use crate::ecmp::{Ecmp, wait};
 
-/// Transfers of each kind to each VIP, their size in bytes, and curl's idea of a rate: some ten seconds each.
+/// Transfers of each kind to each VIP, and their size in bytes.
 const TRANSFERS: u32 = 8;
 const BYTES: u32 = 4_000_000;
-const RATE: &str = "400k";
+
+/// How fast each goes, in curl's words.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// Some ten seconds.
+    Quick,
+    /// About a minute.
+    Slow,
+}
+
+impl Pace {
+    const fn rate(self) -> &'static str {
+        match self {
+            Self::Quick => "400k",
+            Self::Slow => "70k",
+        }
+    }
+}
 
 /// Transfers under way.
 pub struct Transfers<'a> {
@@ -23,14 +40,15 @@ impl<'a> Transfers<'a> {
     ///
     /// # Errors
     /// If they do not get there.
-    pub fn begin(ecmp: &'a Ecmp, vips: [&str; 2]) -> Result<Self> {
+    pub fn begin(ecmp: &'a Ecmp, vips: [&str; 2], pace: Pace) -> Result<Self> {
+        let rate = pace.rate();
         let begin = format!(
             "mkdir -p /run/transfers && cd /run/transfers && head -c {BYTES} /dev/urandom >up
              for vip in '{}' '{}'; do for i in $(seq {TRANSFERS}); do
                name=$(echo $vip | tr -dc 0-9a-f)-$i
-               (curl -sS -f -m 120 --limit-rate {RATE} -r 0-{} http://$vip/content -o down-$name 2>err-down-$name
+               (curl -sS -f -m 600 --limit-rate {rate} -r 0-{} http://$vip/content -o down-$name 2>err-down-$name
                 echo $? >code-down-$name) &
-               (curl -sS -f -m 120 --limit-rate {RATE} --data-binary @up -H 'Expect:' http://$vip/upload -o said-up-$name 2>err-up-$name
+               (curl -sS -f -m 600 --limit-rate {rate} --data-binary @up -H 'Expect:' http://$vip/upload -o said-up-$name 2>err-up-$name
                 echo $? >code-up-$name) &
              done; done >/dev/null 2>&1",
             vips[0],
@@ -44,7 +62,7 @@ impl<'a> Transfers<'a> {
             Ok(sizes.trim().parse()?)
         };
         wait("downloads have begun in earnest", Duration::from_secs(60), || {
-            Ok(received()? > u64::from(2 * TRANSFERS * BYTES) / 5)
+            Ok(received()? > u64::from(2 * TRANSFERS * BYTES) / 10)
         })?;
         ensure!(transfers.established()? > transfers.all / 2, "most transfers are under way");
         Ok(transfers)
@@ -70,7 +88,7 @@ impl<'a> Transfers<'a> {
     /// Which ones are not.
     pub fn end(self) -> Result<()> {
         let (ecmp, all) = (self.ecmp, self.all);
-        wait("every transfer has ended", Duration::from_secs(120), || {
+        wait("every transfer has ended", Duration::from_secs(300), || {
             let codes = ecmp.lab.sh("client", "cd /run/transfers && ls code-* 2>/dev/null | wc -l")?;
             Ok(codes.trim() == all.to_string())
         })?;

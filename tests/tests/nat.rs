@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cluster_tests::ecmp::{Ecmp, wait};
 use cluster_tests::requirement::{Requirement, met};
-use cluster_tests::transfers::Transfers;
+use cluster_tests::transfers::{Pace, Transfers};
 use serde_json::Value;
 
 const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
@@ -110,7 +110,7 @@ fn a_real_server_is_told_at_once(ecmp: &Ecmp) -> Result<()> {
 }
 
 fn transfers_survive(ecmp: &Ecmp) -> Result<()> {
-    let transfers = Transfers::begin(ecmp, VIPS)?;
+    let transfers = Transfers::begin(ecmp, VIPS, Pace::Quick)?;
     let cut = "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done";
     ecmp.lab.sh("director1", cut)?;
     ensure!(transfers.established()? > transfers.count() / 4, "the loss must come in the middle");

@@ -23,6 +23,13 @@ pub(super) struct Export {
     servers: HashMap<u32, Arc<Server>>,
 }
 
+impl Export {
+    /// Somebody waits until all has been met.
+    pub(super) fn demand(&mut self) {
+        self.empty = 0;
+    }
+}
+
 /// Empty walks after which there is nothing more to tell: a pin is over when two have not met it.
 const ENOUGH: u8 = 2;
 

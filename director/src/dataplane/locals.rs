@@ -224,7 +224,11 @@ impl Dataplane {
     pub fn contested_locals(&self) -> BTreeMap<Ipv4Addr, BTreeSet<IpAddr>> {
         let Numbering { own, told, .. } = &self.numbering;
         let both = |addresses: &BTreeSet<Address>| -> BTreeSet<IpAddr> {
-            addresses.iter().filter(|address| own.contains(address)).map(|address| ip_address(*address)).collect()
+            addresses
+                .iter()
+                .filter(|address| own.contains(address))
+                .map(|address| ip_address(*address))
+                .collect()
         };
         let contested = told.iter().map(|(router_id, addresses)| (*router_id, both(addresses)));
         contested.filter(|(_, addresses)| !addresses.is_empty()).collect()

@@ -226,7 +226,8 @@ impl Dataplane {
             for pin in pins {
                 let mut lease = Lease::NONE;
                 if placement.is_full_nat {
-                    let Some(local) = pin.local.filter(|local| local.address.is_v4() == server.address.is_ipv4())
+                    let Some(local) =
+                        pin.local.filter(|local| local.address.is_v4() == server.address.is_ipv4())
                     else {
                         // Of before the service had full NAT: it cannot go on.
                         report.redundant += 1;
@@ -263,6 +264,15 @@ impl Dataplane {
         self.write_replicas(changes, now, &mut report)?;
         self.sweep.demand();
         Ok(report)
+    }
+
+    /// A director runs, at second `now`, by a run of this id: what an earlier one had is nobody's until it says so again,
+    /// and if it has lost all that it learns from here.
+    pub fn note_run(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
+        if self.replicas.owners.get(&owner).is_some_and(|(known, _)| *known != boot_id) {
+            self.orphan_pins(owner, now);
+        }
+        self.export.demand();
     }
 
     /// The owner of replicas is dead at second `now`: they are nobody's then.

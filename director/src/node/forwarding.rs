@@ -64,12 +64,13 @@ fn warn_of_local_addresses(config: &Config) {
 pub(crate) fn local_notes(config: &Config) -> Vec<String> {
     let (locals, mut notes) = (cluster::local_addresses(config), Vec::new());
     let services = config.services.values();
-    if locals.addresses.is_empty() || !services.into_iter().any(|service| service.forwarding == Forwarding::FullNat) {
+    if locals.addresses.is_empty()
+        || !services.into_iter().any(|service| service.forwarding == Forwarding::FullNat)
+    {
         return notes;
     }
-    let is_announced = |address: &IpAddr| {
-        config.ospf.as_ref().is_some_and(|ospf| address.is_ipv4() || ospf.ipv6)
-    };
+    let is_announced =
+        |address: &IpAddr| config.ospf.as_ref().is_some_and(|ospf| address.is_ipv4() || ospf.ipv6);
     if let Some(address) = locals.stranger().filter(|address| !is_announced(address)) {
         notes.push(format!(
             "local address {address} is on no interface of this node and OSPF does not announce it, so real servers \
@@ -83,7 +84,8 @@ pub(crate) fn local_notes(config: &Config) -> Vec<String> {
         ));
     }
     for address in locals.addresses.iter().filter(|address| is_announced(address)) {
-        if let Some((interface, subnet)) = subnets().into_iter().find(|(_, subnet)| subnet.contains(address)) {
+        if let Some((interface, subnet)) = subnets().into_iter().find(|(_, subnet)| subnet.contains(address))
+        {
             notes.push(format!(
                 "local address {address} is in {subnet}, the subnet of {interface}: a switch there delivers to it by ARP or \
                  neighbour discovery as long as it has no route to the address alone, and so it may not be taken over if \

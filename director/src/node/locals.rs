@@ -53,7 +53,9 @@ impl Node {
         }
         match self.dataplane.cede_locals(&ceded) {
             Ok(()) => self.contested = all,
-            Err(error) => tracing::error!(%error, "local addresses that another director has are still used here"),
+            Err(error) => {
+                tracing::error!(%error, "local addresses that another director has are still used here")
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use aya::TestRunOptions;
 use aya::programs::TestRun as _;
 use director::dataplane::{
-    Datagrams, Dataplane, Forwarding, HashInput, LocalAddresses, Method, NextHop, Options, Ports, Protocol, RealSpec,
-    ServiceAddress, ServiceSpec, Timeouts, Tracking, WhenFull,
+    Datagrams, Dataplane, Forwarding, HashInput, LocalAddresses, Method, NextHop, Options, Ports, Protocol,
+    RealSpec, ServiceAddress, ServiceSpec, Timeouts, Tracking, WhenFull,
 };
 use director_common::tables::Interface;
 use director_common::verdict::{DropReason, Outcome, ReplyReason};

@@ -296,12 +296,7 @@ impl Inbox {
         Ok(Some(Endpoint { address, port: lease.port, reserved: 0 }))
     }
 
-    fn flow(
-        &self,
-        source: Address,
-        source_port: u16,
-        target: u16,
-    ) -> Result<FlowKey, Offence> {
+    fn flow(&self, source: Address, source_port: u16, target: u16) -> Result<FlowKey, Offence> {
         let target = self.targets.get(usize::from(target)).copied().flatten().ok_or(Offence::Undefined)?;
         Ok(FlowKey {
             source,

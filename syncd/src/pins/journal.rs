@@ -58,6 +58,11 @@ impl Journal {
         self.walk > 0
     }
 
+    /// How many walks have ended.
+    pub(super) fn walks(&self) -> u32 {
+        self.walk
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -43,6 +43,8 @@ pub(super) struct Outbox {
     session: Option<Session>,
     /// Number of the last session.
     last_session: u64,
+    /// Walks that have to have ended before a snapshot is whole.
+    walks: u32,
     /// Records sent, again included.
     pub(super) records: u64,
     /// Snapshots begun.
@@ -71,6 +73,7 @@ impl Default for Outbox {
             lacks_snapshot: true,
             session: None,
             last_session: 0,
+            walks: 0,
             records: 0,
             snapshots: 0,
         }
@@ -78,6 +81,16 @@ impl Default for Outbox {
 }
 
 impl Outbox {
+    /// A stream whose snapshots are not whole before so many walks have ended.
+    pub(super) fn after(walks: u32) -> Self {
+        Self { walks, ..Self::default() }
+    }
+
+    /// Whether the journal has all that belongs into a snapshot.
+    fn is_ripe(&self, journal: &Journal) -> bool {
+        journal.is_whole() && journal.walks() >= self.walks
+    }
+
     /// The other must be told of a connection.
     pub(super) fn push(&mut self, now: Instant, flow: FlowKey) {
         if self.lacks_snapshot || !self.queued.insert(flow) {
@@ -189,6 +202,7 @@ impl Outbox {
             self.begin_snapshot(journal);
         }
         let (flows, due) = self.choose(now, journal, wants)?;
+        let is_ripe = self.is_ripe(journal);
         let session = self.session.as_mut()?;
         let position = Position { session: session.number, sequence: session.next };
         let mut batch = Batch { position, begins: session.begins.take(), ..Batch::default() };
@@ -228,7 +242,7 @@ impl Outbox {
         }
         // A journal that is not whole yet may still get what belongs into the snapshot.
         let is_last = session.snapshot.as_ref().is_some_and(Vec::is_empty) && self.queue.is_empty();
-        if is_last && journal.is_whole() {
+        if is_last && is_ripe {
             session.snapshot = None;
             batch.ends_snapshot = true;
         }
@@ -252,8 +266,9 @@ impl Outbox {
         journal: &Journal,
         wants: impl Fn(&FlowKey) -> bool,
     ) -> Option<(Vec<FlowKey>, Instant)> {
+        let is_ripe = self.is_ripe(journal);
         let session = self.session.as_mut().filter(|session| session.sent.len() < WINDOW)?;
-        let ends = session.snapshot.as_ref().is_some_and(Vec::is_empty) && journal.is_whole();
+        let ends = session.snapshot.as_ref().is_some_and(Vec::is_empty) && is_ripe;
         let more = session.snapshot.as_ref().is_some_and(|snapshot| !snapshot.is_empty());
         if self.queue.is_empty() && !more && !ends && session.begins.is_none() {
             return None;

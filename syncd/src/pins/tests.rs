@@ -355,6 +355,50 @@ fn a_joiner_may_serve_only_when_it_has_everybodys_pins() {
     world.check(0);
 }
 
+/// A director that is there again at once, and may have lost everything, is not whole before what its last run has left to
+/// another one has been met there.
+#[test]
+fn who_is_there_again_at_once_is_told_of_what_it_has_left() {
+    let now = Instant::now();
+    let mut machine = Pins::new(now, id(0), BootId(1));
+    let walk = |machine: &mut Pins, number: u32| {
+        let (flow, state) = (flow(number), PinState::Open);
+        let pin = LocalPin { flow, server: server(1), state, remaining: LIFE, local: local(&flow) };
+        machine.handle_node(now, PinInput::Met(vec![pin]), |_| true);
+        machine.handle_node(now, PinInput::WalkEnded, |_| true);
+    };
+    (0..5).for_each(|_| walk(&mut machine, 1));
+    let told = |machine: &mut Pins, boot: u64| {
+        machine.handle_members(now, [(id(1), BootId(boot))], Some([0; 16]));
+        let batches =
+            std::iter::from_fn(|| machine.poll_message(now)).filter_map(|(_, message)| match message {
+                PinMessage::Batch(batch) => Some((batch.records.len(), batch.ends_snapshot)),
+                _ => None,
+            });
+        batches.fold((0, false), |(sum, ended), (records, ends)| (sum + records, ended | ends))
+    };
+    let all = Subscription { boot_id: BootId(0), position: Position::default() };
+    let subscribe = |machine: &mut Pins, boot: u64| {
+        machine.handle_message(now, id(1), BootId(boot), PinMessage::Subscribe(all));
+    };
+    told(&mut machine, 2);
+    subscribe(&mut machine, 2);
+    assert_eq!(told(&mut machine, 2), (1, true), "what was never here has left nothing");
+    told(&mut machine, 3);
+    subscribe(&mut machine, 3);
+    assert_eq!(told(&mut machine, 3), (1, false));
+    walk(&mut machine, 1);
+    assert_eq!(told(&mut machine, 3), (0, false), "it may have begun before");
+    walk(&mut machine, 2);
+    assert_eq!(told(&mut machine, 3), (1, true));
+    // After a while there is nothing to wait for.
+    machine.handle_members(now, [], Some([0; 16]));
+    (0..2).for_each(|_| walk(&mut machine, 2));
+    told(&mut machine, 4);
+    subscribe(&mut machine, 4);
+    assert_eq!(told(&mut machine, 4).1, true);
+}
+
 #[test]
 fn directors_that_are_not_heard_yet_are_given_time() {
     let now = Instant::now();

@@ -6,7 +6,9 @@ use routing::speaker::PathKind;
 use tokio::time::Instant;
 
 use super::super::plan::BACKUP_METRIC;
-use super::{Announcement, Drain, METRIC, Phase, Purpose, Rule, Sight, Step, alone, is_of_others, save, told};
+use super::{
+    Announcement, Drain, METRIC, Phase, Purpose, Rule, Sight, Step, alone, is_of_others, save, told,
+};
 
 fn announcement(service: &str, metric: u16) -> Announcement {
     let purpose = match service {
