@@ -190,7 +190,7 @@ fn connections_are_told_apart(ecmp: &Ecmp, transfers: usize) -> Result<[usize; 3
         .collect::<Result<_, _>>()?;
     let (mut clients, mut open) = (BTreeMap::new(), BTreeMap::new());
     for director in DIRECTORS {
-        let said = ecmp.ask(director, "connections")?;
+        let said = ecmp.ask(director, "connections --limit 0")?;
         for connection in said.as_array().context("connections")? {
             if !SERVICES.iter().any(|name| connection["service"] == *name)
                 || connection["state"].as_str().is_none_or(str::is_empty)
@@ -203,7 +203,7 @@ fn connections_are_told_apart(ecmp: &Ecmp, transfers: usize) -> Result<[usize; 3
             let owner = owner.with_context(|| format!("{director}: {connection}: nobody's address"))?;
             ensure!((1_024..=9_999).contains(&end.port()), "{director}: {connection}");
             let ends = (end, connection["real"].to_string());
-            let client = connection["client"].to_string();
+            let client = format!("{} -> {}", connection["source"], connection["destination"]);
             let known = clients.entry(ends).or_insert_with(|| client.clone());
             ensure!(*known == client, "{director}: {connection}, and {known} has it as well");
             if connection["state"] == "open" {
