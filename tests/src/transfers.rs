@@ -82,6 +82,19 @@ impl<'a> Transfers<'a> {
         Ok(seen.lines().count())
     }
 
+    /// That none has failed so far.
+    ///
+    /// # Errors
+    /// What curl says of those that have.
+    pub fn none_has_failed(&self) -> Result<()> {
+        let script = "cd /run/transfers && grep -Lx 0 code-* 2>/dev/null || true; cat err-*; \
+                      echo; ss -Htnoi '( dport = :80 )' | head -n 80";
+        let said = self.ecmp.lab.sh("client", script)?;
+        let failed = said.lines().next().unwrap_or_default().trim();
+        ensure!(failed.is_empty(), "transfers have failed: {said}");
+        Ok(())
+    }
+
     /// Waits for their end: every one is complete, and every byte right.
     ///
     /// # Errors

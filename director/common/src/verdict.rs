@@ -219,7 +219,8 @@ reasons! {
         /// From a real server of a service with NAT to such a service, and it cannot be answered about, or too many answers
         /// were given.
         Hairpin = "hairpin",
-        /// A real server's answer to a client whose route says that it is to be refused.
+        /// A real server's answer to a client whose route says that it is to be refused; or, with full NAT, to whom there is
+        /// no route.
         ReplyRefused = "reply-refused",
         /// It belongs to no connection that is known, and its service refuses such, as each with full NAT does.
         NoConnection = "no-connection",

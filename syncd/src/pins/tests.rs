@@ -42,7 +42,7 @@ fn owned(router_id: Ipv4Addr) -> Vec<Address> {
 fn local(flow: &FlowKey) -> Option<Endpoint> {
     let number = flow.source_port % 400;
     let address = Address::from_ipv4([10, 8, (number >> 8) as u8, number as u8]);
-    (number % 2 == 0).then_some(Endpoint { address, port: flow.source_port | 1, reserved: 0 })
+    number.is_multiple_of(2).then_some(Endpoint { address, port: flow.source_port | 1, reserved: 0 })
 }
 
 fn server(last: u8) -> Arc<Server> {
@@ -396,7 +396,7 @@ fn who_is_there_again_at_once_is_told_of_what_it_has_left() {
     (0..2).for_each(|_| walk(&mut machine, 2));
     told(&mut machine, 4);
     subscribe(&mut machine, 4);
-    assert_eq!(told(&mut machine, 4).1, true);
+    assert!(told(&mut machine, 4).1);
 }
 
 #[test]

@@ -63,10 +63,10 @@ fn judge<'a>(
     let Some(route) =
         routes.route(&query(&ip, flow, &reply.vip, decision.client_end, forward, bytes, ifindex))
     else {
-        return NONE;
+        return wayless(decision);
     };
     match route.answer {
-        RouteEntry::STAYS => return NONE,
+        RouteEntry::STAYS => return wayless(decision),
         RouteEntry::DISABLED => return Verdict::Pass(PassReason::ForwardingOff),
         _ => {}
     }
@@ -107,6 +107,13 @@ fn judge<'a>(
         return Verdict::Reply(ReplyReason::Transmitted);
     }
     Verdict::Reply(ReplyReason::Redirected)
+}
+
+/// The verdict on an answer for which the kernel has no way. By NAT it may be the kernel's own business; by full NAT it is to
+/// a lease, of which the kernel knows nothing, and it would reset a connection that goes on when there is a way again.
+#[inline(always)]
+fn wayless(decision: &Decision<'_>) -> Verdict {
+    if decision.client_end.is_some() { Verdict::Drop(DropReason::ReplyRefused) } else { NONE }
 }
 
 /// The packet's headers and, in `flow`, the flow of what may be an answer, or that an ICMP error is about. A later

@@ -73,6 +73,10 @@ fn every_mistake_about_full_nat_is_named_with_its_place() {
             &[(LOCALS.0, &peer), ("127.0.0.2:7000", "10.255.9.2:7000")],
             ["5:20: ", "an address of another director"],
         ),
+        (
+            &[LOCALS, ("[ospf]\n", "[ospf]\naggregate = [\"2001:db8:9::/64\"]\n")],
+            ["5:44: ", "is inside the aggregate 2001:db8:9::/64"],
+        ),
         (&[TUNNEL, LOCALS], [": ", "tunnel_source"]),
     ];
     for (edits, parts) in rows {
