@@ -72,6 +72,7 @@ fn prepare(ecmp: &Ecmp) -> Result<()> {
     for number in 1..=3 {
         until_at(ecmp, number, &BTreeSet::from([number]))?;
     }
+    until_vips_at(ecmp, &BTreeSet::from([1, 2, 3]))?;
     every_director_has_connections(ecmp)
 }
 
@@ -91,7 +92,7 @@ fn story(ecmp: &Ecmp) -> Result<()> {
     let back = news.count()?;
     all_serve(ecmp)?;
     until_at(ecmp, 1, &BTreeSet::from([1]))?;
-    ecmp.until_next_hops(3, PATIENCE)?;
+    until_vips_at(ecmp, &BTreeSet::from([1, 2, 3]))?;
     news.go_on(back)?;
     let under_way = transfers.established()?;
     ensure!(under_way > transfers.count() / 2, "{under_way} transfers have seen the return");
@@ -171,13 +172,22 @@ fn services(ecmp: &Ecmp, director: &str) -> Result<Vec<Value>> {
 
 /// Waits until both switches send what is for a director's local addresses to these directors.
 fn until_at(ecmp: &Ecmp, number: usize, directors: &BTreeSet<usize>) -> Result<()> {
+    until_sent(ecmp, &locals(number), directors)
+}
+
+/// The same of what is for the VIPs of the services with full NAT.
+fn until_vips_at(ecmp: &Ecmp, directors: &BTreeSet<usize>) -> Result<()> {
+    until_sent(ecmp, &VIPS.map(|vip| vip.trim_matches(['[', ']']).to_owned()), directors)
+}
+
+fn until_sent(ecmp: &Ecmp, addresses: &[String], directors: &BTreeSet<usize>) -> Result<()> {
     // The switches' links to the directors have the directors' numbers.
     let devices: BTreeSet<String> = directors.iter().map(|number| format!("eth{number}")).collect();
     for switch in SWITCHES {
-        for address in locals(number) {
+        for address in addresses {
             let what = format!("{switch} sends what is for {address} to {devices:?}");
             wait(&what, PATIENCE, || {
-                let found = devices_towards(ecmp, switch, &address)?;
+                let found = devices_towards(ecmp, switch, address)?;
                 ensure!(found == devices, "it sends that to {found:?}");
                 Ok(true)
             })?;
@@ -272,7 +282,7 @@ fn nobody_lags(ecmp: &Ecmp) -> Result<()> {
 fn lose(ecmp: &Ecmp) -> Result<()> {
     let script = "for i in 1 2 3; do ip link set eth$i down; done; kill -9 $(cat /run/director.pid)";
     ecmp.lab.sh(DIRECTORS[0], script)?;
-    ecmp.until_next_hops(2, PATIENCE)
+    until_vips_at(ecmp, &BTreeSet::from([2, 3]))
 }
 
 /// It is there again: links first, and then the program, which finds what its kernel has kept.
