@@ -9,6 +9,7 @@ mod authentication;
 mod definition;
 mod file;
 mod health;
+mod local;
 mod nat;
 mod overlap;
 mod real;
@@ -32,6 +33,7 @@ use toml::Spanned;
 
 pub use address::{Ports, Protocol, VirtualAddress, family};
 pub use health::HealthCheck;
+pub use local::Locals;
 pub use real::Real;
 pub use service::{Datagrams, Forwarding, Service, Timeouts, Tracking, Tunnel};
 
@@ -69,6 +71,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     /// Our address in tunnels.
     pub tunnel_sources: TunnelSources,
+    /// What full NAT puts in the place of clients.
+    pub locals: Locals,
     /// Who answers echo requests to a VIP.
     pub echo: Echo,
     /// Most ICMP errors (packet too big) in a second, for each processor; 0 for none.
@@ -264,11 +268,14 @@ impl Config {
         let source = Source { path, text };
         let file: file::File = toml::from_str(text)
             .map_err(|error| source.error(error.span(), error.message().trim_end().to_owned()))?;
-        let node = node(&source, file.node)?;
-        let services = service::services(&source, file.service, &node.tunnel_sources)?;
+        let (node, locals) = node(&source, file.node)?;
+        let services = service::services(&source, file.service, &node)?;
+        let cluster = cluster(&source, file.cluster)?;
+        let ospf = file.ospf.map(|ospf| self::ospf(&source, ospf, &services)).transpose()?;
+        locals.check(&source, &services, &cluster, ospf.as_ref())?;
         Ok(Self {
-            ospf: file.ospf.map(|ospf| self::ospf(&source, ospf, &services)).transpose()?,
-            cluster: cluster(&source, file.cluster)?,
+            ospf,
+            cluster,
             services,
             definitions: Arc::new(definition::definitions(&source)?),
             metrics: file.metrics.map(|metrics| metrics.listen),
@@ -309,7 +316,7 @@ impl Source<'_> {
     }
 }
 
-fn node(source: &Source<'_>, node: file::Node) -> Result<Node, ConfigError> {
+fn node(source: &Source<'_>, node: file::Node) -> Result<(Node, local::Written), ConfigError> {
     if node.router_id.get_ref().is_unspecified() {
         return Err(
             source.at(&node.router_id, "router_id must not be 0.0.0.0; use a loopback address of the node")
@@ -325,7 +332,8 @@ fn node(source: &Source<'_>, node: file::Node) -> Result<Node, ConfigError> {
             return Err(source.at(name, format!("interface {:?} is listed twice", name.get_ref())));
         }
     }
-    Ok(Node {
+    let (locals, written) = local::locals(source, node.local_addresses, node.local_ports.as_ref())?;
+    let node = Node {
         router_id: *node.router_id.get_ref(),
         interfaces: node.interfaces.into_inner().into_iter().map(Spanned::into_inner).collect(),
         xdp_mode: match node.xdp_mode {
@@ -345,7 +353,9 @@ fn node(source: &Source<'_>, node: file::Node) -> Result<Node, ConfigError> {
         icmp_rate: node.icmp_rate,
         connections: capacity(source, "connections", &node.connections)?,
         half_open: capacity(source, "half_open", &node.half_open)?,
-    })
+        locals,
+    };
+    Ok((node, written))
 }
 
 /// Room for connections in the kernel, of which all is taken from the start.

@@ -40,7 +40,9 @@ mod export;
 mod follow;
 mod free;
 mod keys;
+mod leases;
 mod loads;
+mod locals;
 mod maps;
 pub(crate) mod pins;
 mod plan;
@@ -78,6 +80,7 @@ pub use error::{ApplyError, AttachError, DetachError, OpenError, ReadError};
 pub use explain::{
     ExplainedReal, ExplainedService, ExplainedSlot, ExplainedTunnel, Explanation, Lookup, MatchedKey,
 };
+pub use locals::LocalAddresses;
 pub use probe::{Probe, ProbeError, TcpFlags};
 pub use replicas::PinReport;
 pub use replies::{ReplyClaim, conflict as reply_conflict};
@@ -91,6 +94,8 @@ pub use window::Timeouts;
 
 use capture::Buffers;
 use export::Export;
+use leases::LeaseWalk;
+use locals::Numbering;
 use maps::Maps;
 pub(crate) use maps::ip_address;
 use plan::Plan;
@@ -151,6 +156,11 @@ pub struct Options {
     /// Connections of tracked services that can be half-open at one time, apart from those: a flood of what begins and
     /// never goes on fills this and nothing else. A data plane that is adopted keeps the number it was made with.
     pub half_open: u32,
+    /// What full NAT puts in the place of clients.
+    pub locals: LocalAddresses,
+    /// Take no leases of them before [`Dataplane::allow_leases`], unless an earlier process has taken any: others may know
+    /// of connections that have some.
+    pub holds_leases: bool,
     /// Remove what an earlier process left (and stop its forwarding) instead of adopting it.
     pub discard_pins: bool,
     /// Our addresses in tunnels to real servers.
@@ -172,6 +182,8 @@ impl Default for Options {
             pins: 1 << 20,
             margin: Duration::from_secs(6),
             half_open: 1 << 16,
+            locals: LocalAddresses::default(),
+            holds_leases: false,
             discard_pins: false,
             tunnel_sources: TunnelSources::default(),
             echo: EchoPolicy::default(),
@@ -216,6 +228,8 @@ pub struct Dataplane {
     next_hops: BTreeMap<IpAddr, NextHop>,
     links: BTreeMap<String, (AttachedInterface, PinnedLink)>,
     sweep: Sweep,
+    lease_walk: LeaseWalk,
+    numbering: Numbering,
     replicas: Replicas,
     export: Export,
     capture: Option<Buffers>,
@@ -245,12 +259,15 @@ impl Dataplane {
         pins::drop_resized(&options.pin_dir, "FLOWS", flows)?;
         let pins = buckets_to_have(options, "PINS", options.pins)?;
         let half_open = buckets_to_have(options, "HALF_OPEN", options.half_open)?;
+        let leases = leases_to_have(options)?;
         let sizes = [
             ("FLOWS", flows),
             ("PINS", pins),
             ("PIN_FLOWS", pins),
             ("HALF_OPEN", half_open),
             ("HALF_OPEN_FLOWS", half_open),
+            ("LEASES", leases),
+            ("LEASE_OWNERS", leases),
         ];
         let mut ebpf = load(&options.pin_dir, &sizes)?;
         let program: &mut Xdp = ebpf
@@ -267,9 +284,12 @@ impl Dataplane {
         routes.load().map_err(OpenError::Program)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let secret = draw_secret()?;
+        let numbering = Numbering::open(&mut maps, options)?;
+        let locals = numbering.locals();
         maps.write_config(|config| {
             let config = fresh_config(config, options, secret);
-            Config { pin_buckets: pins, half_open_buckets: half_open, ..config }
+            let sizes = Config { pin_buckets: pins, half_open_buckets: half_open, ..config };
+            Config { lease_buckets: leases, locals, ..sizes }
         })?;
         maps.adopt_pin_hash()?;
         let plan = Plan::read(&mut maps)?;
@@ -277,12 +297,26 @@ impl Dataplane {
         let next_hops = plan.next_hops(&maps)?;
         let (options, links, sweep) = (options.clone(), BTreeMap::new(), Sweep::new());
         let (replicas, export) = (Replicas::new(connections_in(pins) as usize / 4 * 3), Export::default());
-        let (capture, under_way) = (None, None);
-        let mut dataplane =
-            Self { options, ebpf, maps, plan, next_hops, links, sweep, replicas, export, capture, under_way };
+        let (capture, under_way, lease_walk) = (None, None, LeaseWalk::default());
+        let mut dataplane = Self {
+            options,
+            ebpf,
+            maps,
+            plan,
+            next_hops,
+            links,
+            sweep,
+            lease_walk,
+            numbering,
+            replicas,
+            export,
+            capture,
+            under_way,
+        };
         if adopted {
             dataplane.maps.pins.free_claims();
             dataplane.maps.half_open.free_claims();
+            dataplane.maps.leases.free_claims();
             dataplane.recount();
         }
         dataplane.adopt_links()?;
@@ -393,6 +427,18 @@ fn buckets_to_have(options: &Options, map: &str, connections: u32) -> Result<u32
         );
     }
     Ok(found)
+}
+
+/// Buckets of the table of leases. One that had room for none, because there were no local addresses, is made anew.
+fn leases_to_have(options: &Options) -> Result<u32, OpenError> {
+    let wanted = leases::room(options);
+    if pins::size_of_map(&options.pin_dir, "LEASES")?.is_some_and(|found| found == 1) {
+        for map in ["LEASES", "LEASE_OWNERS"] {
+            pins::drop_resized(&options.pin_dir, map, buckets_for(wanted))?;
+        }
+    }
+    let found = pins::size_of_map(&options.pin_dir, "LEASES")?;
+    if wanted <= 1 { Ok(found.unwrap_or(1)) } else { buckets_to_have(options, "LEASES", wanted) }
 }
 
 /// A secret that nobody else has.

@@ -21,6 +21,7 @@ mod explain;
 mod file;
 mod forwarding;
 mod health;
+mod locals;
 mod ospf;
 mod plan;
 mod preview;
@@ -50,6 +51,7 @@ use crate::control::{Socket, from_root};
 use crate::dataplane::{Adoption, Dataplane, monotonic_seconds};
 use crate::next_hop::{self, Resolver};
 use answers::{Asker, Question};
+pub(crate) use forwarding::local_notes;
 pub(crate) use ospf::lsdb_message as lsdb;
 use plan::Announcement;
 pub(crate) use views::neighbors;
@@ -153,6 +155,12 @@ struct Node {
     /// Whether OSPF has not resumed yet from what a predecessor left.
     resuming: bool,
     announced: BTreeMap<IpNet, Announcement>,
+    /// Local addresses of other directors that this one takes over if need be.
+    other_locals: BTreeSet<IpAddr>,
+    /// Own ones that another director has as well.
+    contested: BTreeSet<IpAddr>,
+    /// Leases are taken: what others know of this director's own is known here.
+    leases_allowed: bool,
     /// Whether an operator took this director out of service.
     drain: drain::Drain,
     /// Services that have their quorum.
@@ -238,6 +246,9 @@ impl Node {
             routing_enabled: false,
             resuming: !graces.is_empty(),
             announced: BTreeMap::new(),
+            other_locals: BTreeSet::new(),
+            contested: BTreeSet::new(),
+            leases_allowed: false,
             drain,
             quorate: BTreeSet::new(),
             version: None,
@@ -400,10 +411,14 @@ impl Node {
             }
             syncd::Event::PeerDown { router_id } => {
                 self.dataplane.orphan_pins(router_id, monotonic_seconds());
+                self.follow_locals();
+            }
+            syncd::Event::PeerUp { router_id, boot_id } => {
+                self.dataplane.note_run(router_id, boot_id, monotonic_seconds());
+                self.follow_locals();
             }
             // Shown by `director peers`.
             syncd::Event::PassedOver { .. }
-            | syncd::Event::PeerUp { .. }
             | syncd::Event::Configuration { same: false, .. }
             | syncd::Event::TablesDiffer { .. }
             | syncd::Event::TablesAgree { .. }
@@ -442,7 +457,7 @@ impl Node {
         let report = self.dataplane.apply(&cluster::specs(&self.config, tables)).context("services")?;
         tracing::debug!(?report, "services applied");
         if !report.is_unchanged() {
-            forwarding::warn_if_off(&self.config);
+            forwarding::warn_if_lacking(&self.config);
         }
         let (reals, leaving) = (cluster::real_addresses(&self.config, tables), self.dataplane.retained());
         self.resolver.watch(reals.union(&leaving).copied());
@@ -483,6 +498,7 @@ impl Node {
             }
             Err(error) => tracing::error!(%error, "connections' pins"),
         }
+        self.follow_locals();
     }
 
     /// Announces what can be served now, and lets OSPF loose once the first tables are at work.
@@ -497,6 +513,8 @@ impl Node {
             |real: IpAddr| dataplane.next_hop(real).is_some(),
             serving,
         );
+        let locals = &self.config.node.locals.addresses;
+        plan::announce_locals(&mut wanted, locals, &self.other_locals, serving);
         if let (Some(phase), Some(ospf)) = (self.drain.phase(), &self.config.ospf) {
             phase.apply(&mut wanted, &ospf.aggregates);
         }

@@ -232,12 +232,14 @@ fn delivery(pins: &[LocalPin], begins: Option<Begin>) -> Delivery {
         server: servers.iter().position(|server| *server == pin.server).expect("listed") as u32,
         state: pin.state,
         remaining: pin.remaining,
+        local: pin.local,
     };
     let position = Position { session: 1, sequence: 1 };
     Delivery {
         receipt: Receipt { from: OTHER, boot_id: BootId(7), position },
         begins,
         ends_snapshot: begins == Some(Begin::Snapshot),
+        locals: None,
         pins: pins.iter().map(remote).collect(),
         removed: Vec::new(),
         servers,
@@ -430,6 +432,7 @@ fn a_million_replicas_are_taken() {
             server: 0,
             state: PinState::Open,
             remaining: 900,
+            local: None,
         };
         let batches: Vec<Delivery> = (0..1_000_000_u32)
             .collect::<Vec<_>>()

@@ -419,6 +419,7 @@ fn another_directors_connections_are_followed_and_counted() {
                 position: Position { session: 1, sequence: 1 },
             },
             begins: Some(Begin::Snapshot),
+            locals: None,
             servers: Vec::new(),
             pins: Vec::new(),
             removed: Vec::new(),
@@ -431,7 +432,8 @@ fn another_directors_connections_are_followed_and_counted() {
                 delivery.servers.len() - 1
             });
             let (flow, state, remaining) = (pin.flow, pin.state, pin.remaining);
-            delivery.pins.push(RemotePin { flow, server: number as u32, state, remaining });
+            let server = number as u32;
+            delivery.pins.push(RemotePin { flow, server, state, remaining, local: None });
         }
         assert_eq!(two.apply_pins(&delivery, now).expect("apply").added, 4);
         assert_eq!([load(&two, 11), load(&two, 12)], [(2, 0), (2, 0)]);

@@ -3,12 +3,12 @@
 //!
 //! A record names nothing by a position or a clock of one machine. What its packets are addressed to and where they go
 //! are numbers that the stream itself defines ([`Batch::targets`], [`Batch::servers`]), and its end is told in seconds
-//! left. That makes 13 bytes of an IPv4 connection, and 8 of its removal.
+//! left. That makes 13 bytes of an IPv4 connection, 16 of one with full NAT, and 8 of its removal.
 
 use std::net::IpAddr;
 
 use director_common::pin::PinState;
-use director_common::tables::Address;
+use director_common::tables::{Address, Lease};
 
 use crate::sync::BootId;
 
@@ -25,6 +25,9 @@ pub const MAX_REMAINING: u32 = 10 * 86_400;
 
 /// Bytes of the record of an IPv4 and of an IPv6 client's pin.
 pub const RECORD_SIZE: (usize, usize) = (13, 25);
+
+/// The same where the connection has a lease.
+pub const LEASED_SIZE: (usize, usize) = (16, 28);
 
 /// Bytes of the record of a removal, likewise.
 pub const REMOVAL_SIZE: (usize, usize) = (8, 20);
@@ -104,6 +107,17 @@ pub struct Record {
     pub state: PinState,
     /// Seconds until it expires, if no packet comes; at most [`MAX_REMAINING`].
     pub remaining: u32,
+    /// What stands for the client, by full NAT: the number is one of [`Batch::locals`].
+    pub lease: Lease,
+}
+
+/// A local address: what stands for clients, by full NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Local {
+    /// The address.
+    pub address: Address,
+    /// It is the sender's own, which takes ports of it. Of another director's the sender only knows connections.
+    pub is_own: bool,
 }
 
 /// A pin that is no more.
@@ -130,6 +144,8 @@ pub struct Batch {
     pub targets: Vec<(u16, Target)>,
     /// Meaning of servers' numbers from here on.
     pub servers: Vec<(u16, Server)>,
+    /// Meaning of local addresses' numbers from here on; in the first batch of a session all that are the sender's own.
+    pub locals: Vec<(u8, Local)>,
     /// Pins.
     pub records: Vec<Record>,
     /// Pins that are no more.

@@ -36,7 +36,7 @@ pub mod wire {
 /// 3: pins of connections, on a stream of their own.
 /// 4: epochs in three steps. A director of version 3 would put tables in force that others have only prepared.
 /// 5: tables carry the definitions of their services, and their digests do.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,8 @@ pub struct Config {
     pub config_digest: Digest,
     /// The configured services, of which peers are told where theirs differ.
     pub definitions: Arc<Definitions>,
+    /// Addresses that stand for clients, by full NAT, and are this director's alone: the others are told.
+    pub local_addresses: Vec<IpAddr>,
     /// Speak without TLS on any address. For tests.
     pub allow_plaintext: bool,
 }

@@ -225,7 +225,7 @@ pub async fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Event>), St
     }
     let (commands, from_node) = mpsc::channel(COMMAND_QUEUE);
     let (to_node, events) = mpsc::channel(EVENT_QUEUE);
-    let (port, pins) = pins::Exchange::new(&replica, config.peers.len());
+    let (port, pins) = pins::Exchange::new(&replica, &config);
     let engine = Engine {
         replica,
         pins,

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use director_common::tables::FlowKey;
+use director_common::tables::{Address, FlowKey};
 use director_proto::pins::{PinMessage, Position};
 use director_proto::sync::BootId;
 use serde::Serialize;
@@ -108,7 +108,13 @@ struct Peer {
     inbox: Inbox,
     outbox: Outbox,
     is_live: bool,
+    /// Walks of this director that had ended when the other one ceased to be live.
+    left_at: Option<u32>,
 }
+
+/// Walks that end before all that another director has left behind is this one's to tell: one may be under way, and the
+/// next one meets everything.
+const INHERITING: u32 = 2;
 
 /// The machine.
 #[derive(Debug)]
@@ -128,6 +134,8 @@ pub struct Pins {
     rejoins: u64,
     /// Other directors in the configuration.
     expected: usize,
+    /// This director's own local addresses.
+    locals: Vec<Address>,
     messages: VecDeque<(Ipv4Addr, PinMessage)>,
     deliveries: VecDeque<Delivery>,
 }
@@ -147,6 +155,7 @@ impl Pins {
             is_whole: false,
             rejoins: 0,
             expected: 0,
+            locals: Vec::new(),
             messages: VecDeque::new(),
             deliveries: VecDeque::new(),
         }
@@ -160,6 +169,13 @@ impl Pins {
         self
     }
 
+    /// This director takes ports of these addresses, which stand for clients by full NAT; the others are told.
+    #[must_use]
+    pub fn with_locals(mut self, locals: Vec<Address>) -> Self {
+        self.locals = locals;
+        self
+    }
+
     /// The directors that are live now, without this one, and the key of the tables in force here, if any are.
     pub fn handle_members(
         &mut self,
@@ -169,7 +185,12 @@ impl Pins {
     ) {
         self.peers.values_mut().for_each(|peer| peer.is_live = false);
         for (router_id, boot_id) in live {
-            self.peer(router_id, boot_id).is_live = true;
+            let peer = self.peer(router_id, boot_id);
+            (peer.is_live, peer.left_at) = (true, None);
+        }
+        let walks = self.journal.walks();
+        for peer in self.peers.values_mut().filter(|peer| !peer.is_live) {
+            peer.left_at.get_or_insert(walks);
         }
         if hash_key.is_some() {
             self.tables_since.get_or_insert(now);
@@ -211,10 +232,13 @@ impl Pins {
     }
 
     fn peer(&mut self, router_id: Ipv4Addr, boot_id: BootId) -> &mut Peer {
-        let new = || Peer { boot_id, inbox: Inbox::new(boot_id), outbox: Outbox::default(), is_live: false };
-        let peer = self.peers.entry(router_id).or_insert_with(new);
+        let new =
+            |outbox| Peer { boot_id, inbox: Inbox::new(boot_id), outbox, is_live: false, left_at: None };
+        let peer = self.peers.entry(router_id).or_insert_with(|| new(Outbox::default()));
         if peer.boot_id != boot_id {
-            *peer = new();
+            // It may have lost what the run before knew: then it learns from what that one has left to this director.
+            let walks = peer.left_at.unwrap_or(self.journal.walks()).saturating_add(INHERITING);
+            *peer = new(Outbox::after(walks));
             // What is still to be said was meant for the run before.
             self.messages.retain(|(to, _)| *to != router_id);
         }
@@ -308,13 +332,13 @@ impl Pins {
             return Some(message);
         }
         let second = self.second(now);
-        let (journal, placement) = (&self.journal, &self.placement);
+        let (journal, placement, locals) = (&self.journal, &self.placement, &self.locals);
         for (router_id, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.is_live) {
             if let Some(subscription) = peer.inbox.poll_subscription(now) {
                 return Some((*router_id, PinMessage::Subscribe(subscription)));
             }
             let wants = |flow: &_| placement.replicas(Class::Pin, flow).has(*router_id);
-            if let Some(batch) = peer.outbox.poll(now, second, journal, wants) {
+            if let Some(batch) = peer.outbox.poll(now, second, journal, locals, wants) {
                 return Some((*router_id, PinMessage::Batch(Box::new(batch))));
             }
         }

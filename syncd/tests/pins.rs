@@ -43,6 +43,7 @@ fn pins(count: u32) -> Vec<LocalPin> {
         server: Arc::clone(&servers[number as usize % servers.len()]),
         state: PinState::Open,
         remaining: 900,
+        local: None,
     };
     (0..count).map(pin).collect()
 }

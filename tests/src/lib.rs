@@ -5,3 +5,4 @@ pub mod downloads;
 pub mod ecmp;
 pub mod netns;
 pub mod requirement;
+pub mod transfers;

@@ -8,15 +8,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cluster_tests::ecmp::{Ecmp, wait};
 use cluster_tests::requirement::{Requirement, met};
+use cluster_tests::transfers::{Pace, Transfers};
 use serde_json::Value;
 
 const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
 const VIPS: [&str; 2] = ["203.0.113.30", "[2001:db8:113::30]"];
 const SERVICES: [&str; 2] = ["web-nat", "web6-nat"];
-/// Transfers of each kind to each VIP, their size in bytes, and curl's idea of a rate: some ten seconds each.
-const TRANSFERS: u32 = 8;
-const BYTES: u32 = 4_000_000;
-const RATE: &str = "400k";
 
 #[test]
 fn downloads_and_uploads_by_nat_survive_the_loss_of_a_director() -> Result<()> {
@@ -113,49 +110,9 @@ fn a_real_server_is_told_at_once(ecmp: &Ecmp) -> Result<()> {
 }
 
 fn transfers_survive(ecmp: &Ecmp) -> Result<()> {
-    let begin = format!(
-        "mkdir -p /run/nat && cd /run/nat && head -c {BYTES} /dev/urandom >up
-         for vip in '{}' '{}'; do for i in $(seq {TRANSFERS}); do
-           name=$(echo $vip | tr -dc 0-9a-f)-$i
-           (curl -sS -f -m 120 --limit-rate {RATE} -r 0-{} http://$vip/content -o down-$name 2>err-down-$name
-            echo $? >code-down-$name) &
-           (curl -sS -f -m 120 --limit-rate {RATE} --data-binary @up -H 'Expect:' http://$vip/upload -o said-up-$name 2>err-up-$name
-            echo $? >code-up-$name) &
-         done; done >/dev/null 2>&1",
-        VIPS[0],
-        VIPS[1],
-        BYTES - 1
-    );
-    ecmp.lab.sh("client", &begin)?;
-    let all = 4 * TRANSFERS as usize;
-    let established = || -> Result<usize> {
-        let seen = ecmp.lab.sh("client", "ss -Htn state established '( dport = :80 )'")?;
-        Ok(seen.lines().count())
-    };
-    let received = || -> Result<u64> {
-        let sizes = ecmp.lab.sh("client", "cat /run/nat/down-* 2>/dev/null | wc -c")?;
-        Ok(sizes.trim().parse()?)
-    };
-    wait("downloads have begun in earnest", Duration::from_secs(60), || {
-        Ok(received()? > u64::from(2 * TRANSFERS * BYTES) / 5)
-    })?;
-    ensure!(established()? > all / 2, "most transfers are under way");
+    let transfers = Transfers::begin(ecmp, VIPS, Pace::Quick)?;
     let cut = "kill -9 $(cat /run/director.pid); for i in 1 2 3; do ip link set eth$i down; done";
     ecmp.lab.sh("director1", cut)?;
-    ensure!(established()? > all / 4, "the loss must come in the middle");
-    wait("every transfer has ended", Duration::from_secs(120), || {
-        let codes = ecmp.lab.sh("client", "cd /run/nat && ls code-* 2>/dev/null | wc -l")?;
-        Ok(codes.trim() == all.to_string())
-    })?;
-    let failed = ecmp.lab.sh("client", "cd /run/nat && grep -Lx 0 code-* || true; cat err-*")?;
-    ensure!(failed.trim().is_empty(), "transfers failed: {failed}");
-    let sums = ecmp.lab.sh("client", "cd /run/nat && sha256sum down-* | cut -d' ' -f1 | sort | uniq -c")?;
-    let wanted =
-        ecmp.lab.sh("real1", &format!("head -c {BYTES} /srv/www/content | sha256sum | cut -d' ' -f1"))?;
-    let expected = format!("{} {}", 2 * TRANSFERS, wanted.trim());
-    ensure!(sums.trim() == expected, "bytes that arrived: {sums}, wanted {expected}");
-    let said = ecmp.lab.sh("client", "cd /run/nat && cat said-up-* | sort | uniq -c")?;
-    let expected = format!("{} {BYTES} bytes", 2 * TRANSFERS);
-    ensure!(said.trim() == expected, "bytes that the servers got: {said}");
-    Ok(())
+    ensure!(transfers.established()? > transfers.count() / 4, "the loss must come in the middle");
+    transfers.end()
 }

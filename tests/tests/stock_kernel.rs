@@ -8,9 +8,11 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 11] = [
+const SUITES: [&str; 13] = [
     "dataplane_kernel",
     "dataplane_nat",
+    "dataplane_full_nat",
+    "dataplane_full_nat_replicas",
     "dataplane_apply",
     "dataplane_forwarding",
     "dataplane_pins",
@@ -98,6 +100,16 @@ fn program_decides_under_stock_kernel() {
 #[test]
 fn addresses_are_translated_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_nat");
+}
+
+#[test]
+fn both_ends_are_translated_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_full_nat");
+}
+
+#[test]
+fn connections_with_both_ends_translated_go_on_elsewhere_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_full_nat_replicas");
 }
 
 #[test]

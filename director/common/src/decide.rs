@@ -13,19 +13,22 @@ mod reply;
 mod schedule;
 mod track;
 
+use crate::lease::flow_of;
 use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
 use crate::packet::{
     self, End, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, Translation, TransportError,
 };
 use crate::pin::signal;
 use crate::tables::{
-    Address, Config, FlowKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry, Tables,
+    Address, Config, Endpoint, FlowKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry,
+    Tables,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
 pub use assign::assign;
-use owner::{find_owner, unless_vip};
-pub use reply::decide_reply;
+pub(crate) use owner::find_owner;
+use owner::unless_vip;
+pub use reply::{decide_reply, find_ports, identify};
 
 /// A verdict, and what it is accounted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct Decision<'a> {
     pub reply: Option<&'a ReplyEntry>,
     /// The way to the client then.
     pub route: Option<&'a RouteEntry>,
+    /// What the client's end becomes, by full NAT: the source of what goes to a real server, the destination of an answer.
+    pub client_end: Option<&'a Endpoint>,
 }
 
 impl Decision<'_> {
@@ -76,6 +81,7 @@ impl Decision<'_> {
             tunnel_source: None,
             reply: None,
             route: None,
+            client_end: None,
         }
     }
 }
@@ -100,6 +106,8 @@ pub fn decide<'a>(
     if may_be_reply(decision.verdict, tables) {
         decide_reply(frame, ifindex, tables, tables, flow, &mut decision);
     }
+    advance(tables, flow, &decision.forward, decision.verdict.is_forward());
+    complete(tables, flow, &mut decision);
     decision
 }
 
@@ -107,7 +115,37 @@ pub fn decide<'a>(
 #[inline(always)]
 pub fn may_be_reply(verdict: Verdict, tables: &impl Tables) -> bool {
     matches!(verdict, Verdict::Pass(PassReason::NoService))
-        && tables.config().is_some_and(|config| config.has(Config::FLAG_NAT))
+        && tables
+            .config()
+            .is_some_and(|config| config.flags & (Config::FLAG_NAT | Config::FLAG_FULL_NAT) != 0)
+}
+
+/// The step of [`decide()`] after a packet's server is found: takes a tracked connection that goes on to the pins.
+#[inline(always)]
+pub fn advance(tables: &impl Tables, flow: &FlowKey, forward: &Forward, is_forward: bool) {
+    if is_forward && forward.pin == Forward::PIN_ADVANCES {
+        schedule::advance(tables, flow, forward.real, forward.signals);
+    }
+}
+
+/// The last step of [`decide()`], for what full NAT changes: finds as whom a client's packet leaves, and notes an answer
+/// in its connection's entry. `flow` is as the steps before have left it.
+#[inline(always)]
+pub fn complete<'a>(tables: &'a impl Tables, flow: &FlowKey, decision: &mut Decision<'a>) {
+    if decision.verdict.is_forward() && decision.entry.is_some_and(ServiceEntry::is_full_nat) {
+        decision.client_end = tables.local(flow);
+        if decision.client_end.is_none() {
+            schedule::end(tables, flow, decision.forward.real);
+            decision.verdict = Verdict::Drop(DropReason::NoConnection);
+        }
+    }
+    if decision.verdict.is_reply()
+        && decision.forward.related == 0
+        && let (Some(reply), Some(client)) = (decision.reply, decision.client_end)
+    {
+        let connection = flow_of(reply, client, flow.protocol);
+        schedule::note_reply(tables, &connection, reply.real, decision.forward.signals);
+    }
 }
 
 /// The part of [`decide()`] that is about packets to a VIP.
@@ -149,6 +187,30 @@ pub fn forget(tables: &impl Tables, flow: &FlowKey, forward: &Forward) {
 /// on.
 #[inline(always)]
 pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
+    rewrite_client_end(frame, decision)?;
+    rewrite_rest(frame, decision)
+}
+
+/// The part of [`rewrite`] that is the client's end, which full NAT changes; to be done first. (The kernel's program does
+/// the two in functions of their own: see [`examine`].)
+///
+/// # Errors
+/// As [`rewrite`].
+#[inline(always)]
+pub fn rewrite_client_end(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
+    let Some(client) = decision.client_end else { return Ok(()) };
+    let end = if decision.verdict.is_forward() { End::Source } else { End::Destination };
+    let inner = usize::from(decision.forward.inner);
+    let there = Translation { end, address: &client.address, port: client.port };
+    there.emit(frame, &decision.ip, inner).ok_or(DropReason::RewriteFailed)
+}
+
+/// All else of [`rewrite`].
+///
+/// # Errors
+/// As [`rewrite`].
+#[inline(always)]
+pub fn rewrite_rest(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), DropReason> {
     if let Verdict::Answer(reason) = decision.verdict {
         let (kind, source) = match reason {
             AnswerReason::Echo => {
@@ -167,7 +229,7 @@ pub fn rewrite(frame: &mut impl Frame, decision: &Decision<'_>) -> Result<(), Dr
     let way = decision.way.ok_or(DropReason::RewriteFailed)?;
     let entry = decision.entry.ok_or(DropReason::RewriteFailed)?;
     decision.ip.emit_decremented_hop_limit(frame).ok_or(DropReason::RewriteFailed)?;
-    if entry.is_nat() {
+    if entry.translates() {
         let real = Translation { end: End::Destination, address: &way.address, port: way.port };
         let inner = usize::from(decision.forward.inner);
         real.emit(frame, &decision.ip, inner).ok_or(DropReason::RewriteFailed)?;

@@ -12,6 +12,7 @@
 //! | [`siphash`] | how its secrets follow from the key |
 //! | [`slot`] | slots, their packing, and how a hash picks one |
 //! | [`pin`] | connections that do not follow their slot |
+//! | [`lease`] | full NAT: the local addresses and ports that stand for clients |
 //! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
 //! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
 //! | [`shortcut`] | the same outcome in fewer steps, for the packets there are most of |
@@ -28,6 +29,7 @@ pub mod counters;
 pub mod decapsulate;
 pub mod decide;
 pub mod hash;
+pub mod lease;
 pub mod packet;
 pub mod pin;
 pub mod schedulers;

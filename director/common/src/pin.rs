@@ -109,6 +109,17 @@ impl PinState {
         }
     }
 
+    /// The state after a packet of the real server with these [`signal`]s, where those pass here.
+    ///
+    /// As [`Self::after`]; but what was under way when the client reset the connection does not bring it back.
+    #[inline(always)]
+    pub const fn after_reply(self, signals: u16) -> Self {
+        match self {
+            Self::Reset => Self::Reset,
+            _ => self.after(signals),
+        }
+    }
+
     /// Whether IPVS counts a TCP connection in this state among the active ones. Flows of datagrams are all inactive.
     #[inline(always)]
     pub const fn is_active(self) -> bool {
@@ -162,6 +173,12 @@ impl Pin {
     #[inline(always)]
     pub const fn word(&self) -> u64 {
         self.word
+    }
+
+    /// The pin of which these were [`Self::word`] and `seen`.
+    #[inline(always)]
+    pub const fn from_words(word: u64, seen: u64) -> Self {
+        Self { word, seen }
     }
 
     /// What the connection was last seen to do.

@@ -57,10 +57,12 @@ pub enum Method {
     Overflow = 8,
     /// `twos`: the less loaded of two that are drawn.
     TwoChoices = 9,
+    /// None of IPVS's, and in nobody's choice: each goes to its slot's owner, as in services that are not tracked.
+    Slots = 15,
 }
 
 impl Method {
-    /// All of them.
+    /// All that IPVS has.
     pub const ALL: [Self; 9] = [
         Self::RoundRobin,
         Self::WeightedRoundRobin,
@@ -73,7 +75,7 @@ impl Method {
         Self::TwoChoices,
     ];
 
-    /// IPVS's name for it.
+    /// IPVS's name for it, if it has one.
     pub const fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "rr",
@@ -85,6 +87,7 @@ impl Method {
             Self::Failover => "fo",
             Self::Overflow => "ovf",
             Self::TwoChoices => "twos",
+            Self::Slots => "slots",
         }
     }
 
@@ -105,6 +108,7 @@ impl Method {
             7 => Self::Failover,
             8 => Self::Overflow,
             9 => Self::TwoChoices,
+            15 => Self::Slots,
             _ => Self::WeightedLeastConnection,
         }
     }

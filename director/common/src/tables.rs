@@ -4,6 +4,7 @@
 //! assertion beside each. Whatever changes their meaning or layout increments [`LAYOUT_VERSION`].
 
 mod class;
+mod local;
 mod reply;
 mod route;
 mod shelf;
@@ -17,13 +18,16 @@ use crate::siphash::HashKey;
 use crate::slot::Slot;
 
 pub use class::RangeKey;
+pub use local::{
+    Endpoint, FlowRecord, Lease, LeaseBucket, LeaseRecord, Locals, MAX_LOCAL_NUMBERS, MAX_LOCALS, Return,
+};
 pub use reply::{ReplyEntry, ReplyKey};
 pub use route::{RouteEntry, RouteQuery, Routes};
 pub use shelf::{SHELF, SMALL_SHELF, SMALL_TABLE, SlotTable, SmallTable, is_small, shelf_of, table_slots};
 pub use tracking::{LoadEntry, MAX_CANDIDATES, Roster};
 
 /// Version of everything in this file. A daemon adopts pinned maps only if they carry its own version.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// First word of [`Config`]: says that these maps are a director's.
 pub const CONFIG_MAGIC: u32 = 0x4449_5231;
@@ -100,6 +104,13 @@ impl Address {
         [u32::from_ne_bytes(*a), u32::from_ne_bytes(*b), u32::from_ne_bytes(*c), u32::from_ne_bytes(*d)]
     }
 
+    /// Whether this is the same as another. Compared by words, as in [`Self::is_v4`].
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+
     /// Whether this is no address: all zeroes. Compared by words, as in [`Self::is_v4`].
     #[inline(always)]
     pub const fn is_zero(&self) -> bool {
@@ -153,18 +164,25 @@ pub struct Config {
     pub pin_buckets: u32,
     /// Buckets of the table of half-open connections.
     pub half_open_buckets: u32,
+    /// Buckets of the table of leases.
+    pub lease_buckets: u32,
     /// Sum of `FLAG_*`.
     pub flags: u32,
     /// Most ICMP errors that are sent in a second, by each processor.
     pub icmp_rate: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Our address in tunnels over IPv4; all zeroes where there is none.
     pub tunnel_v4: Address,
     /// Our address in tunnels over IPv6; all zeroes where there is none.
     pub tunnel_v6: Address,
+    /// What full NAT puts in the place of clients.
+    pub locals: Locals,
 }
 
-const _: () = assert!(size_of::<Config>() == 304);
-// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + (2 + 7 + 22) x 8 + 4 x 4 + 2 x 16 = 304).
+const _: () = assert!(size_of::<Config>() == 352);
+// SAFETY: `repr(C)` of integers and bytes without padding (2 x 4 + (2 + 7 + 22) x 8 + 6 x 4 + 2 x 16 +
+// 40 = 352).
 unsafe impl Plain for Config {}
 
 impl Config {
@@ -176,6 +194,8 @@ impl Config {
     pub const FLAG_CLASSES: u32 = 4;
     /// Some service forwards by NAT: what is for no service may be a real server's answer.
     pub const FLAG_NAT: u32 = 8;
+    /// Some service forwards by full NAT: what is for no service may be a real server's answer to a lease.
+    pub const FLAG_FULL_NAT: u32 = 16;
     /// Packets that [`CaptureFilter`](crate::capture::CaptureFilter) wants are captured as they came.
     pub const FLAG_CAPTURE: u32 = 1 << 30;
     /// The same, as they leave.
@@ -332,6 +352,8 @@ impl ServiceEntry {
     pub const FORWARD_GUE: u16 = 3;
     /// The destination becomes the real server, and answers pass here: see [`ReplyEntry`].
     pub const FORWARD_NAT: u16 = 4;
+    /// As [`Self::FORWARD_NAT`], and the source becomes an address of this director: see [`lease`](crate::lease).
+    pub const FORWARD_FULL_NAT: u16 = 5;
 
     /// The tunnel to the real servers, if they are reached by one.
     #[inline(always)]
@@ -348,6 +370,25 @@ impl ServiceEntry {
     #[inline(always)]
     pub const fn is_nat(&self) -> bool {
         self.forwarding == Self::FORWARD_NAT
+    }
+
+    /// Whether the real servers are reached by full NAT. Every connection of such a service is tracked.
+    #[inline(always)]
+    pub const fn is_full_nat(&self) -> bool {
+        self.forwarding == Self::FORWARD_FULL_NAT
+    }
+
+    /// Whether the destination of a packet becomes the real server.
+    #[inline(always)]
+    pub const fn translates(&self) -> bool {
+        self.is_nat() || self.is_full_nat()
+    }
+
+    /// Whether what belongs to no connection, or finds no room, is dropped: by full NAT nothing reaches a real server that
+    /// has no lease.
+    #[inline(always)]
+    pub const fn refuses(&self) -> bool {
+        self.has(Self::FLAG_REFUSE) || self.is_full_nat()
     }
 
     /// Whether every bit of `flag` is set.
@@ -628,19 +669,30 @@ pub trait Tables {
     fn remove_pin(&self, key: &FlowKey) -> bool;
     /// The entry of a flow of a tracked service that has begun and not gone on yet.
     fn half_open(&self, key: &FlowKey) -> Option<&PinCell>;
-    /// Adds such an entry; false if there is no room, or one by now.
+    /// Adds such an entry, without a lease; false if there is no room, or one by now.
     fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool;
     /// Removes such an entry; false if there is none.
     fn remove_half_open(&self, key: &FlowKey) -> bool;
+    /// Pins a half-open flow, whose lease goes with it; false if there is no room. The half-open entry stays.
+    fn promote(&self, key: &FlowKey, pin: &Pin) -> bool;
+    /// Gives a connection of a tracked service its half-open entry and, with full NAT, a lease, with the server at
+    /// position `wanted` or, if that is [`Roster::NOBODY`], the one that the scheduler chooses: one of
+    /// [`opening`](crate::lease::opening).
+    fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32;
+    /// What came of the question that [`Self::open`] put when this packet was decided on before, in the kernel's program.
+    fn opened(&self, _service: &ServiceEntry) -> u32 {
+        crate::lease::opening::NONE
+    }
+    /// As whom a client's packet leaves by full NAT; `None` if its connection has no lease.
+    fn local(&self, key: &FlowKey) -> Option<&Endpoint>;
+    /// What a packet from a real server to a lease becomes; `None` if it is no such.
+    fn returned(&self, key: &FlowKey) -> Option<&Return>;
     /// Gives an entry that holds `old` the server and the state of `next`, at once; false if it holds something else by
     /// now, and is left alone. So of several processors that change it each counts what itself has replaced, and nobody
     /// writes to an entry that has become another connection's.
     fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool;
     /// Adds to the counts of real server number `index`, and marks it if it has enough now.
     fn count(&self, index: u32, active: i64, inactive: i64);
-    /// The position of the server that a tracked service's scheduler chooses for a new connection,
-    /// [`Roster::NOBODY`] if there is none.
-    fn schedule(&self, service: &ServiceEntry) -> u32;
     /// The real server that a QUIC server id stands for.
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry>;
     /// As whose a real server's answer leaves.

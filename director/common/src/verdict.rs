@@ -71,6 +71,8 @@ impl Forward {
     pub const PIN_REFUSED: u16 = 3;
     /// It begins a tracked connection, and got an entry among the half-open ones.
     pub const PIN_OPENED: u16 = 4;
+    /// It is the second one of a tracked connection, which goes over to the pins now.
+    pub const PIN_ADVANCES: u16 = 5;
 }
 
 macro_rules! reasons {
@@ -217,12 +219,16 @@ reasons! {
         /// From a real server of a service with NAT to such a service, and it cannot be answered about, or too many answers
         /// were given.
         Hairpin = "hairpin",
-        /// A real server's answer to a client whose route says that it is to be refused.
+        /// A real server's answer to a client whose route says that it is to be refused; or, with full NAT, to whom there is
+        /// no route.
         ReplyRefused = "reply-refused",
-        /// It belongs to no connection that is known, and its service refuses such.
+        /// It belongs to no connection that is known, and its service refuses such, as each with full NAT does.
         NoConnection = "no-connection",
-        /// It begins a connection, there is no room to track it, and its service refuses such.
+        /// It begins a connection, there is no room to track it, and its service refuses such, as each with full NAT does.
         TableFull = "table-full",
+        /// It begins a connection of a service with full NAT, and no local address had a port left for it towards its
+        /// real server: give the node more local_addresses, or a wider range of local_ports.
+        NoLocalPort = "no-local-port",
         /// A bounds check failed while the frame was rewritten.
         RewriteFailed = "rewrite-failed",
     }

@@ -6,6 +6,7 @@
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::macros::btf_map;
+use director_common::lease::opening;
 use director_common::schedulers::{Method, SCAN_WORDS, Scan, Server, choose};
 use director_common::tables::{Roster, ServiceEntry};
 
@@ -21,11 +22,16 @@ pub struct Appointment {
     real_base: u32,
     real_count: u32,
     position: u32,
+    /// One of [`opening`]: whether the connection is to begin, and how it did.
+    opening: u32,
+    reserved: u32,
     scan: [u64; SCAN_WORDS],
 }
 
 const ASKED: u32 = 1;
 const ANSWERED: u32 = 2;
+/// No question: the server is known.
+const GIVEN: u32 = 3;
 
 /// One for each processor.
 #[btf_map]
@@ -38,25 +44,69 @@ fn appointment() -> Option<&'static mut Appointment> {
     APPOINTMENT.get_ptr_mut(0).map(|appointment| unsafe { &mut *appointment })
 }
 
-/// The position chosen for the packet in hand, or [`Roster::NOBODY`]; then the question has been put, if it was not yet.
 #[inline(always)]
-pub fn ask(service: &ServiceEntry) -> u32 {
-    let Some(appointment) = appointment() else { return Roster::NOBODY };
-    if appointment.state == ANSWERED && appointment.service == service.service {
-        return appointment.position;
-    }
+fn put(appointment: &mut Appointment, service: &ServiceEntry) {
     appointment.state = ASKED;
+    appointment.opening = opening::NONE;
     appointment.service = service.service;
     appointment.method = service.method() as u32;
     appointment.real_base = service.real_base;
     appointment.real_count = service.real_count;
-    Roster::NOBODY
+}
+
+/// What [`to_open`] says where no connection is to begin.
+pub const NOTHING: u32 = u32::MAX - 1;
+
+/// Asks that the connection of the packet in hand begin, with the server at position `wanted`, or the one that the
+/// scheduler chooses if that is [`Roster::NOBODY`].
+#[inline(always)]
+pub fn ask_to_open(service: &ServiceEntry, wanted: u32) -> u32 {
+    if let Some(appointment) = appointment() {
+        put(appointment, service);
+        appointment.opening = opening::ASKED;
+        if wanted != Roster::NOBODY {
+            (appointment.state, appointment.position) = (GIVEN, wanted);
+        }
+    }
+    opening::ASKED
+}
+
+/// The position of the server with which a connection is to begin, [`Roster::NOBODY`] if there is none; or [`NOTHING`].
+#[inline(always)]
+pub fn to_open() -> u32 {
+    match appointment() {
+        Some(appointment) if appointment.opening == opening::ASKED => appointment.position,
+        _ => NOTHING,
+    }
+}
+
+/// Says how it began.
+#[inline(always)]
+pub fn set_opened(opened: u32) {
+    if let Some(appointment) = appointment() {
+        appointment.opening = opened;
+    }
+}
+
+/// How the connection of the packet in hand began, if that was asked for.
+#[inline(always)]
+pub fn opened(service: &ServiceEntry) -> u32 {
+    match appointment() {
+        Some(appointment) if appointment.state == ANSWERED && appointment.service == service.service => {
+            appointment.opening
+        }
+        _ => opening::NONE,
+    }
 }
 
 /// Answers the question, if there is one: 1, else 0.
 #[inline(always)]
 pub fn answer() -> u32 {
     let Some(appointment) = appointment() else { return 0 };
+    if appointment.state == GIVEN {
+        appointment.state = ANSWERED;
+        return 1;
+    }
     if appointment.state != ASKED {
         return 0;
     }

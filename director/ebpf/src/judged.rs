@@ -1,8 +1,8 @@
 //! What was decided about a packet, on the way from where it was decided to where it is done.
 
 use director_common::packet::Ip;
-use director_common::tables::{Config, FlowKey, ReplyEntry, ServiceEntry};
-use director_common::{Action, Decision, Forward, Tables as _, Verdict};
+use director_common::tables::{Config, Endpoint, FlowKey, ReplyEntry, ServiceEntry};
+use director_common::{Action, Decision, DropReason, Forward, Tables as _, Verdict};
 
 use crate::maps::KernelTables;
 use crate::routes;
@@ -35,6 +35,8 @@ pub struct Judged {
     /// The service's entry, if one has the packet.
     pub entry: ServiceEntry,
     reply: ReplyEntry,
+    /// The client, of an answer by full NAT: its port is 0 and its address is none in any other.
+    client: Endpoint,
     ip: Ip,
 }
 
@@ -53,6 +55,7 @@ impl Judged {
         self.from_real = u32::from(decision.reply.is_some());
         if let Some(reply) = decision.reply {
             self.reply = *reply;
+            self.client = decision.client_end.copied().unwrap_or_default();
         }
     }
 
@@ -82,6 +85,19 @@ impl Judged {
         Verdict::that_rewrites(self.outcome).is_some_and(Verdict::is_reply)
     }
 
+    /// Notes that it is not forwarded after all.
+    #[inline(always)]
+    pub fn discard(&mut self, reason: DropReason) {
+        let (action, outcome) = Verdict::Drop(reason).disposition();
+        (self.action, self.outcome) = (action as u32, outcome);
+    }
+
+    /// Whether full NAT changes it.
+    #[inline(always)]
+    pub fn has_client_end(&self) -> bool {
+        self.is_forward() && self.entry.is_full_nat() || self.is_reply() && !self.client.address.is_zero()
+    }
+
     /// The packet goes to a real server.
     #[inline(always)]
     pub fn is_forward(&self) -> bool {
@@ -99,9 +115,10 @@ impl Judged {
             over_v4 = real.address.is_v4();
             (way, entry) = (Some(real), Some(&self.entry));
         }
-        let (mut reply, mut route) = (None, None);
+        let (mut reply, mut route, mut client_end) = (None, None, None);
         if verdict.is_reply() {
             (reply, route) = (Some(&self.reply), routes::found());
+            client_end = Some(&self.client).filter(|client| !client.address.is_zero());
         }
         Some(Decision {
             verdict,
@@ -115,6 +132,7 @@ impl Judged {
             tunnel_source: config.tunnel_source(over_v4),
             reply,
             route,
+            client_end,
         })
     }
 }

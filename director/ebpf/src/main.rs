@@ -1,9 +1,12 @@
 //! The XDP program: entry, bounds, maps, counters. What happens to a packet is decided in `director-common`.
 //!
 //! Most packets take the [`shortcut`], by [`hasten`]. What is left is looked at by [`judge`]; if a service has it,
-//! [`assign`] finds its real server; if it may be a real server's answer, [`judge_reply`] decides; and it goes its way by
-//! [`finish`]. Where a new connection's server is to be chosen, [`assign`] asks for it, [`appoint`] chooses, and
-//! [`assign`] runs once more.
+//! [`assign`] finds its real server; if it may be a real server's answer, [`find_return`] looks for its
+//! connection and [`judge_reply`] decides; [`advance`] takes a
+//! tracked connection that goes on to the pins; [`prepare`] does what
+//! comes before all else, for full NAT and for whoever watches; and it goes its way by [`finish`]. Where a new
+//! connection's server is to be chosen, [`assign`] asks for it, [`appoint`] chooses, [`open_connection`] gives it a lease
+//! if it needs one, and [`assign`] runs once more.
 //! Each is a function of its own in the kernel too, for two reasons: the verifier checks it by itself, whereas in one
 //! piece it would follow every way through the last once for every way that leads there, and give up; and they use the
 //! same 512 bytes of stack, one after the other.
@@ -16,6 +19,7 @@ mod appointment;
 mod capture;
 mod frame;
 mod judged;
+mod leases;
 mod maps;
 mod pins;
 mod routes;
@@ -27,7 +31,7 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
-use director_common::decide::{self, decide_reply, examine, forget, may_be_reply, rewrite};
+use director_common::decide::{self, decide_reply, examine, forget, may_be_reply, rewrite_rest};
 use director_common::shortcut::{self, Forwarded};
 use director_common::tables::Config;
 #[cfg(doc)]
@@ -37,6 +41,7 @@ use director_common::{Decision, Forward, Tables as _, Verdict};
 use capture::capture;
 use frame::XdpFrame;
 use judged::Judged;
+use leases::{find_return, open_connection};
 use maps::KernelTables;
 use routes::KernelRoutes;
 
@@ -51,13 +56,17 @@ pub fn director(context: XdpContext) -> u32 {
     if step == TO_BE_ASSIGNED {
         assign(context.ctx);
         if appoint() != 0 {
+            open_connection();
             // With the server that it asked for.
             assign(context.ctx);
             appointment::dismiss();
         }
     } else if step == MAY_BE_REPLY {
+        find_return(context.ctx);
         judge_reply(context.ctx);
     }
+    advance();
+    prepare(context.ctx);
     finish(context.ctx)
 }
 
@@ -183,6 +192,41 @@ pub extern "C" fn appoint() -> u32 {
     appointment::answer()
 }
 
+/// Takes a tracked connection that goes on to the pins; 0 if there was no room to know.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn advance() -> u32 {
+    let Some(judged) = maps::scratch() else { return 0 };
+    decide::advance(&KernelTables, &judged.flow, &judged.forward, judged.is_forward());
+    1
+}
+
+/// Shows the packet as it came to whoever watches, and changes the client's end of it where full NAT does; 0 if there was
+/// no room to know.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prepare(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    let (Some(judged), Some(config)) = (maps::scratch(), KernelTables.config()) else { return 0 };
+    if config.has(Config::FLAG_CAPTURE) {
+        watch(&context, judged, judged.outcome, judged.is_forward() || judged.is_reply());
+    }
+    if !judged.has_client_end() {
+        return 1;
+    }
+    let Some(mut decision) = judged.decision(config) else { return 1 };
+    decide::complete(&KernelTables, &judged.flow, &mut decision);
+    let failed = match decision.verdict {
+        Verdict::Drop(reason) => Err(reason),
+        _ => decide::rewrite_client_end(&mut XdpFrame::new(&context), &decision),
+    };
+    if let Err(reason) = failed {
+        forget(&KernelTables, &judged.flow, &judged.forward);
+        judged.discard(reason);
+    }
+    1
+}
+
 /// Does what has been decided.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -191,12 +235,9 @@ pub extern "C" fn finish(context: *mut xdp_md) -> u32 {
     let (Some(judged), Some(config)) = (maps::scratch(), KernelTables.config()) else { return XDP_PASS };
     let (mut action, mut outcome) = (judged.action, judged.outcome);
     let (mut forwarded, mut replied) = (judged.is_forward(), judged.is_reply());
-    if config.has(Config::FLAG_CAPTURE) {
-        watch(&context, judged, outcome, forwarded || replied);
-    }
     let mut frame = XdpFrame::new(&context);
     if let Some(decision) = judged.decision(config)
-        && let Err(reason) = rewrite(&mut frame, &decision)
+        && let Err(reason) = rewrite_rest(&mut frame, &decision)
     {
         let (dropped, counter) = Verdict::Drop(reason).disposition();
         (action, outcome) = (dropped as u32, counter);

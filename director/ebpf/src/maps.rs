@@ -12,9 +12,9 @@ use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::table::marked;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
-    Address, Config, FlowKey, FragmentEntry, Interface, LoadEntry, MAX_CLASSES, MAX_FRAGMENTS,
+    Address, Config, Endpoint, FlowKey, FragmentEntry, Interface, Lease, LoadEntry, MAX_CLASSES, MAX_FRAGMENTS,
     MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES,
-    MAX_TABLES, NEAR_INTERFACES, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster, SHELF, SMALL_SHELF,
+    MAX_TABLES, NEAR_INTERFACES, RangeKey, RealEntry, ReplyEntry, ReplyKey, Return, Roster, SHELF, SMALL_SHELF,
     ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, SlotTable, SmallTable, Tables, TokenBucket,
     WindowEntry, is_small, shelf_of,
 };
@@ -24,7 +24,7 @@ use director_common::{SLOTS, SMALL_SLOTS, Slot};
 use crate::appointment;
 use crate::frame::opaque;
 use crate::judged::Judged;
-use crate::pins;
+use crate::{leases, pins};
 
 /// Elements are allocated one by one and freed after a grace period: a preallocated hash hands a replaced
 /// element out again at once, under the eyes of a program that still reads it.
@@ -201,7 +201,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn add_pin(&self, key: &FlowKey, pin: &Pin) -> bool {
-        pins::KNOWN.add(key, pin)
+        pins::KNOWN.add_flow(key, Lease::NONE, pin)
     }
 
     #[inline(always)]
@@ -216,7 +216,32 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn add_half_open(&self, key: &FlowKey, pin: &Pin) -> bool {
-        pins::BEGUN.add(key, pin)
+        pins::BEGUN.add_flow(key, Lease::NONE, pin)
+    }
+
+    #[inline(always)]
+    fn promote(&self, key: &FlowKey, pin: &Pin) -> bool {
+        leases::promote(key, pin)
+    }
+
+    #[inline(always)]
+    fn open(&self, service: &ServiceEntry, _key: &FlowKey, wanted: u32) -> u32 {
+        leases::open(service, wanted)
+    }
+
+    #[inline(always)]
+    fn opened(&self, service: &ServiceEntry) -> u32 {
+        appointment::opened(service)
+    }
+
+    #[inline(always)]
+    fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
+        leases::local(key)
+    }
+
+    #[inline(always)]
+    fn returned(&self, _key: &FlowKey) -> Option<&Return> {
+        leases::returned()
     }
 
     #[inline(always)]
@@ -246,11 +271,6 @@ impl Tables for KernelTables {
                 load.overloaded = 1;
             }
         }
-    }
-
-    #[inline(always)]
-    fn schedule(&self, service: &ServiceEntry) -> u32 {
-        appointment::ask(service)
     }
 
     #[inline(always)]
@@ -332,7 +352,7 @@ pub fn count_outcome(outcome: u32) {
 }
 
 /// Words of [`SCRATCH`].
-const SCRATCH_WORDS: usize = 32;
+const SCRATCH_WORDS: usize = 36;
 const _: () = assert!(size_of::<Judged>() <= SCRATCH_WORDS * 8);
 
 /// Room for the packet that this processor has in hand.

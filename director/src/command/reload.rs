@@ -9,6 +9,7 @@ use director_proto::control::{ReloadReply, ReloadRequest, ServicePreview};
 
 use super::{Ask, print, said};
 use crate::config::Config;
+use crate::node::local_notes;
 
 #[derive(Args)]
 pub(super) struct Reload {
@@ -53,6 +54,9 @@ impl Check {
             let reals: usize = config.services.values().map(|service| service.reals.len()).sum();
             let services = config.services.len();
             print(&format!("{}: good: {services} services, {reals} real servers\n", path.display()))?;
+            for note in local_notes(&config) {
+                print(&format!("warning: {note}\n"))?;
+            }
         }
         if !preview {
             return Ok(());

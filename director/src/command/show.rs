@@ -74,7 +74,8 @@ pub(super) fn status(status: &Status) -> String {
         .collect();
     line("data plane", format!("{}, XDP on {}", status.data_plane, dash(&interfaces.join(", "))));
     for announcement in &status.announcements {
-        let owner = if announcement.service.is_empty() { "node" } else { &announcement.service };
+        let owner = [&announcement.service, &announcement.role].into_iter().find(|name| !name.is_empty());
+        let owner = owner.map_or("node", String::as_str);
         line("announces", format!("{} metric {} ({owner})", announcement.prefix, announcement.metric));
     }
     for (title, counts) in [("packets", &status.verdicts), ("ospf refused", &status.ospf_refused)] {
@@ -269,7 +270,7 @@ pub(super) fn peers(peers: &Peers) -> String {
 }
 
 pub(super) fn connections(connections: &Connections) -> String {
-    let rows: Vec<[String; 10]> = connections
+    let rows: Vec<[String; 11]> = connections
         .connections
         .iter()
         .map(|connection| {
@@ -279,6 +280,7 @@ pub(super) fn connections(connections: &Connections) -> String {
                 connection.destination.clone(),
                 connection.service.clone(),
                 connection.real.clone(),
+                dash(&connection.local),
                 connection.packets.to_string(),
                 bytes(connection.bytes),
                 format!("{:.1} s ago", connection.last_seen_ms as f64 / 1000.0),
@@ -297,6 +299,7 @@ pub(super) fn connections(connections: &Connections) -> String {
         "destination",
         "service",
         "real server",
+        "as",
         ">packets",
         ">bytes",
         ">last seen",

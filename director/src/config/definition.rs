@@ -79,7 +79,7 @@ impl Config {
         let read = || -> Result<_, ConfigError> {
             let sections: Sections = toml::from_str(&text)
                 .map_err(|error| source.error(error.span(), error.message().trim_end().to_owned()))?;
-            service::services(&source, sections.service, &self.node.tunnel_sources)
+            service::services(&source, sections.service, &self.node)
         };
         let services = read().map_err(|error| match place(definitions, &error) {
             Some(name) => format!("service {name:?}: {}", error.message),

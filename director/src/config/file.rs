@@ -35,6 +35,9 @@ pub(super) struct Node {
     #[serde(default)]
     pub(super) tunnel_source: Vec<Spanned<IpAddr>>,
     #[serde(default)]
+    pub(super) local_addresses: Vec<Spanned<IpAddr>>,
+    pub(super) local_ports: Option<Spanned<String>>,
+    #[serde(default)]
     pub(super) echo: Echo,
     #[serde(default = "default_icmp_rate")]
     pub(super) icmp_rate: u32,

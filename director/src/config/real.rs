@@ -98,7 +98,7 @@ fn real_address(
         return Err(source.at(real, message));
     }
     match service.forwarding {
-        Forwarding::Dr | Forwarding::Nat => {
+        Forwarding::Dr | Forwarding::Nat | Forwarding::FullNat => {
             let other = |vip: &&VirtualAddress| vip.prefix.addr().is_ipv4() != address.is_ipv4();
             let Some(vip) = service.addresses.iter().find(other) else { return Ok(()) };
             let message = format!(
@@ -126,7 +126,7 @@ fn real_address(
 /// The port of a real server. Neither direct return nor a tunnel changes ports: it is the service's there, if that has
 /// one.
 fn real_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> Result<u16, ConfigError> {
-    if service.forwarding == Forwarding::Nat {
+    if matches!(service.forwarding, Forwarding::Nat | Forwarding::FullNat) {
         return mapped_port(source, service, port);
     }
     let wanted = service.addresses.first().map_or(Ports::ALL, |address| address.ports);
@@ -152,7 +152,7 @@ fn mapped_port(source: &Source<'_>, service: &Service, port: &Spanned<u16>) -> R
         return Err(source.at(port, "port 0 is no port of a real server; leave it out to keep the packet's"));
     }
     if service.one_port().is_none() {
-        let message = "the service has several ports, of which nat makes no single one: leave it out, and packets keep theirs";
+        let message = "the service has several ports, of which NAT makes no single one: leave it out, and packets keep theirs";
         return Err(source.at(port, message));
     }
     Ok(*port.get_ref())

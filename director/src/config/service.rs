@@ -15,10 +15,11 @@ use toml::Spanned;
 
 use super::address::{self, Protocol, VirtualAddress};
 use super::health::{self, HealthCheck};
+use super::local;
 use super::nat;
 use super::overlap::{self, Claim};
 use super::real::{self, Real};
-use super::{ConfigError, Source, TunnelSources, file};
+use super::{ConfigError, Node, Source, file};
 use crate::health::{Check, Quorum};
 use crate::slots::{Member, Scheduler};
 
@@ -68,7 +69,10 @@ impl Service {
 
     /// The name of the scheduler, as in the configuration.
     pub fn scheduler_name(&self) -> &'static str {
-        self.tracking.as_ref().map_or(self.scheduler.name(), |tracking| tracking.method.name())
+        match &self.tracking {
+            Some(tracking) if tracking.method != Method::Slots => tracking.method.name(),
+            _ => self.scheduler.name(),
+        }
     }
 
     /// Who takes new connections that nobody else takes.
@@ -131,6 +135,8 @@ pub enum Forwarding {
     /// By network address translation, both ways: real servers are of the VIP's family, and send their answers to the
     /// directors.
     Nat,
+    /// As that, and an address and port of the director stands for the client: real servers may be anywhere.
+    FullNat,
 }
 
 /// Kind of a tunnel.
@@ -152,6 +158,7 @@ impl fmt::Display for Forwarding {
         match self {
             Self::Dr => f.write_str("dr"),
             Self::Nat => f.write_str("nat"),
+            Self::FullNat => f.write_str("fullnat"),
             Self::Tunnel(Tunnel::Ipip) => f.write_str("tunnel ipip"),
             Self::Tunnel(Tunnel::Gre) => f.write_str("tunnel gre"),
             Self::Tunnel(Tunnel::Gue { port }) => write!(f, "tunnel gue port {port}"),
@@ -223,8 +230,9 @@ const MAX_CONNECTION_ID: u8 = 20;
 pub(super) fn services(
     source: &Source<'_>,
     list: Vec<file::Service>,
-    tunnel_sources: &TunnelSources,
+    node: &Node,
 ) -> Result<BTreeMap<String, Service>, ConfigError> {
+    let tunnel_sources = &node.tunnel_sources;
     if let Some(entry) = list.get(MAX_SERVICES) {
         return Err(source.at(&entry.name, format!("at most {MAX_SERVICES} services are possible")));
     }
@@ -241,7 +249,7 @@ pub(super) fn services(
             let message = format!("a service's name has 1 to {MAX_SERVICE_NAME} bytes, without blanks");
             return Err(source.at(&entry.name, message));
         }
-        let (service, places) = service(source, entry, tunnel_sources)?;
+        let (service, places) = service(source, entry, node)?;
         for (address, place) in service.addresses.iter().zip(places) {
             if let Some(own) = tunnel_sources.within(&address.prefix) {
                 let message =
@@ -267,7 +275,7 @@ pub(super) fn services(
 fn service(
     source: &Source<'_>,
     entry: file::Service,
-    tunnel_sources: &TunnelSources,
+    node: &Node,
 ) -> Result<(Service, Vec<Range<usize>>), ConfigError> {
     let (addresses, places): (Vec<_>, Vec<_>) = addresses(source, &entry)?.into_iter().unzip();
     let forwarding = forwarding(source, &entry)?;
@@ -280,7 +288,10 @@ fn service(
         return Err(source.error(Some(place.clone()), message.to_owned()));
     }
     let (scheduler, method) = scheduler(source, entry.scheduler.as_ref())?;
-    let tracking = tracking(source, &entry, method)?;
+    let tracking = tracking(source, &entry, method, forwarding)?;
+    for address in &addresses {
+        local::check_service(source, forwarding, &node.locals, address.prefix.addr(), &entry.forwarding)?;
+    }
     let slots = match &entry.slots {
         Some(slots) if !SLOTS.contains(slots.get_ref()) => {
             let message = "slots must be 65537, or 4093 for one of many small services";
@@ -311,7 +322,7 @@ fn service(
         reals: Vec::new(),
     };
     let sorry = entry.sorry_server.as_ref();
-    service.reals = real::reals(source, &service, entry.real, sorry, tunnel_sources)?;
+    service.reals = real::reals(source, &service, entry.real, sorry, &node.tunnel_sources)?;
     if let Some(health) = entry.health {
         let targets: Vec<_> = service.reals.iter().map(|real| (real.address, real.port)).collect();
         let health = health::check(source, health, &targets)?;
@@ -350,6 +361,7 @@ fn tracking(
     source: &Source<'_>,
     entry: &file::Service,
     method: Option<Method>,
+    forwarding: Forwarding,
 ) -> Result<Option<Tracking>, ConfigError> {
     let only = |what: &str| {
         let methods = Method::ALL.map(Method::name).join(", ");
@@ -357,6 +369,17 @@ fn tracking(
             "{what} is for services whose connections are tracked: with scheduler = one of {methods}; or leave it out"
         )
     };
+    let is_full_nat = forwarding == Forwarding::FullNat;
+    if is_full_nat
+        && let Some(when_full) = &entry.when_full
+        && matches!(when_full.get_ref(), file::WhenFull::Forward)
+    {
+        let message = "with fullnat a packet of no known connection cannot be forwarded, for nothing says as whom: write \
+                       when_full = \"refuse\", or leave it out";
+        return Err(source.at(when_full, message));
+    }
+    // By its slot, where the scheduler says no more.
+    let method = method.or(is_full_nat.then_some(Method::Slots));
     let Some(method) = method else {
         if let Some(when_full) = &entry.when_full {
             return Err(source.at(when_full, only("when_full")));
@@ -368,17 +391,36 @@ fn tracking(
         return place.map_or(Ok(None), |place| Err(source.at(place, only("a threshold"))));
     };
     if let Some(one_packet) = entry.one_packet.as_ref().filter(|one_packet| *one_packet.get_ref()) {
-        let message = "datagrams that stand for themselves are not tracked: use scheduler = \"mh\", or leave one_packet out";
+        let message = match is_full_nat {
+            true => {
+                "with fullnat datagrams are tracked, for their answers must find the way back: leave one_packet out"
+            }
+            false => {
+                "datagrams that stand for themselves are not tracked: use scheduler = \"mh\", or leave one_packet out"
+            }
+        };
         return Err(source.at(one_packet, message));
     }
     if let Some(quic) = &entry.quic {
-        let message =
-            "QUIC connections are found by their ids, not tracked: use scheduler = \"mh\", or leave quic out";
+        let message = match is_full_nat {
+            true => "with fullnat QUIC is tracked as any datagrams are, by address and port: leave quic out",
+            false => {
+                "QUIC connections are found by their ids, not tracked: use scheduler = \"mh\", or leave quic out"
+            }
+        };
         return Err(source.at(quic, message));
     }
     if let Some(real) = entry.real.get(MAX_WHEEL) {
         let message = format!("at most {MAX_WHEEL} real servers are possible with this scheduler");
         return Err(source.at(&real.address, message));
+    }
+    if method == Method::Slots {
+        if let Some(sorry) = &entry.sorry_server {
+            return Err(source.at(sorry, only("sorry_server")));
+        }
+        if let Some(place) = entry.real.iter().find_map(|real| real.upper.as_ref().or(real.lower.as_ref())) {
+            return Err(source.at(place, only("a threshold")));
+        }
     }
     for real in &entry.real {
         let (upper, lower) = (real.upper.as_ref(), real.lower.as_ref());
@@ -389,7 +431,8 @@ fn tracking(
     }
     Ok(Some(Tracking {
         method,
-        refuse: entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
+        refuse: is_full_nat
+            || entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
         sorry_server: entry.sorry_server.as_ref().map(|sorry| *sorry.get_ref()),
     }))
 }
@@ -423,18 +466,27 @@ fn addresses(
 
 fn forwarding(source: &Source<'_>, entry: &file::Service) -> Result<Forwarding, ConfigError> {
     match entry.forwarding.get_ref() {
-        plain @ (file::Forwarding::Dr | file::Forwarding::Nat) => match &entry.tunnel {
-            None if *plain == file::Forwarding::Nat => Ok(Forwarding::Nat),
-            None => Ok(Forwarding::Dr),
-            Some(tunnel) => Err(source.at(tunnel, "a tunnel needs forwarding = \"tunnel\"; or leave it out")),
-        },
+        file::Forwarding::Dr => without_tunnel(source, entry, Forwarding::Dr),
+        file::Forwarding::Nat => without_tunnel(source, entry, Forwarding::Nat),
+        file::Forwarding::Fullnat => without_tunnel(source, entry, Forwarding::FullNat),
         file::Forwarding::Tunnel => {
             tunnel(source, entry.tunnel.as_ref().map(Spanned::get_ref)).map(Forwarding::Tunnel)
         }
-        other @ (file::Forwarding::Fullnat | file::Forwarding::Local) => {
-            let what = format!("forwarding {other:?}").to_lowercase();
-            Err(source.unsupported(&entry.forwarding, &what, "use \"dr\", \"tunnel\" or \"nat\""))
+        file::Forwarding::Local => {
+            let instead = "use \"dr\", \"tunnel\", \"nat\" or \"fullnat\"";
+            Err(source.unsupported(&entry.forwarding, "forwarding local", instead))
         }
+    }
+}
+
+fn without_tunnel(
+    source: &Source<'_>,
+    entry: &file::Service,
+    forwarding: Forwarding,
+) -> Result<Forwarding, ConfigError> {
+    match &entry.tunnel {
+        None => Ok(forwarding),
+        Some(tunnel) => Err(source.at(tunnel, "a tunnel needs forwarding = \"tunnel\"; or leave it out")),
     }
 }
 

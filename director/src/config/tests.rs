@@ -1,3 +1,4 @@
+mod full_nat;
 mod tracking;
 
 use std::path::Path;
@@ -136,8 +137,8 @@ fn every_mistake_is_named_with_its_place() {
         ("\"203.0.113.10\"", "\"224.0.0.1\"", "d.toml:22:7: ", "cannot be a VIP"),
         ("\"203.0.113.10\"", "\"2001:db8::1\"", "d.toml:31:11: ", "forwarding = \"tunnel\""),
         ("protocol = \"tcp\"", "protocol = \"sctp\"", "d.toml:23:12: ", "use \"tcp\" or \"udp\""),
+        ("\"dr\"", "\"local\"", "d.toml:25:14: ", "use \"dr\", \"tunnel\", \"nat\" or \"fullnat\""),
         ("port = 80\nforwarding", "port = 65536\nforwarding", "d.toml:24:8: ", "65536"),
-        ("\"dr\"", "\"fullnat\"", "d.toml:25:14: ", "use \"dr\", \"tunnel\" or \"nat\""),
         ("\"dr\"", "\"nat\"\ntunnel = {}", "d.toml:26:10: ", "needs forwarding = \"tunnel\""),
         ("\"mh\"", "\"fair\"", "d.toml:26:13: ", "use one of mh, ch, rr"),
         ("\"none\"", "\"telnet\"", "d.toml:29:9: ", "unknown variant `telnet`"),

@@ -58,7 +58,7 @@ impl Dataplane {
     /// [`ApplyError::Spec`] before anything is changed; [`ApplyError::Full`] or [`ApplyError::Map`] when part of
     /// it may be: every service is then entirely old or entirely new.
     pub fn apply(&mut self, services: &[ServiceSpec<'_>]) -> Result<ApplyReport, ApplyError> {
-        let keys = check(services, &self.options.tunnel_sources, &self.plan.classes)?;
+        let keys = check(services, &self.options.tunnel_sources, &self.options.locals, &self.plan.classes)?;
         let mut report = ApplyReport::default();
         self.plan.free = Free::of(&self.plan);
         // Where the program has to look, and that an address is a VIP, is told before there is anything to find.
@@ -104,7 +104,7 @@ impl Dataplane {
 
     /// Sets the flags that say where the program looks besides for exact keys.
     fn set_look_ups(&mut self, wanted: u32) -> Result<(), ApplyError> {
-        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES | Config::FLAG_NAT;
+        let all = Config::FLAG_ANY_PORT | Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_FULL_NAT;
         self.maps.write_config(|config| Config { flags: config.flags & !all | wanted, ..config })?;
         Ok(())
     }
@@ -112,7 +112,8 @@ impl Dataplane {
     /// The flags for what services with NAT have left in the kernel.
     fn nat_in_force(&self) -> u32 {
         let any_port = self.plan.replies.keys().any(|key| key.protocol != 0 && key.port == 0);
-        nat_flags(!self.plan.replies.is_empty(), any_port)
+        let full = self.plan.services.values().any(|placement| placement.is_full_nat);
+        nat_flags(!self.plan.replies.is_empty(), any_port) | full_nat_flag(full)
     }
 
     /// Leads prefixes to their classes, which are complete, and others no longer to theirs.
@@ -184,8 +185,21 @@ impl Dataplane {
         let (hash, timeouts) = (service.hash, service.timeouts);
         let was_tracked = self.plan.services.get(service.name).map(Placement::is_tracked);
         let (Turn { rota, begun }, guests) = (turn, Vec::new());
-        let new =
-            Placement { index, table, block, hash, slots, servers, guests, timeouts, rota, begun, window };
+        let is_full_nat = entry.is_full_nat();
+        let new = Placement {
+            index,
+            table,
+            block,
+            hash,
+            slots,
+            servers,
+            guests,
+            timeouts,
+            rota,
+            begun,
+            window,
+            is_full_nat,
+        };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
         }
@@ -418,7 +432,12 @@ pub(super) fn tracks(service: &ServiceSpec<'_>) -> bool {
 fn nat(services: &[ServiceSpec<'_>]) -> u32 {
     let nat = || services.iter().filter(|service| service.forwarding == Forwarding::Nat);
     let any_port = nat().flat_map(|service| &service.addresses).any(|address| address.ports == Ports::ALL);
-    nat_flags(nat().next().is_some(), any_port)
+    let full = services.iter().any(|service| service.forwarding == Forwarding::FullNat);
+    nat_flags(nat().next().is_some(), any_port) | full_nat_flag(full)
+}
+
+const fn full_nat_flag(any: bool) -> u32 {
+    if any { Config::FLAG_FULL_NAT } else { 0 }
 }
 
 const fn nat_flags(any: bool, any_port: bool) -> u32 {

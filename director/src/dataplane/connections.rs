@@ -10,7 +10,7 @@ use director_common::pin::table::{
     names_somebody, place_of,
 };
 use director_common::pin::{Pin, PinCell};
-use director_common::tables::FlowKey;
+use director_common::tables::{FlowKey, FlowRecord, Lease};
 
 use super::shared::Mapping;
 
@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub(super) flow: FlowKey,
     /// Its pin.
     pub(super) pin: Pin,
+    /// Its lease.
+    pub(super) lease: Lease,
 }
 
 /// Where a walk through a table goes on.
@@ -53,10 +55,15 @@ impl Buckets for Connections {
     }
 
     fn exchange(&self, cell: &PinCell, old: u64, new: u64) -> bool {
-        // SAFETY: an aligned word of the mapping, which lives as long as `cell`; it is written at once by everybody.
-        let word = unsafe { AtomicU64::from_ptr(cell.word_ptr()) };
-        word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        exchange(cell, old, new)
     }
+}
+
+/// Makes a word of a mapping another, if it is `old`.
+pub(super) fn exchange(cell: &PinCell, old: u64, new: u64) -> bool {
+    // SAFETY: an aligned word of the mapping, which lives as long as `cell`; it is written at once by everybody.
+    let word = unsafe { AtomicU64::from_ptr(cell.word_ptr()) };
+    word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
 
 impl Connections {
@@ -108,9 +115,10 @@ impl Connections {
             if !names_somebody(word) {
                 return None;
             }
-            let (pin, flow, tag) = (cell.load(), self.flow(number), cell.tag());
+            let (pin, record, tag) = (cell.load(), self.record(number), cell.tag());
+            let (flow, lease) = (record.flow(), record.lease());
             if cell.word() == word {
-                return self.hash.of(&flow).is_of(word, tag).then_some(Entry { number, flow, pin });
+                return self.hash.of(&flow).is_of(word, tag).then_some(Entry { number, flow, pin, lease });
             }
         }
     }
@@ -140,12 +148,18 @@ impl Connections {
     }
 
     /// Whose the entry with this number is.
-    fn flow(&self, number: u32) -> FlowKey {
+    fn record(&self, number: u32) -> FlowRecord {
         let (bucket, way) = place_of(number);
-        let Some(flows) = self.flows.at(bucket) else { return FlowKey::default() };
-        // SAFETY: within the mapping: there are as many ways; every bit pattern is a flow, and whether it was written
+        let Some(flows) = self.flows.at(bucket) else { return FlowRecord::default() };
+        // SAFETY: within the mapping: there are as many ways; every bit pattern is a record, and whether it was written
         // while it was read the caller finds out.
-        unsafe { (&raw const (*flows.as_ptr()).flows).cast::<FlowKey>().add(way).read_volatile() }
+        unsafe { (&raw const (*flows.as_ptr()).flows).cast::<FlowRecord>().add(way).read_volatile() }
+    }
+
+    /// The entry of the connection with this trace.
+    pub(super) fn traced(&self, trace: &Trace) -> Option<Entry> {
+        let number = table::find(self, self.buckets(), trace);
+        if number == NOWHERE { None } else { self.entry(number) }
     }
 
     /// The pin of a connection.
@@ -153,21 +167,24 @@ impl Connections {
         self.find(flow).1.map(PinCell::load)
     }
 
-    /// Removes the pin of a connection and returns what it was, if it had one.
-    pub(super) fn take(&self, flow: &FlowKey) -> Option<Pin> {
+    /// The entry of a connection.
+    pub(super) fn entry_of(&self, flow: &FlowKey) -> Option<Entry> {
+        self.traced(&self.hash.of(flow))
+    }
+
+    /// Removes the entry of a connection and returns what it was, if it had one.
+    pub(super) fn take(&self, flow: &FlowKey) -> Option<Entry> {
         // The program may change the state meanwhile, but not for ever.
         loop {
-            let (trace, found) = self.find(flow);
-            let cell = found?;
-            let pin = cell.load();
-            if table::release(self, cell, &trace, &pin) {
-                return Some(pin);
+            let entry = self.entry_of(flow)?;
+            if self.remove(&entry) {
+                return Some(entry);
             }
         }
     }
 
     /// Adds a pin for a connection that has none: false if it has one, or there is no room.
-    pub(super) fn add(&self, flow: &FlowKey, pin: &Pin) -> bool {
+    pub(super) fn add(&self, flow: &FlowKey, lease: Lease, pin: &Pin) -> bool {
         let trace = self.hash.of(flow);
         let number = table::claim(self, self.buckets(), &trace, CLAIMED_BY_USER);
         if number == NOWHERE {
@@ -175,8 +192,9 @@ impl Connections {
         }
         let (bucket, way) = place_of(number);
         let (Some(cell), Some(flows)) = (cell(self, number), self.flows.at(bucket)) else { return false };
+        let record = FlowRecord::new(flow, lease);
         // SAFETY: within the mapping, at a place that is nobody else's while it is claimed.
-        unsafe { (&raw mut (*flows.as_ptr()).flows).cast::<FlowKey>().add(way).write_volatile(*flow) };
+        unsafe { (&raw mut (*flows.as_ptr()).flows).cast::<FlowRecord>().add(way).write_volatile(record) };
         cell.fill(trace.tag(), u32::try_from(pin.seen).unwrap_or(u32::MAX));
         self.exchange(cell, CLAIMED_BY_USER, trace.word(pin))
     }

@@ -36,6 +36,15 @@ pub enum OpenError {
         /// What this version makes.
         expected: String,
     },
+    /// There are no numbers for that many local addresses.
+    #[error(
+        "no number is free for local address {address}: connections still have ports of too many that were configured \
+         before; start anew with --fresh, or wait for them"
+    )]
+    Locals {
+        /// The address.
+        address: std::net::IpAddr,
+    },
     /// The operating system gives no random numbers.
     #[error("no random numbers: {0}")]
     Secret(getrandom::Error),

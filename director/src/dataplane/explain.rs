@@ -5,19 +5,25 @@
 //! and writes down each look-up with its answer: an explanation can leave something out, but not tell another
 //! story than the one the packet would have.
 
+mod leases;
+
 use std::cell::{OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 
 use aya::TestRunOptions;
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, Xdp};
+#[cfg(doc)]
+use director_common::lease::opening;
+use director_common::lease::{self, Schedules};
 use director_common::packet::Buffer;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
-use director_common::schedulers::{Method, Scan, choose};
+use director_common::schedulers::Method;
 use director_common::slot::slot_of;
 use director_common::tables::{
-    Address, Config, FlowKey, FragmentEntry, HashInput, Interface, RangeKey, RealEntry, ReplyEntry, ReplyKey,
-    Roster, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables, TokenBucket, table_slots,
+    Address, Config, Endpoint, FlowKey, FlowRecord, FragmentEntry, HashInput, Interface, RangeKey, RealEntry,
+    ReplyEntry, ReplyKey, Return, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables,
+    TokenBucket, table_slots,
 };
 use director_common::verdict::Outcome;
 use director_common::{Decision, Slot, SlotState, decide};
@@ -26,6 +32,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::error::ReadError;
 use super::maps::{Maps, Shared, ip_address};
 use super::{Dataplane, NextHop};
+use leases::Begun;
 
 /// What an XDP program returns to leave a packet to the kernel (`linux/bpf.h`).
 const XDP_PASS: u32 = 2;
@@ -140,6 +147,27 @@ pub enum Lookup {
         /// What the kernel says.
         found: Option<RouteEntry>,
     },
+    /// A connection with full NAT that would begin.
+    Open {
+        /// The connection.
+        key: FlowKey,
+        /// How: one of [`opening`].
+        opening: u32,
+    },
+    /// As whom a client's packet leaves by full NAT.
+    Local {
+        /// The connection.
+        key: FlowKey,
+        /// The local address and port.
+        found: Option<Endpoint>,
+    },
+    /// What a packet to a local address and port becomes.
+    Returned {
+        /// Its flow.
+        key: FlowKey,
+        /// From whom and to whom it is then.
+        found: Option<Return>,
+    },
     /// The right to send an ICMP error.
     Token {
         /// Errors allowed in each second.
@@ -165,7 +193,7 @@ impl<'a, T> Recorder<'a, T> {
     }
 }
 
-impl<T: Tables> Tables for Recorder<'_, T> {
+impl<T: Schedules> Tables for Recorder<'_, T> {
     fn config(&self) -> Option<&Config> {
         let found = self.tables.config();
         self.note(Lookup::Config { found: found.is_some() });
@@ -212,16 +240,31 @@ impl<T: Tables> Tables for Recorder<'_, T> {
     fn remove_half_open(&self, key: &FlowKey) -> bool {
         self.tables.remove_half_open(key)
     }
+    fn promote(&self, key: &FlowKey, pin: &Pin) -> bool {
+        let granted = self.tables.promote(key, pin);
+        self.note(Lookup::AddPin { key: *key, pin: *pin, granted });
+        granted
+    }
+    fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32 {
+        let opening = lease::open(self, service, key, wanted);
+        self.note(Lookup::Open { key: *key, opening });
+        opening
+    }
+    fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
+        let found = self.tables.local(key);
+        self.note(Lookup::Local { key: *key, found: found.copied() });
+        found
+    }
+    fn returned(&self, key: &FlowKey) -> Option<&Return> {
+        let found = self.tables.returned(key);
+        self.note(Lookup::Returned { key: *key, found: found.copied() });
+        found
+    }
     fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
         self.tables.exchange(cell, old, next)
     }
     fn count(&self, index: u32, active: i64, inactive: i64) {
         self.tables.count(index, active, inactive);
-    }
-    fn schedule(&self, service: &ServiceEntry) -> u32 {
-        let position = self.tables.schedule(service);
-        self.note(Lookup::Schedule { method: service.method(), position });
-        position
     }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         let found = self.tables.quic(key);
@@ -307,6 +350,10 @@ struct Live<'a> {
     quic_ids: Kept<QuicEntry>,
     replies: Kept<ReplyEntry>,
     ways: Kept<RouteEntry>,
+    addresses: Kept<Address>,
+    locals: Kept<Endpoint>,
+    returns: Kept<Return>,
+    begun: RefCell<Option<Begun>>,
     trouble: RefCell<Option<ReadError>>,
 }
 
@@ -324,6 +371,10 @@ impl<'a> Live<'a> {
             quic_ids: Kept::new(),
             replies: Kept::new(),
             ways: Kept::new(),
+            addresses: Kept::new(),
+            locals: Kept::new(),
+            returns: Kept::new(),
+            begun: RefCell::new(None),
             trouble: RefCell::new(None),
         }
     }
@@ -367,7 +418,8 @@ impl Tables for Live<'_> {
         false
     }
     fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
-        Some(self.pins.keep(PinCell::new(self.maps.half_open.get(key)?)))
+        let begun = || self.begun.borrow().filter(|begun| begun.flow == *key).map(|begun| begun.pin);
+        Some(self.pins.keep(PinCell::new(self.maps.half_open.get(key).or_else(begun)?)))
     }
     /// Adds none, as [`Self::add_pin`].
     fn add_half_open(&self, _key: &FlowKey, _pin: &Pin) -> bool {
@@ -376,23 +428,26 @@ impl Tables for Live<'_> {
     fn remove_half_open(&self, _key: &FlowKey) -> bool {
         false
     }
+    /// Adds none, as [`Self::add_pin`].
+    fn promote(&self, _key: &FlowKey, _pin: &Pin) -> bool {
+        true
+    }
+    fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32 {
+        lease::open(self, service, key, wanted)
+    }
+    fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
+        Some(self.locals.keep(lease::local(self, key, &mut FlowRecord::default())?))
+    }
+    fn returned(&self, key: &FlowKey) -> Option<&Return> {
+        let mut found = Return::default();
+        let is_known = lease::returned(self, key, &mut FlowRecord::default(), &mut found);
+        is_known.then(|| self.returns.keep(found))
+    }
     fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
         cell.exchange(old, next)
     }
     /// Counts nothing.
     fn count(&self, _index: u32, _active: i64, _inactive: i64) {}
-    /// Whom the next connection goes to, whose turn that does not take. Of `twos` one of those that it may draw.
-    fn schedule(&self, service: &ServiceEntry) -> u32 {
-        let Some(Shared(roster)) = self.read(self.maps.rosters.get(&service.service, 0)) else {
-            return Roster::NOBODY;
-        };
-        let cursor = self.read(self.maps.cursors.get(&service.service, 0)).unwrap_or(0);
-        let load = |position: u32| {
-            let index = service.real_base.wrapping_add(position);
-            (position < service.real_count).then(|| self.maps.loads.get(index).server())
-        };
-        choose(service.method(), &roster, cursor, [0, 1], &Scan::default(), load).0
-    }
     fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
         let Shared(entry) = self.read(self.maps.quic_ids.get(&Shared(*key), 0))?;
         Some(self.quic_ids.keep(entry))
@@ -479,6 +534,8 @@ pub enum MatchedKey {
     Range(RangeKey),
     /// The real server that it comes from.
     Reply(ReplyKey),
+    /// The local address and port that it goes to.
+    Returned(FlowKey),
 }
 
 /// The service that owns the packet.
@@ -621,21 +678,26 @@ impl Dataplane {
         lookups: &[Lookup],
     ) -> Result<(Option<ExplainedService>, Option<ExplainedReal>), ReadError> {
         let key = lookups.iter().rev().find_map(|lookup| match lookup {
-            Lookup::Reply { key, found: Some(_) } => Some(*key),
+            Lookup::Reply { key, found: Some(_) } => {
+                Some((MatchedKey::Reply(*key), ServiceEntry::FORWARD_NAT))
+            }
+            Lookup::Returned { key, found: Some(_) } => {
+                Some((MatchedKey::Returned(*key), ServiceEntry::FORWARD_FULL_NAT))
+            }
             _ => None,
         });
-        let Some(key) = key else { return Ok((None, None)) };
+        let Some((key, forwarding)) = key else { return Ok((None, None)) };
         let placement = self.plan.services.values().find(|placement| placement.index == reply.service);
         let entry = ServiceEntry {
             service: reply.service,
             real_base: placement.map_or(reply.real, |placement| placement.block.base),
-            forwarding: ServiceEntry::FORWARD_NAT,
+            forwarding,
             ..ServiceEntry::default()
         };
         let name = self.maps.name(reply.service)?.unwrap_or_default();
         let real = named(&entry, reply.real, &self.maps.real(reply.real)?);
         let hash = entry.hash_input();
-        Ok((Some(ExplainedService { name, key: MatchedKey::Reply(key), hash, entry }), Some(real)))
+        Ok((Some(ExplainedService { name, key, hash, entry }), Some(real)))
     }
 
     fn owner(
@@ -690,13 +752,17 @@ fn translated(decision: &Decision<'_>, flow: &FlowKey) -> Option<(SocketAddr, So
         SocketAddr::new(ip_address(address), if new_port == 0 { port } else { new_port })
     };
     let unchanged = |address, port| end(address, 0, port);
+    let client = |address, port| match decision.client_end {
+        Some(client) => end(client.address, client.port, port),
+        None => unchanged(address, port),
+    };
     if let Some(reply) = decision.reply.filter(|_| decision.verdict.is_reply()) {
         let source = end(reply.vip, reply.port, flow.source_port);
-        return Some((source, unchanged(flow.destination, flow.destination_port)));
+        return Some((source, client(flow.destination, flow.destination_port)));
     }
-    let way = decision.way.filter(|_| decision.entry.is_some_and(ServiceEntry::is_nat))?;
+    let way = decision.way.filter(|_| decision.entry.is_some_and(ServiceEntry::translates))?;
     let destination = end(way.address, way.port, flow.destination_port);
-    decision.verdict.is_forward().then_some((unchanged(flow.source, flow.source_port), destination))
+    decision.verdict.is_forward().then_some((client(flow.source, flow.source_port), destination))
 }
 
 fn way_out(route: &RouteEntry) -> NextHop {

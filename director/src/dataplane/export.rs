@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use director_common::packet::PROTOCOL_TCP;
-use director_common::pin::Pin;
-use director_common::tables::FlowKey;
 use director_proto::pins::Server;
 use syncd::pins::LocalPin;
 
@@ -23,6 +21,13 @@ pub(super) struct Export {
     empty: u8,
     /// The servers of pins by generation, so that all pins of one share it.
     servers: HashMap<u32, Arc<Server>>,
+}
+
+impl Export {
+    /// Somebody waits until all has been met.
+    pub(super) fn demand(&mut self) {
+        self.empty = 0;
+    }
 }
 
 /// Empty walks after which there is nothing more to tell: a pin is over when two have not met it.
@@ -54,12 +59,12 @@ impl Dataplane {
         while seen < budget {
             self.export.cursor = self.maps.pins.read(self.export.cursor, &mut found);
             seen += found.len() + STEP as usize / 8;
-            for Entry { flow, pin, .. } in found.drain(..) {
-                if !self.replicas.tells(&flow, &pin, orphans) {
+            for entry in found.drain(..) {
+                if !self.replicas.tells(&entry, orphans) {
                     continue;
                 }
-                let Some((name, position)) = owners.get(&pin.server().generation()) else { continue };
-                pins.extend(self.local(name, *position, flow, pin, now));
+                let Some((name, position)) = owners.get(&entry.pin.server().generation()) else { continue };
+                pins.extend(self.local(name, *position, entry, now));
             }
             if self.export.cursor == Cursor::End {
                 let is_empty = self.export.met + pins.len() == 0;
@@ -75,8 +80,14 @@ impl Dataplane {
         Ok(false)
     }
 
-    fn local(&mut self, name: &str, position: u16, flow: FlowKey, pin: Pin, now: u32) -> Option<LocalPin> {
+    fn local(&mut self, name: &str, position: u16, entry: Entry, now: u32) -> Option<LocalPin> {
+        let Entry { flow, pin, lease, .. } = entry;
         let placement = self.plan.services.get(name)?;
+        // One from before its service had full NAT ends with its next packet.
+        let local = placement.is_full_nat.then(|| self.numbering.end(lease));
+        if local == Some(None) {
+            return None;
+        }
         let tcp = flow.protocol == PROTOCOL_TCP;
         let age = u64::from(now).saturating_sub(pin.seen);
         let life = placement.timeouts.of_pin(pin.state(), tcp);
@@ -90,6 +101,7 @@ impl Dataplane {
         let server = self.export.servers.entry(known.generation).or_insert_with(|| {
             Arc::new(Server { service: name.to_owned(), address: known.address, port: known.port })
         });
-        Some(LocalPin { flow, server: Arc::clone(server), state: pin.state(), remaining })
+        let (server, local) = (Arc::clone(server), local.flatten());
+        Some(LocalPin { flow, server, state: pin.state(), remaining, local })
     }
 }

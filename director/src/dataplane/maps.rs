@@ -18,6 +18,7 @@
 //! | `ROSTERS` | use | 128 KiB of buckets, about 8,400 a tracked service |
 //! | `CURSORS` | its limit | 128 KiB |
 //! | `PINS`, `HALF_OPEN` and their `_FLOWS` | the options | 90 a connection |
+//! | `LEASES`, `LEASE_OWNERS` | those, where there are local addresses | 51 a connection |
 //! | `FLOWS` | the option | about 150 a flow, if flows are accounted |
 //!
 //! Arrays have their limit from the start, since only they are looked up without a hash.
@@ -35,10 +36,11 @@ use director_common::pin::table::{FlowBucket, PinBucket};
 use director_common::pin::{QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, Config, FlowKey, Interface, LoadEntry, MAX_CLASSES, MAX_INTERFACES, MAX_QUIC_IDS,
-    MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES,
-    Plain, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster, SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry,
-    ServiceKey, ServiceKeyV4, ServiceName, WindowEntry, is_small,
+    Address, Config, FlowKey, Interface, LeaseBucket, LoadEntry, MAX_CLASSES, MAX_INTERFACES,
+    MAX_LOCAL_NUMBERS, MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS,
+    MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, Plain, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster,
+    SHELF, SMALL_SHELF, SMALL_TABLE, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, WindowEntry,
+    is_small,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS};
@@ -48,12 +50,14 @@ use super::connections::Connections;
 use super::error::OpenError;
 use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
+use super::leases::LeaseTable;
 use super::loads::Loads;
+use super::locals::LocalMap;
 use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 25] = [
+pub(super) const NAMES: [&str; 28] = [
     "SERVICES",
     "SERVICES_V4",
     "CLASSES",
@@ -72,6 +76,9 @@ pub(super) const NAMES: [&str; 25] = [
     "PIN_FLOWS",
     "HALF_OPEN",
     "HALF_OPEN_FLOWS",
+    "LEASES",
+    "LEASE_OWNERS",
+    "LOCAL_ADDRESSES",
     "LOADS",
     "ROSTERS",
     "CURSORS",
@@ -103,8 +110,10 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "LOADS" => of::<u32, LoadEntry>(MAX_REALS),
         "ROSTERS" => of::<u32, Roster>(MAX_SERVICES),
         "CURSORS" => of::<u32, u64>(MAX_SERVICES),
-        "PINS" | "HALF_OPEN" => (size_of::<u32>() as u32, size_of::<PinBucket>() as u32, None),
+        "PINS" | "HALF_OPEN" | "LEASES" => (size_of::<u32>() as u32, size_of::<PinBucket>() as u32, None),
         "PIN_FLOWS" | "HALF_OPEN_FLOWS" => (size_of::<u32>() as u32, size_of::<FlowBucket>() as u32, None),
+        "LEASE_OWNERS" => (size_of::<u32>() as u32, size_of::<LeaseBucket>() as u32, None),
+        "LOCAL_ADDRESSES" => of::<u32, Address>(MAX_LOCAL_NUMBERS),
         "QUIC_IDS" => of::<QuicKey, QuicEntry>(MAX_QUIC_IDS),
         "REPLIES" => of::<ReplyKey, ReplyEntry>(MAX_REPLY_KEYS),
         "WINDOWS" => of::<u32, WindowEntry>(MAX_SERVICES),
@@ -140,6 +149,8 @@ pub(super) struct Maps {
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
     pub(super) pins: Connections,
     pub(super) half_open: Connections,
+    pub(super) leases: LeaseTable,
+    pub(super) locals: LocalMap,
     pub(super) loads: Loads,
     pub(super) rosters: HashMap<MapData, u32, Shared<Roster>>,
     pub(super) cursors: Array<MapData, u64>,
@@ -189,6 +200,8 @@ impl Maps {
             flows: take(ebpf, "FLOWS")?,
             pins,
             half_open,
+            leases: LeaseTable::new(take(ebpf, "LEASES")?, take(ebpf, "LEASE_OWNERS")?)?,
+            locals: take(ebpf, "LOCAL_ADDRESSES")?,
             loads: take(ebpf, "LOADS")?,
             rosters: take(ebpf, "ROSTERS")?,
             cursors: take(ebpf, "CURSORS")?,

@@ -70,10 +70,12 @@ pub(super) struct Placement {
     pub(super) begun: u64,
     /// What the kernel's memory of the windows is.
     pub(super) window: WindowEntry,
+    /// Its connections have leases.
+    pub(super) is_full_nat: bool,
 }
 
 impl Placement {
-    /// Whether every connection of it is tracked, and counted.
+    /// Whether every connection of it is tracked, counted, and told to the other directors.
     pub(super) fn is_tracked(&self) -> bool {
         self.rota.is_some()
     }
@@ -166,6 +168,7 @@ impl Plan {
             rota: entry.is_tracked().then(Rota::default),
             begun: 0,
             window,
+            is_full_nat: entry.is_full_nat(),
         };
         self.services.insert(name, placement);
         Ok(())

@@ -21,7 +21,7 @@ impl Dataplane {
     /// [`ApplyError::Spec`] or [`ApplyError::Full`] before anything is changed, if they could not be applied;
     /// [`ApplyError::Map`] if the kernel refuses.
     pub fn prepare(&mut self, services: &[ServiceSpec<'_>]) -> Result<usize, ApplyError> {
-        check(services, &self.options.tunnel_sources, &self.plan.classes)?;
+        check(services, &self.options.tunnel_sources, &self.options.locals, &self.plan.classes)?;
         // It may take the place of another.
         self.end_epoch()?;
         let now = monotonic_seconds();

@@ -19,16 +19,20 @@ use std::net::Ipv4Addr;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, ServerId};
-use director_common::tables::FlowKey;
+use director_common::tables::{Config, FlowKey, Lease};
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
 use syncd::pins::{Delivery, FlowMap, RemotePin};
 
 use super::Dataplane;
 use super::apply::packed;
-use super::connections::Connections;
+use super::connections::{Connections, Entry};
 use super::error::ApplyError;
 use super::plan::Placement;
+use super::sweep::Owners;
+
+/// Seconds by which what two directors say of one connection's last packet may differ though it is the same.
+const CLOCKS: u64 = 4;
 
 /// What a [`Dataplane::apply_pins`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +78,7 @@ enum Kind {
 #[derive(Clone, Copy, Debug)]
 struct Replica {
     server: ServerId,
+    lease: Lease,
     owner: Ipv4Addr,
     kind: Kind,
     is_closing: bool,
@@ -85,6 +90,13 @@ struct Replica {
     seen: u64,
     /// Snapshot that named it last.
     snapshot: u32,
+}
+
+impl Replica {
+    /// Whether an entry of the kernel's map is this one's: not one that began here since, from the same client's port.
+    fn is(&self, entry: &Entry) -> bool {
+        (entry.pin.server(), entry.lease) == (self.server, self.lease)
+    }
 }
 
 /// All of them.
@@ -115,8 +127,13 @@ impl Replicas {
     }
 
     /// Whether a pin that a walk has met is for us to tell the others of; of orphans only if `orphans` are asked for.
-    pub(super) fn tells(&mut self, flow: &FlowKey, pin: &Pin, orphans: bool) -> bool {
+    pub(super) fn tells(&mut self, entry: &Entry, orphans: bool) -> bool {
+        let Entry { flow, pin, .. } = entry;
         let Some(replica) = self.known.get_mut(flow) else { return true };
+        if !replica.is(entry) {
+            self.forget(flow);
+            return true;
+        }
         if pin.seen > replica.seen {
             replica.kind = Kind::Ours;
         }
@@ -125,6 +142,12 @@ impl Replicas {
             Kind::Ours => true,
             Kind::Orphan => orphans,
         }
+    }
+
+    /// Whether a connection is known by others alone: no packet of it has come here, as its entry `pin` says.
+    pub(super) fn is_idle(&self, flow: &FlowKey, pin: &Pin) -> bool {
+        let of_others = |replica: &&Replica| replica.kind != Kind::Ours && pin.seen <= replica.seen;
+        self.known.get(flow).filter(of_others).is_some()
     }
 
     /// Forgets what the kernel's map does not have any more.
@@ -165,8 +188,7 @@ impl Replicas {
 #[derive(Debug, Default)]
 struct Changes {
     removed: Vec<FlowKey>,
-    flows: Vec<FlowKey>,
-    pins: Vec<Pin>,
+    added: Vec<(FlowKey, Pin, Lease)>,
     /// Services some of whose slots are looked up from now on.
     reopened: BTreeSet<String>,
 }
@@ -182,6 +204,9 @@ impl Dataplane {
         let (from, boot_id) = (delivery.receipt.from, delivery.receipt.boot_id);
         if delivery.begins == Some(Begin::Snapshot) {
             self.replicas.begin_snapshot(from, boot_id, now);
+        }
+        if let Some(locals) = &delivery.locals {
+            self.numbering.tell(from, locals);
         }
         let mut report = PinReport::default();
         let mut changes = Changes::default();
@@ -199,12 +224,27 @@ impl Dataplane {
                 continue;
             };
             for pin in pins {
+                let mut lease = Lease::NONE;
+                if placement.is_full_nat {
+                    let Some(local) =
+                        pin.local.filter(|local| local.address.is_v4() == server.address.is_ipv4())
+                    else {
+                        // Of before the service had full NAT: it cannot go on.
+                        report.redundant += 1;
+                        continue;
+                    };
+                    let Some(number) = self.numbering.number(&mut self.maps.locals, local.address)? else {
+                        report.refused += 1;
+                        continue;
+                    };
+                    lease = Lease { number, port: local.port };
+                }
                 let replicas = &mut self.replicas;
                 take(
                     replicas,
                     &self.maps.pins,
                     placement,
-                    (id, from),
+                    (id, lease, from),
                     &hash,
                     pin,
                     now,
@@ -221,14 +261,24 @@ impl Dataplane {
             let unnamed = self.replicas.unnamed(from);
             self.end_replicas(from, &unnamed, &mut changes)?;
         }
-        self.write_replicas(changes, &mut report)?;
+        self.write_replicas(changes, now, &mut report)?;
         self.sweep.demand();
         Ok(report)
+    }
+
+    /// A director runs, at second `now`, by a run of this id: what an earlier one had is nobody's until it says so again,
+    /// and if it has lost all that it learns from here.
+    pub fn note_run(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
+        if self.replicas.owners.get(&owner).is_some_and(|(known, _)| *known != boot_id) {
+            self.orphan_pins(owner, now);
+        }
+        self.export.demand();
     }
 
     /// The owner of replicas is dead at second `now`: they are nobody's then.
     pub fn orphan_pins(&mut self, owner: Ipv4Addr, now: u32) {
         self.replicas.orphan(owner, now);
+        self.numbering.forget(owner);
     }
 
     /// Connections of other directors that are known here.
@@ -248,8 +298,9 @@ impl Dataplane {
             if replica.owner != owner || replica.kind != Kind::Held {
                 continue;
             }
-            match self.maps.pins.get(flow) {
-                Some(pin) if pin.seen > replica.seen => replica.kind = Kind::Ours,
+            match self.maps.pins.entry_of(flow) {
+                Some(entry) if !replica.is(&entry) => self.replicas.forget(flow),
+                Some(entry) if entry.pin.seen > replica.seen => replica.kind = Kind::Ours,
                 _ => {
                     self.replicas.known.remove(flow);
                     changes.removed.push(*flow);
@@ -259,7 +310,12 @@ impl Dataplane {
         Ok(())
     }
 
-    fn write_replicas(&mut self, changes: Changes, report: &mut PinReport) -> Result<(), ApplyError> {
+    fn write_replicas(
+        &mut self,
+        changes: Changes,
+        now: u32,
+        report: &mut PinReport,
+    ) -> Result<(), ApplyError> {
         // A slot first, since one that is settled is not looked up. Nothing waits for it: without its pin a connection
         // goes where it went before.
         for name in &changes.reopened {
@@ -267,35 +323,74 @@ impl Dataplane {
                 self.maps.set_table(placement.table, &packed(placement.slots.slots()))?;
             }
         }
-        let owners = self.owners();
-        self.remove_pins(&owners, &changes.removed);
+        let (owners, config) = (self.owners(), self.maps.config()?);
+        self.remove_pins(&owners, &config, &changes.removed);
         report.removed = changes.removed.len();
-        for (flow, pin) in changes.flows.iter().zip(&changes.pins) {
+        for (flow, pin, lease) in &changes.added {
             let has_room = self.replicas.known.len() <= self.replicas.room;
-            if has_room && self.maps.pins.add(flow, pin) {
-                if let Some((index, is_active)) = self.counted(&owners, flow, pin) {
-                    self.maps.loads.arrive(index, is_active);
-                }
+            if has_room && self.add_replica(&owners, &config, (flow, pin, *lease), now) {
                 report.added += 1;
                 continue;
             }
-            let found = has_room.then(|| self.maps.pins.get(flow)).flatten();
-            match (found, self.replicas.known.get_mut(flow)) {
+            let found = has_room.then(|| self.maps.pins.entry_of(flow)).flatten();
+            match found {
                 // Ours, and the other director's as well: it lives as long as either says.
-                (Some(own), Some(replica)) if own.server() == pin.server() => {
-                    (replica.kind, replica.seen) = (Kind::Ours, own.seen);
+                Some(own) if (own.pin.server(), own.lease) == (pin.server(), *lease) => {
+                    if let Some(replica) = self.replicas.known.get_mut(flow) {
+                        (replica.kind, replica.seen) = (Kind::Ours, own.pin.seen);
+                    }
                 }
-                (Some(_), _) => {
+                Some(own) if self.is_outdated(&owners, &own, pin) => {
+                    self.remove_pins(&owners, &config, &[*flow]);
+                    report.removed += 1;
+                    if self.add_replica(&owners, &config, (flow, pin, *lease), now) {
+                        report.added += 1;
+                    } else {
+                        self.replicas.forget(flow);
+                        report.refused += 1;
+                    }
+                }
+                Some(_) => {
                     self.replicas.forget(flow);
                     report.conflicts += 1;
                 }
-                (None, _) => {
+                None => {
                     self.replicas.forget(flow);
                     report.refused += 1;
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl Dataplane {
+    /// Adds a replica to the kernel's map, with its lease if it has one, and counts it.
+    fn add_replica(
+        &mut self,
+        owners: &Owners,
+        config: &Config,
+        replica: (&FlowKey, &Pin, Lease),
+        now: u32,
+    ) -> bool {
+        let (flow, pin, lease) = replica;
+        let added = match lease.is_some() {
+            true => self.add_leased(owners, config, replica, now),
+            false => self.maps.pins.add(flow, lease, pin),
+        };
+        if let (true, Some((index, is_active))) = (added, self.counted(owners, flow, pin)) {
+            self.maps.loads.arrive(index, is_active);
+        }
+        added
+    }
+
+    /// Whether what this director has of a tracked connection has been overtaken: another one has seen later packets, and
+    /// has it elsewhere. So it is after some time without any, as when this director was cut off, and the client has used
+    /// the port anew.
+    fn is_outdated(&self, owners: &Owners, own: &Entry, pin: &Pin) -> bool {
+        own.pin.seen + CLOCKS < pin.seen
+            && !pin.state().is_closing()
+            && self.counted(owners, &own.flow, pin).is_some()
     }
 }
 
@@ -313,7 +408,7 @@ fn take(
     replicas: &mut Replicas,
     map: &Connections,
     placement: &mut Placement,
-    (server, from): (ServerId, Ipv4Addr),
+    (server, lease, from): (ServerId, Lease, Ipv4Addr),
     hash: &FlowHash,
     pin: &RemotePin,
     now: u32,
@@ -331,15 +426,20 @@ fn take(
         && (placement.is_tracked()
             || of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position()));
     let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
+    let entry = replicas.known.get(flow).and_then(|_| map.entry_of(flow));
+    if entry.is_some_and(|entry| replicas.known.get(flow).is_some_and(|known| !known.is(&entry))) {
+        replicas.forget(flow);
+    }
     if let Some(known) = replicas.known.get_mut(flow) {
         let ours = match known.kind {
-            Kind::Held | Kind::Orphan => map.get(flow).is_some_and(|cell| cell.seen > known.seen),
+            Kind::Held | Kind::Orphan => entry.is_some_and(|entry| entry.pin.seen > known.seen),
             Kind::Ours => true,
         };
         if ours {
             known.kind = Kind::Ours;
         }
-        if known.server == server && is_needed && known.is_closing == pin.state.is_closing() {
+        let same = (known.server, known.lease) == (server, lease);
+        if same && is_needed && known.is_closing == pin.state.is_closing() {
             known.snapshot = snapshot;
             match known.kind {
                 Kind::Ours => known.until = known.until.max(until),
@@ -351,7 +451,7 @@ fn take(
             return Ok(());
         }
         if ours {
-            report.conflicts += usize::from(known.server != server);
+            report.conflicts += usize::from(!same);
             return Ok(());
         }
         changes.removed.push(*flow);
@@ -363,10 +463,10 @@ fn take(
     }
     let seen = u64::from(now.saturating_sub(life - remaining));
     let (owner, is_closing) = (from, pin.state.is_closing());
-    let replica = Replica { server, owner, kind: Kind::Held, is_closing, until, life, seen, snapshot };
+    let kind = Kind::Held;
+    let replica = Replica { server, lease, owner, kind, is_closing, until, life, seen, snapshot };
     replicas.known.insert(*flow, replica);
-    changes.flows.push(*flow);
-    changes.pins.push(Pin::new(server, pin.state, seen as u32));
+    changes.added.push((*flow, Pin::new(server, pin.state, seen as u32), lease));
     // Should a sweep be under way, it may have passed the place where this one will be.
     if placement.is_tracked() {
         placement.slots.keep_tracked(slot, server.position());

@@ -96,14 +96,15 @@ fn claim(address: &ServiceAddress, real: IpAddr, port: u16) -> ReplyClaim {
     ReplyClaim { real, protocol, port, vip, ports: address.ports }
 }
 
-/// Checks what NAT asks of a service alone.
+/// Checks what NAT, and full NAT, ask of a service alone.
 pub(super) fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
-    if service.forwarding != Forwarding::Nat {
+    if !matches!(service.forwarding, Forwarding::Nat | Forwarding::FullNat) {
         return Ok(());
     }
     let name = || service.name.to_owned();
     for address in &service.addresses {
-        if address.prefix.prefix_len() != address.prefix.max_prefix_len() {
+        let is_single = address.prefix.prefix_len() == address.prefix.max_prefix_len();
+        if !is_single && service.forwarding == Forwarding::Nat {
             return Err(SpecError::NatPrefix { service: name(), prefix: address.prefix });
         }
         let is_v4 = address.prefix.addr().is_ipv4();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
-use director_common::tables::{FlowKey, LoadEntry};
+use director_common::tables::{Config, FlowKey, LoadEntry};
 
 use super::apply::packed;
 use super::connections::{Connections, Cursor, Entry, STEP};
@@ -24,7 +24,7 @@ use super::window::seconds;
 use super::{Dataplane, statistics};
 
 /// Most pins and buckets that one tick looks at: some 20 ms.
-const PINS_PER_TICK: usize = 131_072;
+pub(super) const PINS_PER_TICK: usize = 131_072;
 
 /// What a [`Dataplane::tick`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct PinRecord {
     pub idle: u32,
     /// Seconds until it expires, if no packet comes.
     pub remaining: u32,
+    /// The address and port that stand for the client, by full NAT.
+    pub local: Option<SocketAddr>,
 }
 
 /// The sweep under way.
@@ -124,6 +126,7 @@ impl Dataplane {
         self.close_windows(now, &mut report)?;
         self.sweep(now, &mut report)?;
         self.sweep_half_open(now, &mut report);
+        self.sweep_leases(now);
         self.relieve_servers();
         Ok(report)
     }
@@ -187,7 +190,7 @@ impl Dataplane {
         while cursor != Cursor::End {
             cursor = map.read(cursor, &mut pins);
         }
-        let record = |Entry { flow, pin, .. }: Entry| {
+        let record = |Entry { flow, pin, lease, .. }: Entry| {
             let (name, position) = owners.get(&pin.server().generation())?;
             let placement = self.plan.services.get(name)?;
             let server = placement.servers.get(position)?;
@@ -206,6 +209,7 @@ impl Dataplane {
                 is_closing: pin.state().is_closing(),
                 idle: u32::try_from(age).unwrap_or(u32::MAX),
                 remaining: life.saturating_sub(u32::try_from(age).unwrap_or(u32::MAX)),
+                local: self.local_of(lease),
             })
         };
         let mut records: Vec<PinRecord> = pins.into_iter().filter_map(record).collect();
@@ -310,6 +314,7 @@ impl Dataplane {
         while !self.keeps(hash, owners, &entry.flow, &entry.pin, now) {
             if self.maps.pins.remove(&entry) {
                 self.uncount(owners, &entry.flow, &entry.pin);
+                self.note_ended(entry);
                 // There may be another entry of the same connection.
                 if self.maps.pins.get(&entry.flow).is_none() {
                     self.replicas.forget(&entry.flow);
@@ -340,10 +345,11 @@ impl Dataplane {
     }
 
     /// Removes pins, and takes those of tracked connections off the counts.
-    pub(super) fn remove_pins(&self, owners: &Owners, flows: &[FlowKey]) {
+    pub(super) fn remove_pins(&self, owners: &Owners, config: &Config, flows: &[FlowKey]) {
         for flow in flows {
-            if let Some(pin) = self.maps.pins.take(flow) {
-                self.uncount(owners, flow, &pin);
+            if let Some(entry) = self.maps.pins.take(flow) {
+                self.uncount(owners, flow, &entry.pin);
+                self.abandon_lease(owners, config, &entry);
             }
         }
     }
@@ -356,7 +362,7 @@ impl Dataplane {
         Some((placement.block.base + u32::from(*position), is_active))
     }
 
-    fn uncount(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
+    pub(super) fn uncount(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
         if let Some((index, was_active)) = self.counted(owners, flow, pin) {
             self.maps.loads.depart(index, was_active);
         }
@@ -420,6 +426,7 @@ impl Dataplane {
                 });
                 if !stays && self.maps.half_open.remove(&entry) {
                     self.uncount(&owners, flow, pin);
+                    self.note_ended(entry);
                     report.removed += 1;
                 } else {
                     // Also one that has changed just now: the next walk sees.

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 
 use crate::config::Forwarding as Way;
 use crate::config::{self, Config, Echo, Protocol, Service, Tunnel, VirtualAddress, XdpMode};
-use crate::dataplane::{self, Forwarding, HashInput, Ports, RealSpec, ServiceAddress, ServiceSpec, WhenFull};
+use crate::dataplane::{
+    self, Forwarding, HashInput, LocalAddresses, Ports, RealSpec, ServiceAddress, ServiceSpec, WhenFull,
+};
 
 pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Options {
     dataplane::Options {
@@ -35,9 +37,17 @@ pub(super) fn dataplane_options(config: &Config, fresh: bool) -> dataplane::Opti
         icmp_rate: config.node.icmp_rate,
         pins: config.node.connections,
         half_open: config.node.half_open,
+        locals: local_addresses(config),
+        holds_leases: true,
         margin: sync_config(config).skew(),
         ..dataplane::Options::default()
     }
+}
+
+/// What full NAT puts in the place of clients.
+pub(super) fn local_addresses(config: &Config) -> LocalAddresses {
+    let config::Locals { addresses, ports } = &config.node.locals;
+    LocalAddresses { addresses: addresses.clone(), ports: Ports { first: ports.first, last: ports.last } }
 }
 
 pub(super) fn sync_config(config: &Config) -> syncd::Config {
@@ -63,6 +73,7 @@ pub(super) fn sync_config(config: &Config) -> syncd::Config {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config_digest: config.services_digest(),
         definitions: Arc::clone(&config.definitions),
+        local_addresses: config.node.locals.addresses.clone(),
         allow_plaintext: false,
     }
 }
@@ -95,7 +106,7 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
     // The table may still have the port of before a reload: only NAT makes a difference of it.
     let port = |port: u16| match service.forwarding {
         _ if !one_port => 0,
-        Way::Nat => port,
+        Way::Nat | Way::FullNat => port,
         Way::Dr | Way::Tunnel(_) => service.port(),
     };
     let known = |address: IpAddr| service.reals.iter().find(|known| known.address == address);
@@ -125,6 +136,7 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
         forwarding: match service.forwarding {
             Way::Dr => Forwarding::DirectReturn,
             Way::Nat => Forwarding::Nat,
+            Way::FullNat => Forwarding::FullNat,
             Way::Tunnel(Tunnel::Ipip) => Forwarding::Ipip,
             Way::Tunnel(Tunnel::Gre) => Forwarding::Gre,
             Way::Tunnel(Tunnel::Gue { port }) => Forwarding::Gue { port },

@@ -20,7 +20,7 @@ use routing::speaker::PathKind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::plan::Announcement;
+use super::plan::{Announcement, Purpose};
 use super::{Node, PATIENCE};
 
 /// The metric of VIPs while a director is drained: above all others, and not yet unreachable (65535).
@@ -59,11 +59,12 @@ impl Phase {
         }
     }
 
-    /// What of `wanted` is announced in this phase. A prefix of the node itself counts as a VIP where it hides in an
-    /// aggregate, whose metric is the lowest of those inside it.
+    /// What of `wanted` is announced in this phase. Local addresses of full NAT move with the VIPs, to those who back
+    /// them up. A prefix of the node itself counts as a VIP where it hides in an aggregate, whose metric is the lowest of
+    /// those inside it.
     pub(super) fn apply(self, wanted: &mut BTreeMap<IpNet, Announcement>, aggregates: &[IpNet]) {
         let is_vip = |prefix: &IpNet, announcement: &Announcement| {
-            !announcement.service.is_empty() || aggregates.iter().any(|pool| pool.contains(prefix))
+            announcement.purpose != Purpose::Node || aggregates.iter().any(|pool| pool.contains(prefix))
         };
         match self {
             Self::Raised => {
@@ -426,7 +427,8 @@ impl Node {
     async fn announced_by_nobody_else(&self) -> Result<Vec<String>, String> {
         let status = self.ospf_status().await?;
         let routes = self.ask_routing(routing::Handle::routes).await?;
-        let vips = self.announced.iter().filter(|(_, announcement)| !announcement.service.is_empty());
+        let is_vip = |announcement: &Announcement| announcement.purpose.service().is_some();
+        let vips = self.announced.iter().filter(|(_, announcement)| is_vip(announcement));
         let told: BTreeSet<IpNet> = vips.map(|(vip, _)| told(vip, status.announced.keys())).collect();
         let interfaces = self.config.ospf.iter().flat_map(|ospf| &ospf.interfaces);
         let several = interfaces.map(|interface| interface.area).collect::<BTreeSet<_>>().len() > 1;

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use director_common::lease::opening;
 use director_common::pin::Pin;
 use director_common::slot::SlotState;
 use director_common::tables::{
-    Address, Encapsulation, FlowKey, HashInput, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster,
+    Address, Encapsulation, Endpoint, FlowKey, HashInput, RangeKey, RealEntry, ReplyEntry, ReplyKey, Roster,
     RouteEntry, ServiceEntry, ServiceKey,
 };
 use director_proto::control as wire;
@@ -155,6 +156,7 @@ fn matched(by: &MatchedKey) -> String {
         MatchedKey::Exact(by) => key(by),
         MatchedKey::Range(by) => range(by),
         MatchedKey::Reply(by) => answer(by),
+        MatchedKey::Returned(by) => flow(by),
     }
 }
 
@@ -229,6 +231,10 @@ fn flow(key: &FlowKey) -> String {
     format!("{} {from} -> {to}", protocol(key.protocol))
 }
 
+fn endpoint(end: &Endpoint) -> String {
+    SocketAddr::new(ip_address(end.address), end.port).to_string()
+}
+
 fn pinned(pin: &Pin) -> String {
     let ending = if pin.state().is_closing() { ", ending" } else { "" };
     format!("position {}{ending}", pin.server().position())
@@ -291,6 +297,15 @@ fn lookup(lookup: &Lookup) -> wire::ExplainedLookup {
             "scheduler",
             method.name().to_owned(),
             (*position != Roster::NOBODY).then(|| format!("position {position}")),
+        ),
+        Lookup::Open { key, opening } => {
+            ("connection to begin", flow(key), opening::words(*opening).map(str::to_owned))
+        }
+        Lookup::Local { key, found } => ("local address", flow(key), found.as_ref().map(endpoint)),
+        Lookup::Returned { key, found } => (
+            "local port's connection",
+            flow(key),
+            found.as_ref().map(|found| format!("{}, to {}", leaves(&found.reply), endpoint(&found.client))),
         ),
         Lookup::Token { rate, granted } => (
             "right to send an ICMP error",

@@ -45,7 +45,7 @@ pub(super) fn deal(
 /// moved to another port has the same real servers as before.
 fn with_ports_of(service: &Service, table: &ServiceTable) -> ServiceTable {
     let mut table = table.clone();
-    if service.forwarding != Forwarding::Nat {
+    if !matches!(service.forwarding, Forwarding::Nat | Forwarding::FullNat) {
         for known in &mut table.reals {
             let same = service.reals.iter().find(|real| real.address == known.address);
             known.port = same.map_or(known.port, |real| real.port);
@@ -155,9 +155,36 @@ pub(super) struct Announcement {
     pub(super) metric: u16,
     /// As what OSPF announces it.
     pub(super) announce: AnnounceAs,
-    /// Service the prefix is the VIP of; empty for the node's own.
-    pub(super) service: String,
+    /// For whom.
+    pub(super) purpose: Purpose,
 }
+
+/// For whom a prefix is announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The node itself, whether it serves or not.
+    Node,
+    /// The service that it is a VIP of.
+    Service(String),
+    /// Clients of services with full NAT, for whom the address stands here.
+    Local,
+    /// The same of another director, should nobody else announce it.
+    Backup,
+}
+
+impl Purpose {
+    /// The service's name, if it is for one.
+    pub(super) fn service(&self) -> Option<&str> {
+        match self {
+            Self::Service(name) => Some(name),
+            Self::Node | Self::Local | Self::Backup => None,
+        }
+    }
+}
+
+/// The metric of local addresses of other directors: whatever the way to their owner costs, it is the better one; and
+/// better than that of a director that is drained (`drain::METRIC`).
+pub(super) const BACKUP_METRIC: u16 = 1 << 15;
 
 /// Services that have their quorum of live real servers in the tables, given those that `had` it before. One whose
 /// real servers all have weight 0 takes no new connections, but those it has go on: it needs one of them live.
@@ -205,7 +232,7 @@ pub(super) fn announcements(
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
         announcements
-            .insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, service: String::new() });
+            .insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, purpose: Purpose::Node });
     }
     if !serving {
         return announcements;
@@ -226,11 +253,33 @@ pub(super) fn announcements(
                 .or_insert_with(|| Announcement {
                     metric: service.metric,
                     announce: service.announce,
-                    service: name.clone(),
+                    purpose: Purpose::Service(name.clone()),
                 });
         }
     }
     announcements
+}
+
+/// Adds local addresses to what is announced, each by a route to the address alone: this director's `own`, and those of
+/// `others`, which it takes over where nobody else announces them. Own ones only while `serving`, also if they are among
+/// the node's prefixes: what comes to them is for connections that must be known here.
+pub(super) fn announce_locals(
+    announcements: &mut BTreeMap<IpNet, Announcement>,
+    own: &[IpAddr],
+    others: &BTreeSet<IpAddr>,
+    serving: bool,
+) {
+    let of = |metric, purpose| Announcement { metric, announce: AnnounceAs::Stub, purpose };
+    for address in own {
+        match serving {
+            true => announcements.insert(IpNet::from(*address), of(0, Purpose::Local)),
+            false => announcements.remove(&IpNet::from(*address)),
+        };
+    }
+    for address in others.iter().filter(|_| serving) {
+        let backup = || of(BACKUP_METRIC, Purpose::Backup);
+        announcements.entry(IpNet::from(*address)).or_insert_with(backup);
+    }
 }
 
 /// Every VIP of the configuration: routes to them are never learned from others.

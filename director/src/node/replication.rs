@@ -86,6 +86,7 @@ impl Node {
     async fn walk_pins(&mut self) -> anyhow::Result<()> {
         if !self.exchange.whole && self.exchange.port.is_whole() {
             self.exchange.whole = true;
+            self.follow_locals();
             tracing::info!(
                 replicas = self.dataplane.replicas(),
                 "the other directors' connections are known"
@@ -137,6 +138,7 @@ impl Node {
             );
         }
         totals.add(&report);
+        self.follow_locals();
         self.exchange.passed_over |= report.strangers + report.unknown_servers > 0;
         let applied = Applied { receipt, ends_snapshot, strangers: report.strangers };
         Ok(self.exchange.port.send(PinInput::Applied(applied)).await?)

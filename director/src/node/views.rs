@@ -9,6 +9,7 @@ use director_proto::health::RealId;
 use director_proto::tables::{ServiceTable, TableReal};
 use routing::speaker::{BfdStatus, NeighborStatus};
 
+use super::plan::Purpose;
 use super::{Node, PATIENCE};
 use crate::config::{Service, VirtualAddress, family};
 use crate::dataplane::{Adoption, Counters, NextHop, ReadError, SlotStates, monotonic_seconds};
@@ -42,7 +43,13 @@ impl Node {
                 .map(|(prefix, announcement)| wire::Announcement {
                     prefix: prefix.to_string(),
                     metric: announcement.metric.into(),
-                    service: announcement.service.clone(),
+                    service: announcement.purpose.service().unwrap_or_default().to_owned(),
+                    role: match announcement.purpose {
+                        Purpose::Node | Purpose::Service(_) => "",
+                        Purpose::Local => "local address",
+                        Purpose::Backup => "backup",
+                    }
+                    .to_owned(),
                 })
                 .collect(),
             verdicts: counters
@@ -369,6 +376,7 @@ impl Node {
             });
             connection.state = if record.is_closing { "closing" } else { state }.to_owned();
             connection.expires_s = record.remaining;
+            connection.local = record.local.map(|local| local.to_string()).unwrap_or_default();
         }
         Ok(())
     }

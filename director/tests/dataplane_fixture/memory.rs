@@ -6,16 +6,17 @@ use std::collections::HashMap;
 use director::dataplane::{Datagrams, Forwarding, HashInput, Method, NextHop, Ports, ServiceSpec, WhenFull};
 use director_common::decide::rewrite;
 use director_common::hash::FlowHash;
+use director_common::lease::{self, Leases, Schedules};
 use director_common::packet::{Buffer, Frame};
-use director_common::pin::table::PinHash;
+use director_common::pin::table::{PinHash, Trace};
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::schedulers::{Scan, Thresholds, Wheel, choose};
 use director_common::shortcut::{self, Forwarded};
 use director_common::siphash::HashKey;
 use director_common::tables::{
-    Address, CONFIG_MAGIC, Config, FlowKey, FragmentEntry, Interface, LAYOUT_VERSION, LoadEntry, RangeKey,
-    RealEntry, ReplyEntry, ReplyKey, Roster, RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry,
-    ServiceKey, Tables, TokenBucket,
+    Address, CONFIG_MAGIC, Config, Endpoint, FlowKey, FlowRecord, FragmentEntry, Interface, LAYOUT_VERSION,
+    Lease, LeaseRecord, LoadEntry, Locals, RangeKey, RealEntry, ReplyEntry, ReplyKey, Return, Roster,
+    RouteEntry, RouteQuery, Routes, SMALL_TABLE, ServiceEntry, ServiceKey, Tables, TokenBucket,
 };
 use director_common::{Decision, SMALL_SLOTS, Slot, decide};
 
@@ -73,6 +74,12 @@ pub struct Memory {
     pub shadows: Option<[Shadow; 2]>,
     pub quic: HashMap<QuicKey, QuicEntry>,
     pub replies: HashMap<ReplyKey, ReplyEntry>,
+    /// Addresses that stand for clients, by their numbers less one.
+    pub locals: Vec<Address>,
+    /// Leases by the trace of what comes back to them, each with its connection's.
+    pub leases: RefCell<HashMap<(u64, u64), (Pin, LeaseRecord)>>,
+    /// Connections that have one, half-open or not.
+    pub leased: RefCell<HashMap<FlowKey, Lease>>,
     /// Each leaked, as a pin.
     pub routes: fn(&RouteQuery) -> RouteEntry,
 }
@@ -91,10 +98,13 @@ impl Memory {
             layout: LAYOUT_VERSION,
             hash_key: HashKey::from_bytes(key),
             hash: FlowHash::new(HashKey::from_bytes(key)),
-            pins: PinHash::default(),
+            pins: PinHash::new(HashKey::from_bytes(key)),
             pin_buckets: 0,
             half_open_buckets: 0,
-            flags: Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_ANY_PORT,
+            lease_buckets: 0,
+            reserved: 0,
+            locals: Locals::default(),
+            flags: Config::FLAG_CLASSES | Config::FLAG_NAT | Config::FLAG_FULL_NAT | Config::FLAG_ANY_PORT,
             icmp_rate: super::cases::ICMP_RATE,
             tunnel_v4: mapped(super::cases::TUNNEL_V4),
             tunnel_v6: mapped(super::cases::TUNNEL_V6),
@@ -118,6 +128,9 @@ impl Memory {
             shadows: None,
             quic: HashMap::new(),
             replies: HashMap::new(),
+            locals: vec![],
+            leases: RefCell::default(),
+            leased: RefCell::default(),
             routes: super::routes::answer,
         }
     }
@@ -146,6 +159,7 @@ impl Memory {
                 Forwarding::Gre => ServiceEntry::FORWARD_GRE,
                 Forwarding::Gue { .. } => ServiceEntry::FORWARD_GUE,
                 Forwarding::Nat => ServiceEntry::FORWARD_NAT,
+                Forwarding::FullNat => ServiceEntry::FORWARD_FULL_NAT,
             },
             tunnel_port: if let Forwarding::Gue { port } = spec.forwarding { port } else { 0 },
         };
@@ -216,6 +230,21 @@ impl Memory {
             }
             self.replies.insert(ReplyKey::marker(mapped(real.address)), ReplyEntry::default());
         }
+    }
+
+    /// Full NAT by these addresses and ports.
+    pub fn set_locals(&mut self, addresses: &[std::net::IpAddr], (first_port, last_port): (u16, u16)) {
+        let mut locals = Locals { first_port, last_port, ..Locals::default() };
+        for (number, address) in (1..).zip(addresses) {
+            let (list, count) = match address {
+                std::net::IpAddr::V4(_) => (&mut locals.v4, &mut locals.v4_count),
+                std::net::IpAddr::V6(_) => (&mut locals.v6, &mut locals.v6_count),
+            };
+            list[usize::from(*count)] = number;
+            *count += 1;
+            self.locals.push(mapped(*address));
+        }
+        self.config.locals = locals;
     }
 
     /// Has room for connections where the data plane that is pinned in `folder` has, which has none yet.
@@ -304,6 +333,9 @@ impl Tables for Memory {
     }
     fn remove_pin(&self, key: &FlowKey) -> bool {
         self.gives_back(0, key);
+        if !self.half_open.borrow().contains_key(key) {
+            self.leased.borrow_mut().remove(key);
+        }
         self.pins.borrow_mut().remove(key).is_some()
     }
     fn half_open(&self, key: &FlowKey) -> Option<&PinCell> {
@@ -319,7 +351,24 @@ impl Tables for Memory {
     }
     fn remove_half_open(&self, key: &FlowKey) -> bool {
         self.gives_back(1, key);
+        if !self.pins.borrow().contains_key(key) {
+            self.leased.borrow_mut().remove(key);
+        }
         self.half_open.borrow_mut().remove(key).is_some()
+    }
+    fn promote(&self, key: &FlowKey, pin: &Pin) -> bool {
+        self.add_pin(key, pin)
+    }
+    fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32 {
+        lease::open(self, service, key, wanted)
+    }
+    fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
+        Some(Box::leak(Box::new(lease::local(self, key, &mut FlowRecord::default())?)))
+    }
+    fn returned(&self, key: &FlowKey) -> Option<&Return> {
+        let mut found = Return::default();
+        lease::returned(self, key, &mut FlowRecord::default(), &mut found)
+            .then(|| &*Box::leak(Box::new(found)))
     }
     fn exchange(&self, cell: &PinCell, old: &Pin, next: &Pin) -> bool {
         cell.exchange(old, next)
@@ -334,6 +383,55 @@ impl Tables for Memory {
             load.overloaded = 1;
         }
     }
+    fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
+        self.quic.get(key)
+    }
+    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
+        self.replies.get(key)
+    }
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        self.interfaces.get(&ifindex)
+    }
+}
+
+impl Leases for Memory {
+    fn local_address(&self, number: u8) -> Option<&Address> {
+        self.locals.get(usize::from(number).checked_sub(1)?)
+    }
+    fn take(&self, trace: &Trace, pin: &Pin, owner: &LeaseRecord) -> bool {
+        let mut leases = self.leases.borrow_mut();
+        let is_free = !leases.contains_key(&(trace.first, trace.second));
+        if is_free {
+            leases.insert((trace.first, trace.second), (*pin, *owner));
+        }
+        is_free
+    }
+    fn give_back(&self, trace: &Trace, _pin: &Pin) {
+        self.leases.borrow_mut().remove(&(trace.first, trace.second));
+    }
+    fn lease(&self, trace: &Trace, owner: &mut LeaseRecord) -> Option<Pin> {
+        let leases = self.leases.borrow();
+        let (pin, found) = leases.get(&(trace.first, trace.second))?;
+        *owner = *found;
+        Some(*pin)
+    }
+    fn connection(&self, trace: &Trace, record: &mut FlowRecord) -> Option<Pin> {
+        let (pins, half_open) = (self.pins.borrow(), self.half_open.borrow());
+        let mut known = pins.iter().chain(half_open.iter());
+        let (flow, cell) = known.find(|(flow, _)| self.config.pins.of(flow) == *trace)?;
+        *record = FlowRecord::new(flow, self.leased.borrow().get(flow).copied().unwrap_or_default());
+        Some(cell.load())
+    }
+    fn begin(&self, flow: &FlowKey, pin: &Pin, lease: Lease) -> bool {
+        let added = self.add_half_open(flow, pin);
+        if added {
+            self.leased.borrow_mut().insert(*flow, lease);
+        }
+        added
+    }
+}
+
+impl Schedules for Memory {
     fn schedule(&self, service: &ServiceEntry) -> u32 {
         let rosters = self.rosters.borrow();
         let Some((roster, cursor)) = rosters.get(&service.service) else { return Roster::NOBODY };
@@ -345,15 +443,6 @@ impl Tables for Memory {
         let (position, moves) = choose(service.method(), roster, cursor.get(), draws, &Scan::default(), load);
         cursor.set(cursor.get() + u64::from(moves));
         position
-    }
-    fn quic(&self, key: &QuicKey) -> Option<&QuicEntry> {
-        self.quic.get(key)
-    }
-    fn reply(&self, key: &ReplyKey) -> Option<&ReplyEntry> {
-        self.replies.get(key)
-    }
-    fn interface(&self, ifindex: u32) -> Option<&Interface> {
-        self.interfaces.get(&ifindex)
     }
 }
 

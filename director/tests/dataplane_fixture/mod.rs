@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this, and none exports it")]
 
 pub mod cases;
+pub mod full_nat;
 pub mod matching;
 pub mod memory;
 pub mod packets;

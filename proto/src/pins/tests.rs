@@ -12,14 +12,19 @@ fn address() -> impl Strategy<Value = Address> {
 fn record() -> impl Strategy<Value = Record> {
     let state =
         prop::sample::select(vec![PinState::Opening, PinState::Open, PinState::Finished, PinState::Reset]);
-    (address(), any::<[u16; 3]>(), state, 0..=MAX_REMAINING).prop_map(
-        |(client, [port, target, server], state, remaining)| Record {
+    let lease = prop_oneof![
+        Just(Lease::NONE),
+        (1..=u8::MAX, 1..=u16::MAX).prop_map(|(number, port)| Lease { number, port })
+    ];
+    (address(), any::<[u16; 3]>(), state, 0..=MAX_REMAINING, lease).prop_map(
+        |(client, [port, target, server], state, remaining, lease)| Record {
             client,
             port,
             target,
             server,
             state,
             remaining,
+            lease,
         },
     )
 }
@@ -36,6 +41,10 @@ fn batch(records: Vec<Record>) -> Batch {
         ends_snapshot: true,
         targets: vec![(7, Target { protocol: 6, address: Address::from_ipv4([203, 0, 113, 10]), port: 80 })],
         servers: vec![(9, Server { service: "web".into(), address: [10, 0, 2, 11].into(), port: 80 })],
+        locals: vec![
+            (1, Local { address: Address::from_ipv4([10, 0, 9, 1]), is_own: true }),
+            (255, Local { address: Address([0x20; 16]), is_own: false }),
+        ],
         removals: removals.collect(),
         records,
     }
@@ -45,8 +54,8 @@ proptest! {
     #[test]
     fn a_batch_comes_back_as_it_was(records in prop::collection::vec(record(), 0..200)) {
         let mut sent = batch(records);
-        // IPv4 goes before IPv6; a mapped address is IPv4.
-        sent.records.sort_by_key(|record| record.client.ipv4().is_none());
+        // IPv4 goes before IPv6; a mapped address is IPv4. What has a lease comes after what has none.
+        sent.records.sort_by_key(|record| (record.lease.is_some(), record.client.ipv4().is_none()));
         sent.removals.sort_by_key(|removal| removal.client.ipv4().is_none());
         let frame = Frame::Pins(PinMessage::Batch(Box::new(sent)));
         let bytes = messages::Frame::from(&frame).encode_to_vec();
@@ -57,27 +66,33 @@ proptest! {
     #[test]
     fn no_bytes_break_the_decoder(v4 in prop::collection::vec(any::<u8>(), 0..100), size in 0_u32..40) {
         let message = messages::PinBatch {
-            session: 1, sequence: 1, v4: v4.clone().into(), size_v4: size, removed_v6: v4.into(), ..Default::default()
+            session: 1, sequence: 1, v4: v4.clone().into(), size_v4: size, removed_v6: v4.clone().into(),
+            leased_v4: v4.into(), size_leased_v4: size, ..Default::default()
         };
         let _ = Batch::try_from(message);
     }
 }
 
 #[test]
-fn an_ipv4_record_has_13_bytes_and_a_removal_8() {
-    let records: Vec<Record> = (0..1_000_u16)
-        .map(|port| Record {
-            client: Address::from_ipv4([198, 51, 100, 7]),
-            port,
-            target: 0,
-            server: 1,
-            state: PinState::Open,
-            remaining: 900,
-        })
-        .collect();
-    let message = messages::PinBatch::from(&batch(records));
-    assert_eq!((message.v4.len(), message.removed_v4.len()), (13_000, 8_000));
-    assert!(message.encoded_len() < 21_100, "{}", message.encoded_len());
+fn an_ipv4_record_has_13_bytes_one_with_a_lease_16_and_a_removal_8() {
+    for lease in [Lease::NONE, Lease { number: 1, port: 2_000 }] {
+        let records: Vec<Record> = (0..1_000_u16)
+            .map(|port| Record {
+                client: Address::from_ipv4([198, 51, 100, 7]),
+                port,
+                target: 0,
+                server: 1,
+                state: PinState::Open,
+                remaining: 900,
+                lease,
+            })
+            .collect();
+        let message = messages::PinBatch::from(&batch(records));
+        let (plain, leased) = if lease.is_some() { (0, 16_000) } else { (13_000, 0) };
+        let lengths = (message.v4.len(), message.leased_v4.len(), message.removed_v4.len());
+        assert_eq!(lengths, (plain, leased, 8_000));
+        assert!(message.encoded_len() < plain + leased + 8_150, "{}", message.encoded_len());
+    }
 }
 
 #[test]
@@ -89,6 +104,7 @@ fn a_later_versions_longer_records_are_read_as_far_as_they_are_known() {
         server: 9,
         state: PinState::Finished,
         remaining: 77,
+        lease: Lease::NONE,
     }]));
     let mut long = BytesMut::from(&*short.v4);
     long.put_u32(0xffff_ffff);
@@ -109,6 +125,10 @@ fn what_cannot_be_is_refused() {
         messages::PinBatch { v4: vec![0; 14].into(), size_v4: 13, ..good.clone() },
         messages::PinBatch { v4: absurd.into(), size_v4: 13, ..good.clone() },
         messages::PinBatch { removed_v4: vec![0; 8 * (MAX_RECORDS + 1)].into(), ..good.clone() },
+        messages::PinBatch { leased_v4: vec![0; 16].into(), size_leased_v4: 16, ..good.clone() },
+        messages::PinBatch { leased_v4: vec![1; 13].into(), size_leased_v4: 13, ..good.clone() },
+        messages::PinBatch { locals: vec![own_address(0)], ..good.clone() },
+        messages::PinBatch { locals: vec![own_address(256)], ..good.clone() },
         messages::PinBatch {
             servers: vec![messages::PinServer {
                 number: 1 << 16,
@@ -128,4 +148,8 @@ fn what_cannot_be_is_refused() {
             "{case:?}"
         );
     }
+}
+
+fn own_address(number: u32) -> messages::PinLocal {
+    messages::PinLocal { number, address: vec![10, 0, 9, 1].into(), own: true }
 }

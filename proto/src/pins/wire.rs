@@ -3,11 +3,11 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use director_common::pin::PinState;
-use director_common::tables::Address;
+use director_common::tables::{Address, Lease};
 
 use super::{
-    Batch, Begin, MAX_RECORDS, MAX_REMAINING, PinMessage, Position, RECORD_SIZE, REMOVAL_SIZE, Record,
-    Removal, Server, Subscription, Target,
+    Batch, Begin, LEASED_SIZE, Local, MAX_RECORDS, MAX_REMAINING, PinMessage, Position, RECORD_SIZE,
+    REMOVAL_SIZE, Record, Removal, Server, Subscription, Target,
 };
 use crate::sync::decode::{address, name, port};
 use crate::sync::wire::{self, frame::Body};
@@ -51,11 +51,19 @@ impl From<wire::PinAcknowledgement> for PinMessage {
 impl From<&Batch> for wire::PinBatch {
     fn from(batch: &Batch) -> Self {
         let (mut v4, mut v6) = (BytesMut::new(), BytesMut::new());
+        let (mut leased_v4, mut leased_v6) = (BytesMut::new(), BytesMut::new());
         for record in &batch.records {
-            let out = emit_client(&mut v4, &mut v6, record.client, record.port, record.target);
+            let Record { client, port, target, lease, .. } = *record;
+            let (short, long) =
+                if lease.is_some() { (&mut leased_v4, &mut leased_v6) } else { (&mut v4, &mut v6) };
+            let out = emit_client(short, long, client, port, target);
             out.put_u16_le(record.server);
             let expiry = record.remaining.min(MAX_REMAINING) | (record.state as u32) << STATE_SHIFT;
             out.put_uint_le(expiry.into(), 3);
+            if lease.is_some() {
+                out.put_u8(lease.number);
+                out.put_u16_le(lease.port);
+            }
         }
         let (mut removed_v4, mut removed_v6) = (BytesMut::new(), BytesMut::new());
         for Removal { client, port, target } in &batch.removals {
@@ -79,6 +87,11 @@ impl From<&Batch> for wire::PinBatch {
             v6: v6.freeze(),
             removed_v4: removed_v4.freeze(),
             removed_v6: removed_v6.freeze(),
+            locals: batch.locals.iter().map(local).collect(),
+            size_leased_v4: LEASED_SIZE.0 as u32,
+            leased_v4: leased_v4.freeze(),
+            size_leased_v6: LEASED_SIZE.1 as u32,
+            leased_v6: leased_v6.freeze(),
         }
     }
 }
@@ -109,11 +122,19 @@ fn target((number, target): &(u16, Target)) -> wire::PinTarget {
     wire::PinTarget {
         number: u32::from(*number),
         protocol: u32::from(target.protocol),
-        address: match target.address.ipv4() {
-            Some(octets) => Bytes::copy_from_slice(&octets),
-            None => Bytes::copy_from_slice(&target.address.0),
-        },
+        address: octets(target.address),
         port: u32::from(target.port),
+    }
+}
+
+fn local((number, local): &(u8, Local)) -> wire::PinLocal {
+    wire::PinLocal { number: u32::from(*number), address: octets(local.address), own: local.is_own }
+}
+
+fn octets(address: Address) -> Bytes {
+    match address.ipv4() {
+        Some(octets) => Bytes::copy_from_slice(&octets),
+        None => Bytes::copy_from_slice(&address.0),
     }
 }
 
@@ -139,7 +160,12 @@ impl TryFrom<wire::PinBatch> for Batch {
         if position.session == 0 || position.sequence == 0 {
             return Err(FrameError::Range { field: "sequence", value: 0 });
         }
-        for (field, length) in [("targets", batch.targets.len()), ("servers", batch.servers.len())] {
+        let defined = [
+            ("targets", batch.targets.len()),
+            ("servers", batch.servers.len()),
+            ("locals", batch.locals.len()),
+        ];
+        for (field, length) in defined {
             if length > MAX_RECORDS {
                 return Err(FrameError::Length { field, length });
             }
@@ -148,13 +174,21 @@ impl TryFrom<wire::PinBatch> for Batch {
         let v6 = pieces("v6", &batch.v6, batch.size_v6, RECORD_SIZE.1)?;
         let removed_v4 = pieces("removed_v4", &batch.removed_v4, REMOVAL_SIZE.0 as u32, REMOVAL_SIZE.0)?;
         let removed_v6 = pieces("removed_v6", &batch.removed_v6, REMOVAL_SIZE.1 as u32, REMOVAL_SIZE.1)?;
-        let length = v4.len() + v6.len() + removed_v4.len() + removed_v6.len();
+        let leased_v4 = pieces("leased_v4", &batch.leased_v4, batch.size_leased_v4, LEASED_SIZE.0)?;
+        let leased_v6 = pieces("leased_v6", &batch.leased_v6, batch.size_leased_v6, LEASED_SIZE.1)?;
+        let pins = v4.len() + v6.len() + leased_v4.len() + leased_v6.len();
+        let length = pins + removed_v4.len() + removed_v6.len();
         if length > MAX_RECORDS {
             return Err(FrameError::Length { field: "records", length });
         }
-        let mut records = Vec::with_capacity(v4.len() + v6.len());
-        v4.map(|bytes| record(bytes, 4)).try_for_each(|record| record.map(|record| records.push(record)))?;
-        v6.map(|bytes| record(bytes, 16)).try_for_each(|record| record.map(|record| records.push(record)))?;
+        let mut records = Vec::with_capacity(pins);
+        for (pieces, length, is_leased) in
+            [(v4, 4, false), (v6, 16, false), (leased_v4, 4, true), (leased_v6, 16, true)]
+        {
+            for bytes in pieces {
+                records.push(record(bytes, length, is_leased)?);
+            }
+        }
         let removal = |bytes, length| {
             let (client, port, target, _) = client(bytes, length);
             Removal { client, port, target }
@@ -165,6 +199,7 @@ impl TryFrom<wire::PinBatch> for Batch {
             ends_snapshot: batch.ends_snapshot,
             targets: batch.targets.into_iter().map(parse_target).collect::<Result<_, _>>()?,
             servers: batch.servers.into_iter().map(parse_server).collect::<Result<_, _>>()?,
+            locals: batch.locals.iter().map(parse_local).collect::<Result<_, _>>()?,
             records,
             removals: removed_v4
                 .map(|bytes| removal(bytes, 4))
@@ -203,7 +238,7 @@ fn client(mut bytes: &[u8], length: usize) -> (Address, u16, u16, &[u8]) {
     (client, port, target, bytes)
 }
 
-fn record(bytes: &[u8], length: usize) -> Result<Record, FrameError> {
+fn record(bytes: &[u8], length: usize, is_leased: bool) -> Result<Record, FrameError> {
     let (client, port, target, mut rest) = client(bytes, length);
     let server = rest.get_u16_le();
     let expiry = rest.get_uint_le(3) as u32;
@@ -217,7 +252,14 @@ fn record(bytes: &[u8], length: usize) -> Result<Record, FrameError> {
         2 => PinState::Finished,
         _ => PinState::Reset,
     };
-    Ok(Record { client, port, target, server, state, remaining })
+    let lease = match is_leased {
+        true => Lease { number: rest.get_u8(), port: rest.get_u16_le() },
+        false => Lease::NONE,
+    };
+    if is_leased && (lease.number == 0 || lease.port == 0) {
+        return Err(FrameError::Range { field: "lease", value: 0 });
+    }
+    Ok(Record { client, port, target, server, state, remaining, lease })
 }
 
 fn number(value: u32) -> Result<u16, FrameError> {
@@ -227,11 +269,23 @@ fn number(value: u32) -> Result<u16, FrameError> {
 fn parse_target(target: wire::PinTarget) -> Result<(u16, Target), FrameError> {
     let protocol = u8::try_from(target.protocol)
         .map_err(|_| FrameError::Range { field: "protocol", value: target.protocol.into() })?;
-    let address = match address(&target.address)? {
+    let address = parse_address(&target.address)?;
+    Ok((number(target.number)?, Target { protocol, address, port: port(target.port)? }))
+}
+
+fn parse_address(bytes: &[u8]) -> Result<Address, FrameError> {
+    Ok(match address(bytes)? {
         std::net::IpAddr::V4(address) => Address::from_ipv4(address.octets()),
         std::net::IpAddr::V6(address) => Address(address.octets()),
-    };
-    Ok((number(target.number)?, Target { protocol, address, port: port(target.port)? }))
+    })
+}
+
+fn parse_local(local: &wire::PinLocal) -> Result<(u8, Local), FrameError> {
+    let address = parse_address(&local.address)?;
+    match u8::try_from(local.number) {
+        Ok(number) if number != 0 => Ok((number, Local { address, is_own: local.own })),
+        _ => Err(FrameError::Range { field: "number", value: local.number.into() }),
+    }
 }
 
 fn parse_server(server: wire::PinServer) -> Result<(u16, Server), FrameError> {

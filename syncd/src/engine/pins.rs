@@ -1,14 +1,16 @@
 //! Pins between the node, the machine that replicates them, and the network.
 
 use std::future::pending;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use director_common::tables::Address;
 use tokio::sync::mpsc;
 
 use super::{Engine, Stopped};
+use crate::config::Config;
 use crate::pins::{Delivery, PinInput, Pins};
 use crate::replica::Replica;
 
@@ -86,13 +88,19 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(replica: &Replica, peers: usize) -> (Lent, Self) {
+    pub(super) fn new(replica: &Replica, config: &Config) -> (Lent, Self) {
         let (to_engine, inputs) = mpsc::channel(INPUTS);
         let (deliveries, to_node) = mpsc::channel(DELIVERIES);
         let whole = Arc::new(AtomicU64::new(0));
         let port = PinPort { inputs: to_engine, deliveries: to_node, whole: Arc::clone(&whole), rejoins: 0 };
         let settings = replica.settings();
-        let machine = Pins::new(Instant::now(), settings.router_id, settings.boot_id).expecting(peers);
+        let address = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => Address::from_ipv4(v4.octets()),
+            IpAddr::V6(v6) => Address(v6.octets()),
+        };
+        let machine = Pins::new(Instant::now(), settings.router_id, settings.boot_id)
+            .expecting(config.peers.len())
+            .with_locals(config.local_addresses.iter().map(address).collect());
         let exchange = Self { machine, inputs, deliveries, input: None, delivery: None, whole };
         (Lent(Arc::new(Mutex::new(Some(port)))), exchange)
     }

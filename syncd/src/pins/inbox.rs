@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use director_common::pin::PinState;
-use director_common::tables::FlowKey;
+use director_common::tables::{Address, Endpoint, FlowKey, Lease};
 use director_proto::pins::{Batch, Begin, MAX_UNACKNOWLEDGED, Position, Server, Subscription, Target};
 use director_proto::sync::BootId;
 
@@ -22,6 +22,8 @@ pub struct RemotePin {
     pub state: PinState,
     /// Seconds until the pin expires, if no packet comes.
     pub remaining: u32,
+    /// What stands for the client, by full NAT.
+    pub local: Option<Endpoint>,
 }
 
 /// Pins of another director, for the node to put into its data plane.
@@ -33,6 +35,8 @@ pub struct Delivery {
     pub begins: Option<Begin>,
     /// The snapshot is whole with this: what the other had and has not named since it began is no more.
     pub ends_snapshot: bool,
+    /// The other's own local addresses, where a session begins with this.
+    pub locals: Option<Vec<Address>>,
     /// The servers of these pins.
     pub servers: Vec<Arc<Server>>,
     /// Pins, in place of what was known of the same connections.
@@ -104,6 +108,8 @@ pub(super) struct Inbox {
     pending: usize,
     targets: Vec<Option<Target>>,
     servers: Vec<Option<Arc<Server>>>,
+    /// By number; that is a byte.
+    locals: Vec<Option<Address>>,
     /// A whole snapshot of this run is in force.
     whole: bool,
     asked: Option<Instant>,
@@ -130,6 +136,7 @@ impl Inbox {
             pending: 0,
             targets: Vec::new(),
             servers: Vec::new(),
+            locals: Vec::new(),
             whole: false,
             asked: None,
             jumps: 0,
@@ -224,7 +231,7 @@ impl Inbox {
             };
         }
         if batch.begins.is_some() {
-            (self.targets, self.servers) = (Vec::new(), Vec::new());
+            (self.targets, self.servers, self.locals) = (Vec::new(), Vec::new(), Vec::new());
         }
         (self.taken, self.asked) = (position, Some(now));
         let delivery = self.open(from, batch)?;
@@ -241,6 +248,11 @@ impl Inbox {
         for (number, server) in batch.servers {
             *place(&mut self.servers, number) = Some(Arc::new(server));
         }
+        let own = || batch.locals.iter().filter(|(_, local)| local.is_own).map(|(_, local)| local.address);
+        let locals = batch.begins.map(|_| own().collect());
+        for (number, local) in batch.locals {
+            *place(&mut self.locals, number.into()) = Some(local.address);
+        }
         let mut servers: Vec<Arc<Server>> = Vec::new();
         let mut named: Vec<Option<u32>> = vec![None; self.servers.len()];
         let mut pins = Vec::with_capacity(batch.records.len());
@@ -254,7 +266,8 @@ impl Inbox {
                 servers.push(Arc::clone(server));
                 servers.len() as u32 - 1
             });
-            pins.push(RemotePin { flow, server, state: record.state, remaining: record.remaining });
+            let (state, remaining, local) = (record.state, record.remaining, self.end(record.lease)?);
+            pins.push(RemotePin { flow, server, state, remaining, local });
         }
         let removed = batch
             .removals
@@ -266,18 +279,24 @@ impl Inbox {
             receipt,
             begins: batch.begins,
             ends_snapshot: batch.ends_snapshot,
+            locals,
             servers,
             pins,
             removed,
         })
     }
 
-    fn flow(
-        &self,
-        source: director_common::tables::Address,
-        source_port: u16,
-        target: u16,
-    ) -> Result<FlowKey, Offence> {
+    /// What a lease stands for, if it is one.
+    fn end(&self, lease: Lease) -> Result<Option<Endpoint>, Offence> {
+        if !lease.is_some() {
+            return Ok(None);
+        }
+        let address = self.locals.get(usize::from(lease.number)).copied().flatten();
+        let address = address.ok_or(Offence::Undefined)?;
+        Ok(Some(Endpoint { address, port: lease.port, reserved: 0 }))
+    }
+
+    fn flow(&self, source: Address, source_port: u16, target: u16) -> Result<FlowKey, Offence> {
         let target = self.targets.get(usize::from(target)).copied().flatten().ok_or(Offence::Undefined)?;
         Ok(FlowKey {
             source,

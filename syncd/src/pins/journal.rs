@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use director_common::pin::PinState;
-use director_common::tables::FlowKey;
+use director_common::tables::{Endpoint, FlowKey};
 use director_proto::pins::Server;
 
 use super::FlowMap;
@@ -24,12 +24,15 @@ pub struct LocalPin {
     pub state: PinState,
     /// Seconds until the pin expires, if no packet comes.
     pub remaining: u32,
+    /// What stands for the client, by full NAT.
+    pub local: Option<Endpoint>,
 }
 
 /// A pin in the journal.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) server: Arc<Server>,
+    pub(super) local: Option<Endpoint>,
     pub(super) state: PinState,
     /// Second at which it expires.
     pub(super) until: u32,
@@ -56,6 +59,11 @@ impl Journal {
         self.walk > 0
     }
 
+    /// How many walks have ended.
+    pub(super) fn walks(&self) -> u32 {
+        self.walk
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -71,19 +79,20 @@ impl Journal {
 
     /// Notes a pin at second `now`; whether the others must be told.
     pub(super) fn note(&mut self, now: u32, pin: LocalPin) -> bool {
-        let LocalPin { flow, server, state, remaining } = pin;
+        let LocalPin { flow, server, state, remaining, local } = pin;
         let (until, walk) = (now.saturating_add(remaining), self.walk);
         let Some(entry) = self.entries.get_mut(&flow) else {
-            self.entries.insert(flow, Entry { server, state, until, told: until, walk });
+            self.entries.insert(flow, Entry { server, local, state, until, told: until, walk });
             return true;
         };
         let moved_on = until.abs_diff(entry.told) >= (remaining / REFRESH).max(SMALLEST_REFRESH);
         let moved = !Arc::ptr_eq(&entry.server, &server) && entry.server != server;
-        let tells = moved_on || moved || entry.state != state;
+        let tells = moved_on || moved || entry.state != state || entry.local != local;
         if tells {
             entry.told = until;
         }
-        (entry.server, entry.state, entry.until, entry.walk) = (server, state, until, walk);
+        (entry.server, entry.local) = (server, local);
+        (entry.state, entry.until, entry.walk) = (state, until, walk);
         tells
     }
 

@@ -1,17 +1,29 @@
-//! Numbers for what records repeat: targets and servers. Both ends of a stream count alike, since it is in order.
+//! Numbers for what records repeat: targets, servers and local addresses. Both ends of a stream count alike, since it is
+//! in order.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use director_common::tables::FlowKey;
-use director_proto::pins::{Batch, Server, Target};
+use director_common::tables::{Address, FlowKey};
+use director_proto::pins::{Batch, Local, Server, Target};
 
 /// The writer's side. When all numbers are in use, the oldest gets another meaning.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Numbers {
     targets: Ring<Target>,
     servers: Ring<ByPlace>,
+    locals: Ring<Address>,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        let all = || 0..=u16::MAX;
+        // Of one byte, and 0 is none.
+        let few = 1..=u16::from(u8::MAX);
+        Self { targets: Ring::new(all()), servers: Ring::new(all()), locals: Ring::new(few) }
+    }
 }
 
 #[derive(Debug)]
@@ -19,23 +31,29 @@ struct Ring<T> {
     numbers: HashMap<T, u16>,
     owners: Vec<T>,
     next: u16,
+    range: RangeInclusive<u16>,
 }
 
-impl<T> Default for Ring<T> {
-    fn default() -> Self {
-        Self { numbers: HashMap::new(), owners: Vec::new(), next: 0 }
+impl<T> Ring<T> {
+    fn new(range: RangeInclusive<u16>) -> Self {
+        Self { numbers: HashMap::new(), owners: Vec::new(), next: *range.start(), range }
     }
 }
 
 impl<T: Clone + Eq + Hash> Ring<T> {
+    /// Whether every number has a meaning.
+    fn is_full(&self) -> bool {
+        self.owners.len() == self.range.len()
+    }
+
     /// The number of `value`, and whether it is new.
     fn number(&mut self, value: &T) -> (u16, bool) {
         if let Some(number) = self.numbers.get(value) {
             return (*number, false);
         }
         let number = self.next;
-        self.next = number.wrapping_add(1);
-        match self.owners.get_mut(usize::from(number)) {
+        self.next = if number == *self.range.end() { *self.range.start() } else { number + 1 };
+        match self.owners.get_mut(usize::from(number - self.range.start())) {
             Some(owner) => {
                 self.numbers.remove(owner);
                 *owner = value.clone();
@@ -73,7 +91,7 @@ impl Numbers {
     /// Bytes that the definitions of a batch take at most.
     pub(super) fn size(batch: &Batch) -> usize {
         let names: usize = batch.servers.iter().map(|(_, server)| server.service.len()).sum();
-        names + DEFINITION * (batch.targets.len() + batch.servers.len())
+        names + DEFINITION * (batch.targets.len() + batch.servers.len() + batch.locals.len())
     }
 
     /// The number of a flow's target, which is defined if it is new.
@@ -85,6 +103,21 @@ impl Numbers {
             defined.push((number, target));
         }
         number
+    }
+
+    /// The number of a local address, which is defined if it is new.
+    pub(super) fn local(&mut self, local: Local, defined: &mut Vec<(u8, Local)>) -> u8 {
+        let (number, is_new) = self.locals.number(&local.address);
+        let number = u8::try_from(number).expect("invariant: the range ends with a byte's");
+        if is_new {
+            defined.push((number, local));
+        }
+        number
+    }
+
+    /// Whether an address without a number gets one that has a meaning.
+    pub(super) fn renames(&self, address: &Address) -> bool {
+        self.locals.is_full() && !self.locals.numbers.contains_key(address)
     }
 
     /// The number of a server, which is defined if it is new.
@@ -118,5 +151,18 @@ mod tests {
         assert_eq!(numbers.target(&flow(65_536), &mut defined), 0);
         assert_eq!(numbers.target(&flow(0), &mut defined), 1, "its own was given away");
         assert_eq!(defined.len(), 65_538);
+    }
+
+    #[test]
+    fn local_addresses_have_numbers_of_a_byte_and_none_is_0() {
+        let (mut numbers, mut defined) = (Numbers::default(), Vec::new());
+        let local = |last: u16| Local { address: Address([last as u8; 16]), is_own: last == 1 };
+        for last in 1..=255 {
+            assert_eq!(u16::from(numbers.local(local(last), &mut defined)), last);
+        }
+        assert_eq!(numbers.local(local(7), &mut defined), 7);
+        assert_eq!(defined.len(), 255);
+        assert_eq!(numbers.local(local(0), &mut defined), 1, "the oldest one gets another meaning");
+        assert_eq!(defined.last(), Some(&(1, local(0))));
     }
 }

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use director_common::tables::FlowKey;
-use director_proto::pins::{Batch, Begin, MAX_RECORDS, Position, Record, Removal};
+use director_common::tables::{Address, FlowKey, Lease};
+use director_proto::pins::{Batch, Begin, Local, MAX_RECORDS, Position, Record, Removal};
 
 use super::FlowSet;
 use super::journal::Journal;
@@ -44,6 +44,8 @@ pub(super) struct Outbox {
     session: Option<Session>,
     /// Number of the last session.
     last_session: u64,
+    /// Walks that have to have ended before a snapshot is whole.
+    walks: u32,
     /// Records sent, again included.
     pub(super) records: u64,
     /// Snapshots begun.
@@ -72,6 +74,7 @@ impl Default for Outbox {
             lacks_snapshot: true,
             session: None,
             last_session: 0,
+            walks: 0,
             records: 0,
             snapshots: 0,
         }
@@ -79,6 +82,16 @@ impl Default for Outbox {
 }
 
 impl Outbox {
+    /// A stream whose snapshots are not whole before so many walks have ended.
+    pub(super) fn after(walks: u32) -> Self {
+        Self { walks, ..Self::default() }
+    }
+
+    /// Whether the journal has all that belongs into a snapshot.
+    fn is_ripe(&self, journal: &Journal) -> bool {
+        journal.is_whole() && journal.walks() >= self.walks
+    }
+
     /// The other must be told of a connection.
     pub(super) fn push(&mut self, now: Instant, flow: FlowKey) {
         if self.lacks_snapshot || !self.queued.insert(flow) {
@@ -166,12 +179,14 @@ impl Outbox {
         true
     }
 
-    /// The next batch, if there is one and the other has room. `wants` says which connections are for it.
+    /// The next batch, if there is one and the other has room. `wants` says which connections are for it, `locals` this
+    /// director's own local addresses.
     pub(super) fn poll(
         &mut self,
         now: Instant,
         second: u32,
         journal: &Journal,
+        locals: &[Address],
         wants: impl Fn(&FlowKey) -> bool,
     ) -> Option<Batch> {
         let session = self.session.as_ref()?;
@@ -188,30 +203,47 @@ impl Outbox {
             self.begin_snapshot(journal);
         }
         let (flows, due) = self.choose(now, journal, wants)?;
+        let is_ripe = self.is_ripe(journal);
         let session = self.session.as_mut()?;
         let position = Position { session: session.number, sequence: session.next };
         let mut batch = Batch { position, begins: session.begins.take(), ..Batch::default() };
+        if batch.begins.is_some() {
+            for address in locals {
+                session.numbers.local(Local { address: *address, is_own: true }, &mut batch.locals);
+            }
+        }
         let mut sent = Vec::with_capacity(flows.len());
-        let mut flows = flows.into_iter();
+        let (mut flows, mut put_back) = (flows.into_iter(), None);
         while let Some(flow) = Numbers::size(&batch).lt(&DEFINITIONS).then(|| flows.next()).flatten() {
+            let entry = journal.get(&flow);
+            let local = entry.and_then(|entry| entry.local);
+            if local.is_some_and(|local| session.numbers.renames(&local.address)) && !sent.is_empty() {
+                // What is in this batch may have the number that would get another meaning.
+                put_back = Some(flow);
+                break;
+            }
             let target = session.numbers.target(&flow, &mut batch.targets);
             sent.push(flow);
             let (client, port) = (flow.source, flow.source_port);
-            match journal.get(&flow) {
+            match entry {
                 Some(entry) => {
                     let server = session.numbers.server(&entry.server, &mut batch.servers);
+                    let lease = entry.local.map_or(Lease::NONE, |local| {
+                        let known = Local { address: local.address, is_own: false };
+                        Lease { number: session.numbers.local(known, &mut batch.locals), port: local.port }
+                    });
                     let (state, remaining) = (entry.state, entry.until.saturating_sub(second));
-                    batch.records.push(Record { client, port, target, server, state, remaining });
+                    batch.records.push(Record { client, port, target, server, state, remaining, lease });
                 }
                 None => batch.removals.push(Removal { client, port, target }),
             }
         }
-        for flow in flows.rev().filter(|flow| self.queued.insert(*flow)) {
+        for flow in put_back.into_iter().chain(flows).rev().filter(|flow| self.queued.insert(*flow)) {
             self.queue.push_front((flow, due));
         }
         // A journal that is not whole yet may still get what belongs into the snapshot.
         let is_last = session.snapshot.as_ref().is_some_and(Vec::is_empty) && self.queue.is_empty();
-        if is_last && journal.is_whole() {
+        if is_last && is_ripe {
             session.snapshot = None;
             batch.ends_snapshot = true;
         }
@@ -235,8 +267,9 @@ impl Outbox {
         journal: &Journal,
         wants: impl Fn(&FlowKey) -> bool,
     ) -> Option<(Vec<FlowKey>, Instant)> {
+        let is_ripe = self.is_ripe(journal);
         let session = self.session.as_mut().filter(|session| session.sent.len() < WINDOW)?;
-        let ends = session.snapshot.as_ref().is_some_and(Vec::is_empty) && journal.is_whole();
+        let ends = session.snapshot.as_ref().is_some_and(Vec::is_empty) && is_ripe;
         let more = session.snapshot.as_ref().is_some_and(|snapshot| !snapshot.is_empty());
         if self.queue.is_empty() && !more && !ends && session.begins.is_none() {
             return None;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use director_common::pin::PinState;
-use director_common::tables::{Address, FlowKey};
-use director_proto::pins::{Batch, Begin, MAX_UNACKNOWLEDGED, Record, Server, Subscription};
+use director_common::tables::{Address, Endpoint, FlowKey, Lease};
+use director_proto::pins::{Batch, Begin, MAX_UNACKNOWLEDGED, Record, Server, Subscription, Target};
 
 use super::*;
 
@@ -31,6 +31,20 @@ fn flow(number: u32) -> FlowKey {
     }
 }
 
+/// A director's own local addresses.
+fn owned(router_id: Ipv4Addr) -> Vec<Address> {
+    let [.., last] = router_id.octets();
+    vec![Address::from_ipv4([10, 8, 0, last]), Address([last; 16])]
+}
+
+/// What stands for the client in every other connection; of addresses there are more than directors, as others' connections
+/// go on at one.
+fn local(flow: &FlowKey) -> Option<Endpoint> {
+    let number = flow.source_port % 400;
+    let address = Address::from_ipv4([10, 8, (number >> 8) as u8, number as u8]);
+    number.is_multiple_of(2).then_some(Endpoint { address, port: flow.source_port | 1, reserved: 0 })
+}
+
 fn server(last: u8) -> Arc<Server> {
     Arc::new(Server { service: "web".into(), address: [10, 0, 2, last].into(), port: 80 })
 }
@@ -53,7 +67,8 @@ struct Director {
 impl Director {
     fn new(now: Instant, index: usize, boot: u64) -> Self {
         let boot = BootId(boot);
-        Self { machine: Pins::new(now, id(index), boot), boot, own: BTreeMap::new(), held: BTreeMap::new() }
+        let machine = Pins::new(now, id(index), boot).with_locals(owned(id(index)));
+        Self { machine, boot, own: BTreeMap::new(), held: BTreeMap::new() }
     }
 
     /// One walk through the data plane.
@@ -64,6 +79,7 @@ impl Director {
             server: Arc::clone(server),
             state: PinState::Open,
             remaining: (*until - now).as_secs() as u32,
+            local: local(flow),
         };
         let pins = self.own.iter().map(pin).collect();
         self.machine.handle_node(now, PinInput::Met(pins), |_| true);
@@ -72,12 +88,14 @@ impl Director {
 
     fn apply(&mut self, now: Instant) {
         while let Some(delivery) = self.machine.poll_delivery() {
-            let Delivery { receipt, begins, ends_snapshot, servers, pins, removed } = delivery;
+            let Delivery { receipt, begins, ends_snapshot, locals, servers, pins, removed } = delivery;
+            assert_eq!(locals, begins.map(|_| owned(receipt.from)));
             let held = self.held.entry(receipt.from).or_default();
             if begins == Some(Begin::Snapshot) {
                 held.named.clear();
             }
             for pin in pins {
+                assert_eq!(pin.local, local(&pin.flow));
                 let until = now + Duration::from_secs(pin.remaining.into());
                 held.pins.insert(pin.flow, (Arc::clone(&servers[pin.server as usize]), until));
                 held.named.insert(pin.flow);
@@ -337,6 +355,50 @@ fn a_joiner_may_serve_only_when_it_has_everybodys_pins() {
     world.check(0);
 }
 
+/// A director that is there again at once, and may have lost everything, is not whole before what its last run has left to
+/// another one has been met there.
+#[test]
+fn who_is_there_again_at_once_is_told_of_what_it_has_left() {
+    let now = Instant::now();
+    let mut machine = Pins::new(now, id(0), BootId(1));
+    let walk = |machine: &mut Pins, number: u32| {
+        let (flow, state) = (flow(number), PinState::Open);
+        let pin = LocalPin { flow, server: server(1), state, remaining: LIFE, local: local(&flow) };
+        machine.handle_node(now, PinInput::Met(vec![pin]), |_| true);
+        machine.handle_node(now, PinInput::WalkEnded, |_| true);
+    };
+    (0..5).for_each(|_| walk(&mut machine, 1));
+    let told = |machine: &mut Pins, boot: u64| {
+        machine.handle_members(now, [(id(1), BootId(boot))], Some([0; 16]));
+        let batches =
+            std::iter::from_fn(|| machine.poll_message(now)).filter_map(|(_, message)| match message {
+                PinMessage::Batch(batch) => Some((batch.records.len(), batch.ends_snapshot)),
+                _ => None,
+            });
+        batches.fold((0, false), |(sum, ended), (records, ends)| (sum + records, ended | ends))
+    };
+    let all = Subscription { boot_id: BootId(0), position: Position::default() };
+    let subscribe = |machine: &mut Pins, boot: u64| {
+        machine.handle_message(now, id(1), BootId(boot), PinMessage::Subscribe(all));
+    };
+    told(&mut machine, 2);
+    subscribe(&mut machine, 2);
+    assert_eq!(told(&mut machine, 2), (1, true), "what was never here has left nothing");
+    told(&mut machine, 3);
+    subscribe(&mut machine, 3);
+    assert_eq!(told(&mut machine, 3), (1, false));
+    walk(&mut machine, 1);
+    assert_eq!(told(&mut machine, 3), (0, false), "it may have begun before");
+    walk(&mut machine, 2);
+    assert_eq!(told(&mut machine, 3), (1, true));
+    // After a while there is nothing to wait for.
+    machine.handle_members(now, [], Some([0; 16]));
+    (0..2).for_each(|_| walk(&mut machine, 2));
+    told(&mut machine, 4);
+    subscribe(&mut machine, 4);
+    assert!(told(&mut machine, 4).1);
+}
+
 #[test]
 fn directors_that_are_not_heard_yet_are_given_time() {
     let now = Instant::now();
@@ -403,9 +465,18 @@ fn liars_are_not_heard_for_a_while_and_then_start_anew() {
         server: 9,
         state: PinState::Open,
         remaining: 1,
+        lease: Lease::NONE,
     };
-    let cases: [(&str, Vec<Batch>, bool, u32); 4] = [
+    let address = Address::from_ipv4([10, 0, 2, 1]);
+    let unleased = Batch {
+        targets: vec![(9, Target { protocol: 6, address, port: 80 })],
+        servers: vec![(9, Server { service: "web".into(), address: [10, 0, 2, 1].into(), port: 80 })],
+        records: vec![Record { lease: Lease { number: 3, port: 9 }, ..undefined }],
+        ..numbered(1, 1)
+    };
+    let cases: [(&str, Vec<Batch>, bool, u32); 5] = [
         ("undefined", vec![Batch { records: vec![undefined], ..numbered(1, 1) }], true, 0),
+        ("no such local address", vec![unleased], true, 0),
         ("flood", (1..=MAX_UNACKNOWLEDGED as u64 + 1_100).map(|at| numbered(1, at)).collect(), false, 0),
         ("jumps", (1..1_100).map(|at| numbered(1, at * 2)).collect(), true, 0),
         ("strangers", (1..100).map(|at| numbered(1, at)).collect(), true, 4_000),

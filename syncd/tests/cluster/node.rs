@@ -94,6 +94,7 @@ pub(crate) fn config(router_id: Ipv4Addr, index: usize, addresses: &[SocketAddr]
         version: "0.1.0".into(),
         config_digest: Digest([0; 32]),
         definitions: Arc::default(),
+        local_addresses: Vec::new(),
         allow_plaintext: false,
     }
 }

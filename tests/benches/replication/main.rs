@@ -198,6 +198,7 @@ fn connections(count: u32) -> Vec<LocalPin> {
         server: Arc::clone(&servers[number as usize % servers.len()]),
         state: PinState::Open,
         remaining: 900,
+        local: None,
     };
     (0..count).map(pin).collect()
 }

@@ -82,7 +82,7 @@ fn choose<'a>(
         return Err(DropReason::NoNextHop);
     }
     // NAT changes addresses and not families.
-    if service.is_nat() && real.address.is_v4() == ip.is_v6() {
+    if service.translates() && real.address.is_v4() == ip.is_v6() {
         return Err(DropReason::BadTable);
     }
     let (mut bytes, mut overhead) = (decision.bytes, 0);
@@ -125,7 +125,8 @@ fn pick_real<'a>(
     forward.entropy = entropy_of(hash, flow.source_port);
     let slot =
         tables.slot(service.table, slot_of(hash, table_slots(service.table))).ok_or(DropReason::BadTable)?;
-    if forward.follows != 0 {
+    // With full NAT a later fragment goes as its connection does, whose lease it needs.
+    if forward.follows != 0 && !service.is_full_nat() {
         let server = ServerId::new(forward.real as u16, forward.generation);
         if let Some(real) = find_server(tables, service, server, forward) {
             return Ok(real);

@@ -8,7 +8,7 @@ use crate::verdict::{PassReason, Verdict};
 
 /// The service that has the flow's destination.
 #[inline(always)]
-pub(super) fn find_owner<'a>(
+pub(crate) fn find_owner<'a>(
     flow: &FlowKey,
     config: &Config,
     tables: &'a impl Tables,

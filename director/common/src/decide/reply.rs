@@ -2,7 +2,8 @@
 //! the VIP.
 //!
 //! Nothing is remembered for it (see [`crate::tables::ReplyEntry`]) but the ports of fragmented datagrams, and no pin
-//! or slot is asked. The way on is the kernel's route to the client. What is no such answer stays untouched: real
+//! or slot is asked. With full NAT it comes to the director that sent the request, as an answer to the lease that it
+//! gave the connection (see [`crate::lease`]). The way on is the kernel's route to the client. What is no such answer stays untouched: real
 //! servers have business of their own, and the node itself asks them how they are.
 
 use super::{Decision, answer_expired, check, fragment, may_answer};
@@ -11,7 +12,8 @@ use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Frame, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Ports, parse_at,
 };
 use crate::tables::{
-    Address, Config, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes, Tables,
+    Address, Config, Endpoint, FlowKey, FragmentEntry, ReplyEntry, ReplyKey, RouteEntry, RouteQuery, Routes,
+    Tables,
 };
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
@@ -32,8 +34,6 @@ pub fn decide_reply<'a>(
     flow: &mut FlowKey,
     decision: &mut Decision<'a>,
 ) {
-    *flow = FlowKey::default();
-    decision.forward = Forward::default();
     decision.verdict = judge(frame, ifindex, tables, routes, flow, decision);
 }
 
@@ -47,31 +47,26 @@ fn judge<'a>(
     flow: &mut FlowKey,
     decision: &mut Decision<'a>,
 ) -> Verdict {
-    let Some(ethernet) = Ethernet::parse(frame) else { return NONE };
-    if ethernet.ethertype != ETHERTYPE_IPV4 && ethernet.ethertype != ETHERTYPE_IPV6 {
+    let forward = &mut decision.forward;
+    let Some((ethernet, ip)) = identify(frame, ifindex, tables, flow, forward) else { return NONE };
+    let (Some(config), Some(interface)) = (tables.config(), tables.interface(ifindex)) else { return NONE };
+    decision.ip = ip;
+    if ip.fragment_offset != 0 && !find_ports(tables, &ip, flow, forward) {
         return NONE;
     }
-    let Ok(ip) = parse_at::<EXTENSIONS>(frame, ethernet.ethertype == ETHERTYPE_IPV6, ethernet.len, flow)
-    else {
-        return NONE;
-    };
-    let Some(config) = tables.config() else { return NONE };
-    let interface = match tables.interface(ifindex) {
-        Some(interface) if interface.mac == ethernet.destination && ip.broken.is_none() => interface,
-        _ => return NONE,
-    };
-    decision.ip = ip;
-    let Some(reply) = find(frame, &ip, config, tables, flow, &mut decision.forward) else { return NONE };
+    let Some(reply) = find(config, tables, flow, decision) else { return NONE };
     let forward = &mut decision.forward;
     forward.related = frame.launder(usize::from(forward.related)) as u16;
     forward.inner = frame.launder(usize::from(forward.inner)) as u16;
     // In generic mode a frame may be a large one that is segmented again.
     let bytes = if interface.is_native() { ip.total_len as u16 } else { 0 };
-    let Some(route) = routes.route(&query(&ip, flow, &reply.vip, forward, bytes, ifindex)) else {
-        return NONE;
+    let Some(route) =
+        routes.route(&query(&ip, flow, &reply.vip, decision.client_end, forward, bytes, ifindex))
+    else {
+        return wayless(decision);
     };
     match route.answer {
-        RouteEntry::STAYS => return NONE,
+        RouteEntry::STAYS => return wayless(decision),
         RouteEntry::DISABLED => return Verdict::Pass(PassReason::ForwardingOff),
         _ => {}
     }
@@ -80,8 +75,9 @@ fn judge<'a>(
     decision.forward.real = reply.real;
     decision.reply = Some(reply);
     decision.route = Some(route);
-    if let Err(reason) = check(frame, &ip) {
-        return Verdict::Drop(reason);
+    match check(frame, &ip) {
+        Ok(signals) => decision.forward.signals = frame.launder(usize::from(signals)) as u16,
+        Err(reason) => return Verdict::Drop(reason),
     }
     if ip.hop_limit <= 1 {
         return answer_expired(config, tables, flow, decision);
@@ -113,23 +109,40 @@ fn judge<'a>(
     Verdict::Reply(ReplyReason::Redirected)
 }
 
-/// As whose the packet is to leave, if it is an answer, or an ICMP error about a client's packet.
+/// The verdict on an answer for which the kernel has no way. By NAT it may be the kernel's own business; by full NAT it is to
+/// a lease, of which the kernel knows nothing, and it would reset a connection that goes on when there is a way again.
 #[inline(always)]
-fn find<'a>(
+fn wayless(decision: &Decision<'_>) -> Verdict {
+    if decision.client_end.is_some() { Verdict::Drop(DropReason::ReplyRefused) } else { NONE }
+}
+
+/// The packet's headers and, in `flow`, the flow of what may be an answer, or that an ICMP error is about. A later
+/// fragment has no ports yet ([`find_ports`]).
+#[inline(always)]
+pub fn identify(
     frame: &impl Frame,
-    ip: &Ip,
-    config: &Config,
-    tables: &'a impl Tables,
+    ifindex: u32,
+    tables: &impl Tables,
     flow: &mut FlowKey,
     forward: &mut Forward,
-) -> Option<&'a ReplyEntry> {
+) -> Option<(Ethernet, Ip)> {
+    (*flow, *forward) = (FlowKey::default(), Forward::default());
+    let ethernet = Ethernet::parse(frame)?;
+    if ethernet.ethertype != ETHERTYPE_IPV4 && ethernet.ethertype != ETHERTYPE_IPV6 {
+        return None;
+    }
+    let is_v6 = ethernet.ethertype == ETHERTYPE_IPV6;
+    let ip = parse_at::<EXTENSIONS>(frame, is_v6, ethernet.len, flow).ok()?;
+    if tables.interface(ifindex)?.mac != ethernet.destination || ip.broken.is_some() {
+        return None;
+    }
     if ip.protocol == ip.icmp() {
         let to = flow.destination;
-        if ip.is_fragment() || Icmp::parse(frame, ip)? != Icmp::Error {
+        if ip.is_fragment() || Icmp::parse(frame, &ip)? != Icmp::Error {
             return None;
         }
         // The flow of what it is about, from its destination to its source: the way of an answer.
-        let inner = icmp::parse_inner(frame, ip, flow)?;
+        let inner = icmp::parse_inner(frame, &ip, flow)?;
         if flow.destination != to || (inner.protocol != PROTOCOL_TCP && inner.protocol != PROTOCOL_UDP) {
             return None;
         }
@@ -139,17 +152,39 @@ fn find<'a>(
         return None;
     } else {
         flow.protocol = ip.protocol;
-        if ip.fragment_offset != 0 {
-            let mut first = FragmentEntry::default();
-            if !fragment::find_first(tables, flow, ip.identification, &mut first) {
-                return None;
-            }
-            (flow.source_port, flow.destination_port) = (first.source_port, first.destination_port);
-            forward.follows = 1;
-        } else {
-            let ports = Ports::parse(frame, ip)?;
+        if ip.fragment_offset == 0 {
+            let ports = Ports::parse(frame, &ip)?;
             (flow.source_port, flow.destination_port) = (ports.source, ports.destination);
         }
+    }
+    Some((ethernet, ip))
+}
+
+/// Gives a later fragment the ports of its first one; false if that has not been seen lately.
+#[inline(always)]
+pub fn find_ports(tables: &impl Tables, ip: &Ip, flow: &mut FlowKey, forward: &mut Forward) -> bool {
+    let mut first = FragmentEntry::default();
+    if !fragment::find_first(tables, flow, ip.identification, &mut first) {
+        return false;
+    }
+    (flow.source_port, flow.destination_port) = (first.source_port, first.destination_port);
+    forward.follows = 1;
+    true
+}
+
+/// As whose the packet is to leave, if it is an answer, or an ICMP error about a client's packet.
+#[inline(always)]
+fn find<'a>(
+    config: &Config,
+    tables: &'a impl Tables,
+    flow: &FlowKey,
+    decision: &mut Decision<'a>,
+) -> Option<&'a ReplyEntry> {
+    if config.has(Config::FLAG_FULL_NAT)
+        && let Some(found) = tables.returned(flow)
+    {
+        decision.client_end = Some(&found.client);
+        return Some(&found.reply);
     }
     let key = ReplyKey::of(flow.source, flow.protocol, flow.source_port);
     if let Some(found) = tables.reply(&key) {
@@ -160,7 +195,15 @@ fn find<'a>(
 
 /// What the routes are asked: the way of the packet as it is to leave.
 #[inline(always)]
-fn query(ip: &Ip, flow: &FlowKey, vip: &Address, forward: &Forward, bytes: u16, ifindex: u32) -> RouteQuery {
+fn query(
+    ip: &Ip,
+    flow: &FlowKey,
+    vip: &Address,
+    client: Option<&Endpoint>,
+    forward: &Forward,
+    bytes: u16,
+    ifindex: u32,
+) -> RouteQuery {
     let mut query = RouteQuery {
         source: *vip,
         destination: flow.destination,
@@ -170,6 +213,9 @@ fn query(ip: &Ip, flow: &FlowKey, vip: &Address, forward: &Forward, bytes: u16, 
         ifindex,
         ..RouteQuery::default()
     };
+    if let Some(client) = client {
+        query.destination = client.address;
+    }
     // All fragments of a datagram go one way.
     if forward.related == 0 && !ip.is_fragment() {
         (query.source_port, query.destination_port) = (flow.source_port, flow.destination_port);

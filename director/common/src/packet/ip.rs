@@ -23,8 +23,6 @@ pub struct Ip {
     pub traffic_class: u8,
     /// What follows the header and all its extensions.
     pub protocol: u8,
-    /// Header checksum as received; 0 in version 6, which has none.
-    pub checksum: u16,
     /// Offset of this fragment in units of 8 bytes; 0 in a whole packet.
     pub fragment_offset: u16,
     /// More fragments follow.
@@ -104,7 +102,7 @@ impl Ip {
             return ipv6::emit_hop_limit(frame, self.start, self.hop_limit.wrapping_sub(1));
         }
         let ttl = (self.hop_limit, self.hop_limit.wrapping_sub(1));
-        ipv4::emit_ttl(frame, self.start, ttl, self.checksum)
+        ipv4::emit_ttl(frame, self.start, ttl)
     }
 
     /// Sends the packet back with a fresh hop limit: the addresses change places.
@@ -115,7 +113,7 @@ impl Ip {
             return ipv6::emit_hop_limit(frame, self.start, hop_limit);
         }
         ipv4::emit_swapped(frame, self.start)?;
-        ipv4::emit_ttl(frame, self.start, (self.hop_limit, hop_limit), self.checksum)
+        ipv4::emit_ttl(frame, self.start, (self.hop_limit, hop_limit))
     }
 }
 

@@ -14,7 +14,7 @@ const CHECKSUM: usize = 10;
 #[inline(always)]
 pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Result<Ip, PassReason> {
     let header = frame.read::<LEN>(start).ok_or(PassReason::ShortHeader)?;
-    let [version_ihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] =
+    let [version_ihl, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         header;
     if version_ihl >> 4 != 4 {
         return Err(PassReason::BadVersion);
@@ -34,7 +34,6 @@ pub(super) fn parse(frame: &impl Frame, start: usize, flow: &mut FlowKey) -> Res
         hop_limit: ttl,
         traffic_class: tos,
         protocol,
-        checksum: u16::from_be_bytes([c0, c1]),
         fragment_offset: fragment & 0x1fff,
         more_fragments: fragment & 0x2000 != 0,
         dont_fragment: fragment & 0x4000 != 0,
@@ -73,17 +72,14 @@ pub(crate) const fn folded(sum: u64) -> u16 {
     fold(fold(sum)) as u16
 }
 
-/// Writes a time to live of `new` instead of `old`, and the checksum that follows from that and from `checksum`,
-/// as received (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
+/// Writes a time to live of `new` instead of `old`, and the checksum that follows from that and from the one that is
+/// there: addresses may have changed by now (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
 #[inline(always)]
-pub(super) fn emit_ttl(
-    frame: &mut impl Frame,
-    start: usize,
-    (old, new): (u8, u8),
-    checksum: u16,
-) -> Option<()> {
+pub(super) fn emit_ttl(frame: &mut impl Frame, start: usize, (old, new): (u8, u8)) -> Option<()> {
     frame.write(start.wrapping_add(TTL), [new])?;
-    frame.write(start.wrapping_add(CHECKSUM), checksum_for_ttl(checksum, old, new).to_be_bytes())
+    let at = start.wrapping_add(CHECKSUM);
+    let checksum = u16::from_be_bytes(frame.read(at)?);
+    frame.write(at, checksum_for_ttl(checksum, old, new).to_be_bytes())
 }
 
 /// The checksum of a header with a time to live of `new`, which had `checksum` with `old`.

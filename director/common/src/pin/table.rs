@@ -18,7 +18,7 @@
 use super::{Pin, PinCell, STATE_SHIFT};
 use crate::hash::spread;
 use crate::siphash::{HashKey, siphash};
-use crate::tables::{FlowKey, Plain};
+use crate::tables::{FlowKey, FlowRecord, Plain};
 
 /// Entries of a bucket.
 pub const WAYS: usize = 8;
@@ -46,12 +46,12 @@ pub struct PinBucket {
 
 const _: () = assert!(size_of::<PinBucket>() == 128);
 
-/// Whose the entries of a bucket are.
+/// Whose the entries of a bucket are, and their leases.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct FlowBucket {
     /// Each by its number; what it was last where the entry is free.
-    pub flows: [FlowKey; WAYS],
+    pub flows: [FlowRecord; WAYS],
 }
 
 const _: () = assert!(size_of::<FlowBucket>() == 320);
@@ -242,6 +242,28 @@ pub fn claim(table: &impl Buckets, count: u32, trace: &Trace, mark: u64) -> u32 
         way = way.wrapping_add(1);
     }
     NOWHERE
+}
+
+/// Whether no entry but number `number` is a connection's. Asked after its word was set: so of two that claimed for one
+/// connection in the same moment at least one is told of the other, whose word was set before it asked.
+#[inline(always)]
+pub fn is_alone(table: &impl Buckets, count: u32, trace: &Trace, number: u32) -> bool {
+    let [first, second] = trace.buckets(count);
+    !is_elsewhere_in(table, first, trace, number) && !is_elsewhere_in(table, second, trace, number)
+}
+
+#[inline(always)]
+fn is_elsewhere_in(table: &impl Buckets, bucket: u32, trace: &Trace, number: u32) -> bool {
+    let Some(found) = table.bucket(bucket) else { return false };
+    let mut way = 0;
+    while let Some(cell) = found.cells.get(way) {
+        let is = cell.tag() == trace.tag() && trace.is_of(cell.word(), cell.tag());
+        if is && number_of(bucket, way) != number {
+            return true;
+        }
+        way = way.wrapping_add(1);
+    }
+    false
 }
 
 #[inline(always)]

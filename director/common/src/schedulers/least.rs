@@ -62,7 +62,8 @@ impl Scan {
             Method::WeightedLeastConnection
             | Method::RoundRobin
             | Method::WeightedRoundRobin
-            | Method::TwoChoices => (256, 1, 0, 1, ANY, 1),
+            | Method::TwoChoices
+            | Method::Slots => (256, 1, 0, 1, ANY, 1),
         };
         write(&self.active, active);
         write(&self.inactive, inactive);

@@ -5,10 +5,19 @@ use ipnet::IpNet;
 use routing::speaker::PathKind;
 use tokio::time::Instant;
 
-use super::{Announcement, Drain, METRIC, Phase, Rule, Sight, Step, alone, is_of_others, save, told};
+use super::super::plan::BACKUP_METRIC;
+use super::{
+    Announcement, Drain, METRIC, Phase, Purpose, Rule, Sight, Step, alone, is_of_others, save, told,
+};
 
 fn announcement(service: &str, metric: u16) -> Announcement {
-    Announcement { metric, announce: routing::AnnounceAs::Stub, service: service.to_owned() }
+    let purpose = match service {
+        "" => Purpose::Node,
+        "local" => Purpose::Local,
+        "backup" => Purpose::Backup,
+        name => Purpose::Service(name.to_owned()),
+    };
+    Announcement { metric, announce: routing::AnnounceAs::Stub, purpose }
 }
 
 fn net(text: &str) -> IpNet {
@@ -36,6 +45,22 @@ fn vips_lose_their_attraction_and_the_nodes_own_prefixes_do_not() {
     let hidden = ("203.0.113.99/32".to_owned(), METRIC);
     assert_eq!(after(Phase::Raised, &["203.0.113.0/24"]), [own[0].clone(), vip, hidden]);
     assert_eq!(after(Phase::Withdrawn, &["203.0.113.0/24"]), own[..1]);
+}
+
+#[test]
+fn local_addresses_move_with_the_vips_and_a_backup_is_better_than_a_director_that_is_drained() {
+    let prefixes = ["10.8.0.1/32", "10.8.0.2/32"];
+    let wanted = || {
+        let [own, other] = prefixes.map(net);
+        BTreeMap::from([(own, announcement("local", 0)), (other, announcement("backup", BACKUP_METRIC))])
+    };
+    const { assert!(BACKUP_METRIC < METRIC) };
+    let mut raised = wanted();
+    Phase::Raised.apply(&mut raised, &[]);
+    assert!(raised.len() == 2 && raised.values().all(|announcement| announcement.metric == METRIC));
+    let mut withdrawn = wanted();
+    Phase::Withdrawn.apply(&mut withdrawn, &[]);
+    assert!(withdrawn.is_empty());
 }
 
 /// Looks every 100 ms; `packets` says how many have come by a moment, `acknowledged` since when neighbours know of a

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use director_proto::health::RealId;
 use syncd::{HealthView, Votes};
 
-use super::{announcements, deal, differences, quorate, same_effect};
+use super::{
+    BACKUP_METRIC, Purpose, announce_locals, announcements, deal, differences, quorate, same_effect,
+};
 use crate::config::Config;
 
 const TEXT: &str = r#"
@@ -46,6 +48,34 @@ fn tables(config: &Config) -> TableSet {
         hash_key: [1; 16],
         services: deal(config, &config.definitions, None, &HealthView::new()),
     }
+}
+
+#[test]
+fn local_addresses_are_announced_while_serving_those_of_others_behind_their_owners() {
+    let config = config(&TEXT.replace("\"10.255.0.1/32\"]", "\"10.255.0.1/32\", \"10.8.0.1/32\"]"));
+    let tables = tables(&config);
+    let prefix = |text: &str| -> IpNet { text.parse().expect("prefix") };
+    let address = |text: &str| -> IpAddr { text.parse().expect("address") };
+    let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
+    let own = [address("10.8.0.1"), address("2001:db8:f8::1")];
+    // One of them is a VIP here, and stays that.
+    let others = BTreeSet::from([address("10.8.0.2"), address("203.0.113.10")]);
+    let all = |serving| {
+        let mut all = announcements(&config, Some(&tables), &quorate, |_| true, serving);
+        announce_locals(&mut all, &own, &others, serving);
+        let told =
+            all.into_iter().map(|(prefix, announcement)| (prefix, announcement.metric, announcement.purpose));
+        told.collect::<Vec<_>>()
+    };
+    let serving = [
+        (prefix("10.8.0.1/32"), 0, Purpose::Local),
+        (prefix("10.8.0.2/32"), BACKUP_METRIC, Purpose::Backup),
+        (prefix("10.255.0.1/32"), 0, Purpose::Node),
+        (prefix("203.0.113.10/32"), 5, Purpose::Service("a".to_owned())),
+        (prefix("2001:db8:f8::1/128"), 0, Purpose::Local),
+    ];
+    assert_eq!(all(true), serving);
+    assert_eq!(all(false), [serving[2].clone()], "whatever [ospf] announce says");
 }
 
 #[test]
