@@ -2,8 +2,8 @@
 //!
 //! Each of them finds its question in a room of this processor's, and leaves its answer there.
 
-use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use director_common::decide;
@@ -11,7 +11,8 @@ use director_common::lease::{self, Leases};
 use director_common::pin::Pin;
 use director_common::pin::table::Trace;
 use director_common::tables::{
-    Address, Config, Endpoint, FlowKey, FlowRecord, Lease, LeaseRecord, MAX_LOCAL_NUMBERS, Return, ServiceEntry,
+    Address, Config, Endpoint, FlowKey, FlowRecord, Lease, LeaseRecord, MAX_LOCAL_NUMBERS, Return,
+    ServiceEntry,
 };
 use director_common::{Forward, Tables as _};
 
@@ -134,7 +135,9 @@ pub extern "C" fn find_return(context: *mut xdp_md) -> u32 {
     let Room { flow, record, found, is_found, .. } = room;
     let mut forward = Forward::default();
     let frame = XdpFrame::new(&context);
-    let Some((_, ip)) = decide::identify(&frame, ifindex, &KernelTables, flow, &mut forward) else { return 0 };
+    let Some((_, ip)) = decide::identify(&frame, ifindex, &KernelTables, flow, &mut forward) else {
+        return 0;
+    };
     if ip.fragment_offset != 0 && !decide::find_ports(&KernelTables, &ip, flow, &mut forward) {
         return 0;
     }

@@ -12,11 +12,11 @@ use director_common::counters::{FlowCounters, TrafficCounters};
 use director_common::pin::table::marked;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
 use director_common::tables::{
-    Address, Config, Endpoint, FlowKey, FragmentEntry, Interface, Lease, LoadEntry, MAX_CLASSES, MAX_FRAGMENTS,
-    MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS, MAX_SERVICES,
-    MAX_TABLES, NEAR_INTERFACES, RangeKey, RealEntry, ReplyEntry, ReplyKey, Return, Roster, SHELF, SMALL_SHELF,
-    ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, SlotTable, SmallTable, Tables, TokenBucket,
-    WindowEntry, is_small, shelf_of,
+    Address, Config, Endpoint, FlowKey, FragmentEntry, Interface, Lease, LoadEntry, MAX_CLASSES,
+    MAX_FRAGMENTS, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS,
+    MAX_SERVICES, MAX_TABLES, NEAR_INTERFACES, RangeKey, RealEntry, ReplyEntry, ReplyKey, Return, Roster,
+    SHELF, SMALL_SHELF, ServiceEntry, ServiceKey, ServiceKeyV4, ServiceName, SlotTable, SmallTable, Tables,
+    TokenBucket, WindowEntry, is_small, shelf_of,
 };
 use director_common::verdict::OUTCOME_COUNTERS;
 use director_common::{SLOTS, SMALL_SLOTS, Slot};
