@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use cluster_tests::ecmp::{Ecmp, SWITCHES, in_a_lab, wait};
 use cluster_tests::transfers::{Pace, Transfers};
 use serde_json::Value;
@@ -51,7 +51,7 @@ fn drain(ecmp: &Ecmp) -> Result<()> {
     transfers.end()?;
     println!("{count} transfers outlived a drain of a director that had {} of them: {done}", before[1]);
     let lost = news.end()?;
-    ensure!(lost == 0, "{lost} requests had no answer");
+    ensure!(lost <= 2 * News::PROCESSES, "{lost} requests came to nothing");
     Ok(())
 }
 
@@ -104,8 +104,7 @@ fn story(ecmp: &Ecmp) -> Result<()> {
         before[0]
     );
     let lost = news.end()?;
-    // Those that were about to begin when the director was lost: nobody else had heard of them yet.
-    ensure!(lost <= 2 * 2 * News::PROCESSES, "{lost} requests had no answer");
+    ensure!(lost <= 2 * 2 * News::PROCESSES, "{lost} requests came to nothing");
     Ok(())
 }
 
@@ -305,7 +304,8 @@ impl<'a> News<'a> {
             "mkdir -p /run/news && cd /run/news
              for vip in '{}' '{}'; do for i in $(seq {}); do
                (while [ ! -e stop ]; do
-                  curl -sS -f -m 20 -o /dev/null http://$vip/tiny 2>>errors; echo $? >>codes; sleep 0.05
+                  age=$(curl -sS -f -m 20 -w '%{{time_connect}} %{{time_total}}' -o /dev/null http://$vip/tiny 2>>errors); echo $? $age >>codes
+                  sleep 0.05
                 done) &
              done; done >/dev/null 2>&1",
             VIPS[0],
@@ -318,7 +318,7 @@ impl<'a> News<'a> {
 
     /// Requests so far that were answered.
     fn count(&self) -> Result<u64> {
-        let answered = self.0.lab.sh("client", "grep -cx 0 /run/news/codes || true")?;
+        let answered = self.0.lab.sh("client", "grep -c '^0 ' /run/news/codes || true")?;
         Ok(answered.trim().parse().unwrap_or(0))
     }
 
@@ -327,16 +327,24 @@ impl<'a> News<'a> {
         wait("new connections", PATIENCE, || Ok(self.count()? > before + 40))
     }
 
-    /// Ends them: none was reset or refused. Returns how many had no answer in time.
+    /// Ends them. None that was older than a second, which the other directors had heard of by then, was reset. Returns how
+    /// many others came to nothing: those that were about to begin while their packets took another way, or were younger
+    /// than that.
     fn end(self) -> Result<u32> {
-        let Self(ecmp) = &self;
-        let said = ecmp
-            .lab
-            .sh("client", "touch /run/news/stop; sort /run/news/codes | uniq -c; cat /run/news/errors")?;
+        let script = "touch /run/news/stop; cut -d' ' -f1 /run/news/codes | sort | uniq -c; cat /run/news/errors; \
+                      grep -v '^0 ' /run/news/codes || true";
+        let said = self.0.lab.sh("client", script)?;
         println!("new connections, by curl's result: {}", said.trim().replace('\n', ";"));
-        let timed_out = ecmp.lab.sh("client", "grep -cx 28 /run/news/codes || true")?;
-        let others = ecmp.lab.sh("client", "grep -vcx -e 0 -e 28 /run/news/codes || true")?;
-        ensure!(others.trim() == "0", "requests failed: {said}");
-        Ok(timed_out.trim().parse()?)
+        let codes = self.0.lab.sh("client", "grep -v '^0 ' /run/news/codes || true")?;
+        for line in codes.lines() {
+            let [code, connected, ended] = line.split(' ').collect::<Vec<_>>()[..] else {
+                bail!("{line:?} of {said}");
+            };
+            // Since it was established: the client may have had to ask more than once for that.
+            let is_young = ended.parse::<f64>()? - connected.parse::<f64>()? < 1.0;
+            // No answer in time; never established, as a switch without a route says; reset.
+            ensure!(["28", "7"].contains(&code) || code == "56" && is_young, "a request failed: {said}");
+        }
+        Ok(u32::try_from(codes.lines().count())?)
     }
 }
