@@ -158,7 +158,7 @@ struct Node {
     /// Local addresses of other directors that this one takes over if need be.
     other_locals: BTreeSet<IpAddr>,
     /// Own ones that another director has as well.
-    contested: BTreeSet<IpAddr>,
+    contested: BTreeMap<Ipv4Addr, BTreeSet<IpAddr>>,
     /// Leases are taken: what others know of this director's own is known here.
     leases_allowed: bool,
     /// Whether an operator took this director out of service.
@@ -247,7 +247,7 @@ impl Node {
             resuming: !graces.is_empty(),
             announced: BTreeMap::new(),
             other_locals: BTreeSet::new(),
-            contested: BTreeSet::new(),
+            contested: BTreeMap::new(),
             leases_allowed: false,
             drain,
             quorate: BTreeSet::new(),
@@ -513,8 +513,7 @@ impl Node {
             |real: IpAddr| dataplane.next_hop(real).is_some(),
             serving,
         );
-        let locals = &self.config.node.locals.addresses;
-        plan::announce_locals(&mut wanted, locals, &self.other_locals, serving);
+        plan::announce_locals(&mut wanted, &self.config, &self.other_locals, serving);
         if let (Some(phase), Some(ospf)) = (self.drain.phase(), &self.config.ospf) {
             phase.apply(&mut wanted, &ospf.aggregates);
         }

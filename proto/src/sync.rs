@@ -36,6 +36,7 @@ pub mod wire {
 /// 3: pins of connections, on a stream of their own.
 /// 4: epochs in three steps. A director of version 3 would put tables in force that others have only prepared.
 /// 5: tables carry the definitions of their services, and their digests do.
+/// 6: pins carry the local address and port of full NAT.
 pub const PROTOCOL: u32 = 6;
 
 /// Largest frame on a stream, in bytes.
@@ -298,6 +299,12 @@ pub enum FrameError {
     Twice {
         /// The name.
         name: String,
+    },
+    /// An address that no single node can have.
+    #[error("{address} is no node's address")]
+    Address {
+        /// The address.
+        address: std::net::IpAddr,
     },
     /// Tables that nobody can use.
     #[error(transparent)]

@@ -202,7 +202,7 @@ impl Dataplane {
 
     /// Gives back the leases of connections whose entries the last tick has removed. Not at once: the program may just
     /// have moved one from the half-open ones to the others, and not be done with it.
-    fn end_leases(&mut self) {
+    pub(super) fn end_leases(&mut self) {
         let ended = std::mem::take(&mut self.lease_walk.ended);
         if ended.is_empty() {
             return;
@@ -315,7 +315,6 @@ impl Dataplane {
 
     /// Goes on with the walk through all leases at second `now`: those that no connection has are free after a while.
     pub(super) fn sweep_leases(&mut self, now: u32) {
-        self.end_leases();
         let begins = self.lease_walk.cursor == Cursor::Start;
         if begins {
             let wanted = self.plan.services.values().any(|placement| placement.is_full_nat);

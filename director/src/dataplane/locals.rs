@@ -114,6 +114,8 @@ impl Numbering {
         if self.known[usize::from(number)] != address {
             map.set(u32::from(number), Shared(address), 0)?;
             self.known[usize::from(number)] = address;
+            // Its lease is entered later: until a walk has looked for one, nobody else gets the number.
+            self.note_lease(number);
         }
         Ok(Some(number))
     }

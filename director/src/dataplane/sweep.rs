@@ -120,6 +120,8 @@ impl Dataplane {
     /// [`ApplyError::Map`] if the kernel refuses. The next tick tries again.
     pub fn tick(&mut self, now: u32) -> Result<TickReport, ApplyError> {
         let mut report = TickReport::default();
+        // Those of the tick before: see there.
+        self.end_leases();
         // Before anything is concluded from slots, the kernel must have them.
         self.rewrite_tables([])?;
         self.extend_windows(now, &mut report)?;

@@ -36,8 +36,7 @@ impl Node {
         let own = self.file.node.router_id;
         let ceded: BTreeSet<IpAddr> =
             contested.iter().filter(|(other, _)| **other < own).flat_map(|(_, all)| all).copied().collect();
-        let all: BTreeSet<IpAddr> = contested.values().flatten().copied().collect();
-        if all == self.contested {
+        if contested == self.contested {
             return;
         }
         for (router_id, addresses) in &contested {
@@ -52,7 +51,7 @@ impl Node {
             }
         }
         match self.dataplane.cede_locals(&ceded) {
-            Ok(()) => self.contested = all,
+            Ok(()) => self.contested = contested,
             Err(error) => {
                 tracing::error!(%error, "local addresses that another director has are still used here")
             }

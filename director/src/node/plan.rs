@@ -260,15 +260,22 @@ pub(super) fn announcements(
     announcements
 }
 
-/// Adds local addresses to what is announced, each by a route to the address alone: this director's `own`, and those of
+/// Adds local addresses to what is announced, each by a route to the address alone: this director's own, and those of
 /// `others`, which it takes over where nobody else announces them. Own ones only while `serving`, also if they are among
-/// the node's prefixes: what comes to them is for connections that must be known here.
+/// the node's prefixes: what comes to them is for connections that must be known here. Whatever another director says is
+/// its own, a VIP or a real server is none.
 pub(super) fn announce_locals(
     announcements: &mut BTreeMap<IpNet, Announcement>,
-    own: &[IpAddr],
+    config: &Config,
     others: &BTreeSet<IpAddr>,
     serving: bool,
 ) {
+    let own = &config.node.locals.addresses;
+    let vips = vips(config);
+    let is_other = |address: &IpAddr| {
+        let mut reals = config.services.values().flat_map(|service| &service.reals);
+        !vips.iter().any(|vip| vip.contains(address)) && !reals.any(|real| real.address == *address)
+    };
     let of = |metric, purpose| Announcement { metric, announce: AnnounceAs::Stub, purpose };
     for address in own {
         match serving {
@@ -276,7 +283,7 @@ pub(super) fn announce_locals(
             false => announcements.remove(&IpNet::from(*address)),
         };
     }
-    for address in others.iter().filter(|_| serving) {
+    for address in others.iter().filter(|address| serving && is_other(address)) {
         let backup = || of(BACKUP_METRIC, Purpose::Backup);
         announcements.entry(IpNet::from(*address)).or_insert_with(backup);
     }

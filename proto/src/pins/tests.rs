@@ -129,6 +129,9 @@ fn what_cannot_be_is_refused() {
         messages::PinBatch { leased_v4: vec![1; 13].into(), size_leased_v4: 13, ..good.clone() },
         messages::PinBatch { locals: vec![own_address(0)], ..good.clone() },
         messages::PinBatch { locals: vec![own_address(256)], ..good.clone() },
+        messages::PinBatch { locals: vec![local([0, 0, 0, 0])], ..good.clone() },
+        messages::PinBatch { locals: vec![local([224, 0, 0, 5])], ..good.clone() },
+        messages::PinBatch { locals: vec![local([127, 0, 0, 1])], ..good.clone() },
         messages::PinBatch {
             servers: vec![messages::PinServer {
                 number: 1 << 16,
@@ -143,11 +146,15 @@ fn what_cannot_be_is_refused() {
         assert!(
             matches!(
                 Batch::try_from(case.clone()),
-                Err(FrameError::Range { .. } | FrameError::Length { .. })
+                Err(FrameError::Range { .. } | FrameError::Length { .. } | FrameError::Address { .. })
             ),
             "{case:?}"
         );
     }
+}
+
+fn local(address: [u8; 4]) -> messages::PinLocal {
+    messages::PinLocal { address: address.to_vec().into(), ..own_address(1) }
 }
 
 fn own_address(number: u32) -> messages::PinLocal {

@@ -281,6 +281,10 @@ fn parse_address(bytes: &[u8]) -> Result<Address, FrameError> {
 }
 
 fn parse_local(local: &wire::PinLocal) -> Result<(u8, Local), FrameError> {
+    let ip = address(&local.address)?;
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
+        return Err(FrameError::Address { address: ip });
+    }
     let address = parse_address(&local.address)?;
     match u8::try_from(local.number) {
         Ok(number) if number != 0 => Ok((number, Local { address, is_own: local.own })),

@@ -59,6 +59,9 @@ pub struct Receipt {
 /// Why a director is not heard for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Offence {
+    /// It has more local addresses than there can be.
+    #[error("it has more than {MAX_OWN_LOCALS} local addresses of its own")]
+    Locals,
     /// It uses a number that it has not defined.
     #[error("its records name what it has not defined")]
     Undefined,
@@ -79,6 +82,8 @@ pub(super) enum Offence {
     Acknowledgement,
 }
 
+/// Most local addresses of one director: sixteen of each family.
+const MAX_OWN_LOCALS: usize = 32;
 /// Time for which an offender is not heard.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Offences are forgotten after this time.
@@ -249,6 +254,9 @@ impl Inbox {
             *place(&mut self.servers, number) = Some(Arc::new(server));
         }
         let own = || batch.locals.iter().filter(|(_, local)| local.is_own).map(|(_, local)| local.address);
+        if own().count() > MAX_OWN_LOCALS {
+            return Err(Offence::Locals);
+        }
         let locals = batch.begins.map(|_| own().collect());
         for (number, local) in batch.locals {
             *place(&mut self.locals, number.into()) = Some(local.address);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use director_common::pin::PinState;
 use director_common::tables::{Address, Endpoint, FlowKey, Lease};
-use director_proto::pins::{Batch, Begin, MAX_UNACKNOWLEDGED, Record, Server, Subscription, Target};
+use director_proto::pins::{Batch, Begin, Local, MAX_UNACKNOWLEDGED, Record, Server, Subscription, Target};
 
 use super::*;
 
@@ -474,7 +474,11 @@ fn liars_are_not_heard_for_a_while_and_then_start_anew() {
         records: vec![Record { lease: Lease { number: 3, port: 9 }, ..undefined }],
         ..numbered(1, 1)
     };
-    let cases: [(&str, Vec<Batch>, bool, u32); 5] = [
+    let address = |number: u8| Address::from_ipv4([10, 0, 9, number]);
+    let local = |number: u8| (number, Local { address: address(number), is_own: true });
+    let greedy = Batch { locals: (1..=33).map(local).collect(), ..numbered(1, 1) };
+    let cases: [(&str, Vec<Batch>, bool, u32); 6] = [
+        ("more local addresses than there can be", vec![greedy], true, 0),
         ("undefined", vec![Batch { records: vec![undefined], ..numbered(1, 1) }], true, 0),
         ("no such local address", vec![unleased], true, 0),
         ("flood", (1..=MAX_UNACKNOWLEDGED as u64 + 1_100).map(|at| numbered(1, at)).collect(), false, 0),

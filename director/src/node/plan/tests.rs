@@ -52,17 +52,19 @@ fn tables(config: &Config) -> TableSet {
 
 #[test]
 fn local_addresses_are_announced_while_serving_those_of_others_behind_their_owners() {
-    let config = config(&TEXT.replace("\"10.255.0.1/32\"]", "\"10.255.0.1/32\", \"10.8.0.1/32\"]"));
+    let text = TEXT
+        .replace("\"10.255.0.1/32\"]", "\"10.255.0.1/32\", \"10.8.0.1/32\"]")
+        .replace("[ospf]", "local_addresses = [\"10.8.0.1\", \"2001:db8:f8::1\"]\n[ospf]");
+    let config = config(&text);
     let tables = tables(&config);
     let prefix = |text: &str| -> IpNet { text.parse().expect("prefix") };
     let address = |text: &str| -> IpAddr { text.parse().expect("address") };
     let quorate = quorate(&config, Some(&tables), &BTreeSet::new());
-    let own = [address("10.8.0.1"), address("2001:db8:f8::1")];
-    // One of them is a VIP here, and stays that.
-    let others = BTreeSet::from([address("10.8.0.2"), address("203.0.113.10")]);
+    // One of them is a VIP here, and stays that; another one is a real server, which is nobody's.
+    let others = BTreeSet::from(["10.8.0.2", "203.0.113.10", "10.0.2.12"].map(address));
     let all = |serving| {
         let mut all = announcements(&config, Some(&tables), &quorate, |_| true, serving);
-        announce_locals(&mut all, &own, &others, serving);
+        announce_locals(&mut all, &config, &others, serving);
         let told =
             all.into_iter().map(|(prefix, announcement)| (prefix, announcement.metric, announcement.purpose));
         told.collect::<Vec<_>>()
