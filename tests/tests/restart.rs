@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cluster_tests::downloads::Downloads;
-use cluster_tests::ecmp::{Ecmp, SWITCHES, VIPS, in_a_lab, wait};
+use cluster_tests::ecmp::{DIRECTORS, Ecmp, SWITCHES, VIPS, in_a_lab, wait};
 use lab::routes::RouteWatch;
 
 const DIRECTOR: &str = "director2";
@@ -15,6 +15,8 @@ const DIRECTOR: &str = "director2";
 const DOWNLOADS: usize = 45;
 /// Longest time for the lab to come to rest, on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Milliseconds after which nobody has anything to say of an adjacency any more.
+const CALM: u64 = 15_000;
 /// The dead interval of the switches, and a little more: what they have not noticed by then they never will.
 const DEAD: Duration = Duration::from_secs(6);
 
@@ -73,6 +75,20 @@ fn prepare(ecmp: &Ecmp) -> Result<()> {
         let all = neighbors["neighbors"].as_array().map(Vec::as_slice).unwrap_or_default();
         let full = |neighbor: &&serde_json::Value| neighbor["state"] == "Full" && neighbor["bfd"].is_null();
         Ok(all.iter().filter(full).count() == 4 && ecmp.ask(DIRECTOR, "status")?["state"] == "serving")
+    })?;
+    // Whatever changes in the network ends a switch's help (RFC 3623, section 3.2), and taking BFD off has changed some.
+    wait("nothing has changed anywhere for a while", PATIENCE, || {
+        for director in DIRECTORS {
+            let neighbors = ecmp.ask(director, "neighbors")?;
+            let all = neighbors["neighbors"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let calm = |neighbor: &&serde_json::Value| {
+                neighbor["state"] == "Full" && neighbor["in_state_ms"].as_u64().is_some_and(|age| age > CALM)
+            };
+            if all.iter().filter(calm).count() != 4 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     })?;
     ecmp.until_next_hops(3, PATIENCE)
 }
