@@ -86,6 +86,21 @@ impl Ecmp {
         serde_json::from_str(&text).with_context(|| format!("{node}, {question}: {text}"))
     }
 
+    /// What a director says of the services of these names, of which it has every one.
+    ///
+    /// # Errors
+    /// If it does not answer, or lacks one.
+    pub fn services(&self, director: &str, names: &[&str]) -> Result<Vec<Value>> {
+        let said = self.ask(director, "services")?;
+        let all = said["services"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let found: Vec<Value> =
+            all.iter().filter(|service| names.iter().any(|name| service["name"] == *name)).cloned().collect();
+        if found.len() != names.len() {
+            bail!("{director} has not all of {names:?}: {said}");
+        }
+        Ok(found)
+    }
+
     /// Edits a director's configuration by a script of `sed`, and tells nobody.
     ///
     /// # Errors

@@ -9,17 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cluster_tests::ecmp::{Ecmp, SWITCHES, in_a_lab, wait};
+use cluster_tests::ecmp::{CONFIG, DIRECTORS, Ecmp, SWITCHES, in_a_lab, wait};
 use cluster_tests::transfers::{Pace, Transfers};
 use serde_json::Value;
 
-const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
 const VIPS: [&str; 2] = ["203.0.113.40", "[2001:db8:113::40]"];
 const SERVICES: [&str; 2] = ["web-full", "web6-full"];
 /// Real servers of each family, which are those of the services with NAT as well, by the same port.
 const REALS: [[&str; 3]; 2] =
     [["10.0.4.11", "10.0.4.12", "10.0.4.13"], ["2001:db8:4::11", "2001:db8:4::12", "2001:db8:4::13"]];
-const CONFIG: &str = "/etc/director/director.toml";
 /// Longest time for the lab to come to rest, on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -149,23 +147,15 @@ fn configure(ecmp: &Ecmp, number: usize, director: &str) -> Result<()> {
     )?;
     ensure!(!said.contains("warning"), "{director}: {said}");
     // As after a crash: what is in the kernel goes on, and is adopted. (The switches here help nobody to restart.)
-    let restart = format!(
-        "pid=$(cat /run/director.pid); kill -9 $pid
-         for i in $(seq 100); do kill -0 $pid 2>/dev/null || break; sleep 0.05; done
-         start director director run --config {CONFIG}"
-    );
-    ecmp.lab.sh(director, &restart)?;
+    ecmp.end(director, "KILL")?;
+    ecmp.start(director)?;
     wait("the successor serves", PATIENCE, || services(ecmp, director).map(|_| true))
 }
 
 /// What a director says of the services.
 fn services(ecmp: &Ecmp, director: &str) -> Result<Vec<Value>> {
-    let said = ecmp.ask(director, "services")?;
-    let all = said["services"].as_array().context("services")?;
-    let found: Vec<Value> =
-        all.iter().filter(|service| SERVICES.iter().any(|name| service["name"] == *name)).cloned().collect();
-    ensure!(found.len() == SERVICES.len(), "{director}: {said}");
-    ensure!(found.iter().all(|service| service["forwarding"] == "fullnat"), "{director}: {said}");
+    let found = ecmp.services(director, &SERVICES)?;
+    ensure!(found.iter().all(|service| service["forwarding"] == "fullnat"), "{director}: {found:?}");
     Ok(found)
 }
 
@@ -279,17 +269,13 @@ fn nobody_lags(ecmp: &Ecmp) -> Result<()> {
 
 /// The first director dies with its links.
 fn lose(ecmp: &Ecmp) -> Result<()> {
-    let script = "for i in 1 2 3; do ip link set eth$i down; done; kill -9 $(cat /run/director.pid)";
-    ecmp.lab.sh(DIRECTORS[0], script)?;
+    ecmp.lose(DIRECTORS[0])?;
     until_vips_at(ecmp, &BTreeSet::from([2, 3]))
 }
 
 /// It is there again: links first, and then the program, which finds what its kernel has kept.
 fn come_back(ecmp: &Ecmp) -> Result<()> {
-    let script = format!(
-        "for i in 1 2 3; do ip link set eth$i up; done; start director director run --config {CONFIG}"
-    );
-    ecmp.lab.sh(DIRECTORS[0], &script).map(drop)
+    ecmp.bring_back(DIRECTORS[0])
 }
 
 /// Short requests without an end, one after the other in some processes, each with a connection of its own.

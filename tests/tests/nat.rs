@@ -6,12 +6,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use cluster_tests::ecmp::{Ecmp, wait};
+use cluster_tests::ecmp::{DIRECTORS, Ecmp, wait};
 use cluster_tests::requirement::{Requirement, met};
 use cluster_tests::transfers::{Pace, Transfers};
 use serde_json::Value;
 
-const DIRECTORS: [&str; 3] = ["director1", "director2", "director3"];
 const VIPS: [&str; 2] = ["203.0.113.30", "[2001:db8:113::30]"];
 const SERVICES: [&str; 2] = ["web-nat", "web6-nat"];
 
@@ -51,12 +50,8 @@ fn story(ecmp: &Ecmp) -> Result<()> {
 
 /// What a director says of the services with NAT.
 fn services(ecmp: &Ecmp, director: &str) -> Result<Vec<Value>> {
-    let said = ecmp.ask(director, "services")?;
-    let all = said["services"].as_array().context("services")?;
-    let found: Vec<Value> =
-        all.iter().filter(|service| SERVICES.iter().any(|name| service["name"] == *name)).cloned().collect();
-    ensure!(found.len() == SERVICES.len(), "{director}: {said}");
-    ensure!(found.iter().all(|service| service["forwarding"] == "nat"), "{director}: {said}");
+    let found = ecmp.services(director, &SERVICES)?;
+    ensure!(found.iter().all(|service| service["forwarding"] == "nat"), "{director}: {found:?}");
     Ok(found)
 }
 
