@@ -34,6 +34,7 @@ mod apply;
 mod attach;
 mod capture;
 mod connections;
+mod counts;
 mod error;
 mod explain;
 mod export;

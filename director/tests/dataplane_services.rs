@@ -15,7 +15,7 @@ use director::dataplane::{
     ServiceSpec, Timeouts,
 };
 use director_common::tables::Interface;
-use director_common::verdict::{AnswerReason, DropReason, PassReason};
+use director_common::verdict::{AnswerReason, DropReason, Outcome, PassReason};
 use director_common::{Decision, SLOTS, SMALL_SLOTS, Verdict};
 
 /// `203.0.113.0/28 80`, `2001:db8::/64 8000-8999` or `203.0.113.10/32 *`.
@@ -303,6 +303,50 @@ fn a_prefix_may_come_and_go_around_an_address() {
                 kernel(&dataplane, &Packet::tcp((V4.client, 40_000), ("203.0.113.10", port), ACK).bytes()).0
             });
             assert_eq!(got, expected, "step {step}");
+        }
+    });
+}
+
+/// What takes the shortcut is counted for the real server alone: the service and the outcomes must not lose it with that.
+#[test]
+fn what_was_counted_outlives_where_it_was_counted() {
+    isolated(|| {
+        let slots = vec![0; SMALL_SLOTS];
+        let web = service("web", &["203.0.113.10/32 80"], "10.0.2.11", &slots);
+        let dns = service("dns", &["203.0.113.11/32 80"], "10.0.2.12", &slots);
+        // More real servers than the first block has room for.
+        let more = (11..20).map(|last| RealSpec::new(IpAddr::from([10, 0, 2, last]), 0)).collect();
+        let grown = ServiceSpec { reals: more, ..web.clone() };
+        let mut dataplane = ready();
+        let mut sent = [0; 3];
+        // Services, to whom packets are sent, what they come to, and the packets of both services afterwards.
+        let history: [(&[ServiceSpec<'_>], &str, usize, [Option<u64>; 2]); 7] = [
+            (std::slice::from_ref(&web), "203.0.113.10", 0, [Some(3), None]),
+            (std::slice::from_ref(&grown), "203.0.113.10", 0, [Some(6), None]),
+            (&[grown.clone(), dns.clone()], "203.0.113.11", 1, [Some(6), Some(3)]),
+            (&[web.clone(), dns.clone()], "203.0.113.10", 0, [Some(9), Some(3)]),
+            (std::slice::from_ref(&dns), "203.0.113.10", 2, [None, Some(3)]),
+            // With the index that the other one had.
+            (&[web.clone(), dns.clone()], "203.0.113.10", 0, [Some(3), Some(3)]),
+            (&[], "203.0.113.10", 2, [None, None]),
+        ];
+        for (step, (services, vip, outcome, expected)) in history.into_iter().enumerate() {
+            dataplane.apply(services).expect("apply");
+            let frame = Packet::tcp((V4.client, 40_000), (vip, 80), ACK).bytes();
+            for _ in 0..3 {
+                assert_eq!(kernel(&dataplane, &frame).0, [3, 4, 2][outcome], "step {step}");
+            }
+            sent[outcome] += 3;
+            let counters = dataplane.counters().expect("counters");
+            let of = |name| counters.services.get(name).map(|service| service.total.packets_in);
+            assert_eq!([of("web"), of("dns")], expected, "step {step}");
+            let packets = |wanted| {
+                counters.outcomes.iter().find(|(outcome, _)| *outcome == wanted).map_or(0, |(_, n)| *n)
+            };
+            let counted = [Outcome::Transmitted, Outcome::Redirected].map(packets);
+            assert_eq!(counted, sent[..2], "step {step}");
+            let passed: u64 = expected.into_iter().flatten().sum();
+            assert_eq!(dataplane.packets().expect("packets"), passed, "step {step}");
         }
     });
 }

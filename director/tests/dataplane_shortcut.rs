@@ -20,8 +20,8 @@ fn takes(memory: &Memory, what: &str, frame: &[u8]) -> bool {
     assert_eq!(short, long, "{what}");
     let forward = decision.forward;
     assert_eq!(
-        (forwarded.service, forwarded.real, forwarded.bytes, forwarded.opens, forwarded.ifindex),
-        (decision.service, forward.real, decision.bytes, u32::from(forward.opens), forward.ifindex),
+        (forwarded.real, forwarded.bytes, forwarded.opens, forwarded.ifindex),
+        (forward.real, decision.bytes, u32::from(forward.opens), forward.ifindex),
         "{what}"
     );
     true

@@ -42,6 +42,52 @@ impl TrafficCounters {
     }
 }
 
+/// Packets that took the shortcut to one real server: counted here and nowhere else. In the kernel there is one of these
+/// per processor, two in a cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ShortcutCounters {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of those, as in [`TrafficCounters`].
+    pub bytes: u64,
+    /// Connections begun, as in [`TrafficCounters`].
+    pub connections: u64,
+    /// Of the packets those that left by the interface they came in by.
+    pub transmitted: u64,
+}
+
+const _: () = assert!(size_of::<ShortcutCounters>() == 32);
+// SAFETY: `repr(C)` of integers without padding (4 x 8).
+unsafe impl Plain for ShortcutCounters {}
+
+impl ShortcutCounters {
+    /// Adds what another processor counted.
+    pub fn add(&mut self, other: &Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+        self.connections = self.connections.wrapping_add(other.connections);
+        self.transmitted = self.transmitted.wrapping_add(other.transmitted);
+    }
+
+    /// Of the packets those that left by another interface than they came in by.
+    #[must_use]
+    pub fn redirected(&self) -> u64 {
+        self.packets.wrapping_sub(self.transmitted)
+    }
+
+    /// The same as traffic of a service or a real server.
+    #[must_use]
+    pub fn traffic(&self) -> TrafficCounters {
+        TrafficCounters {
+            packets_in: self.packets,
+            bytes_in: self.bytes,
+            connections: self.connections,
+            ..TrafficCounters::default()
+        }
+    }
+}
+
 /// One flow that passed this director, kept when flow accounting is on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

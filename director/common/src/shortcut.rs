@@ -34,8 +34,6 @@ const HELD_V6: usize = START + LEN_V6 + TCP_MIN_LEN;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Forwarded {
-    /// Index of the service.
-    pub service: u32,
     /// Real server's index in the real-server map.
     pub real: u32,
     /// Length of the IP packet in bytes.
@@ -65,7 +63,6 @@ struct Segment {
 
 /// Where a packet goes.
 struct Way<'a> {
-    service: &'a ServiceEntry,
     real: &'a RealEntry,
     index: u32,
     /// Our address, if it goes through a tunnel.
@@ -299,7 +296,7 @@ fn find<'a>(
     if let Some(cell) = pin {
         follow(cell, real, packet, service.is_tracked(), tables)?;
     }
-    Some(Way { service, real, index, tunnel, entropy: entropy_of(hash, packet.source_port) })
+    Some(Way { real, index, tunnel, entropy: entropy_of(hash, packet.source_port) })
 }
 
 /// The pin of the packet's connection.
@@ -350,7 +347,6 @@ fn finish(frame: &mut impl Frame, way: &Way<'_>, packet: &Packet) -> Forwarded {
     let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (way.real.destination_mac, way.real.source_mac);
     frame.poke::<{ Ethernet::ADDRESSES }, 12>([a, b, c, d, e, f, g, h, i, j, k, l]);
     Forwarded {
-        service: way.service.service,
         real: way.index,
         bytes: packet.bytes,
         opens: u32::from(tcp_opens(packet.segment.flags)),

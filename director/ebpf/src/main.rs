@@ -32,7 +32,7 @@ use aya_ebpf::programs::XdpContext;
 use director_common::capture::CaptureEvent;
 use director_common::counters::TrafficCounters;
 use director_common::decide::{self, decide_reply, examine, forget, may_be_reply, rewrite_rest};
-use director_common::shortcut::{self, Forwarded};
+use director_common::shortcut;
 use director_common::tables::Config;
 #[cfg(doc)]
 use director_common::tables::{RouteEntry, RouteQuery};
@@ -90,20 +90,9 @@ pub extern "C" fn hasten(context: *mut xdp_md) -> u32 {
     let Some(forwarded) = shortcut::forward(&mut XdpFrame::new(&context), ifindex, &KernelTables) else {
         return NOT_TAKEN;
     };
-    account_shortcut(&forwarded);
-    leave(forwarded.ifindex, ifindex)
-}
-
-/// Counts a packet that took the shortcut.
-#[inline(always)]
-fn account_shortcut(forwarded: &Forwarded) {
-    let (bytes, opens) = (u64::from(forwarded.bytes), u64::from(forwarded.opens));
-    if let Some(counters) = maps::service_counters(forwarded.service) {
-        count_in(counters, bytes, opens);
-    }
-    if let Some(counters) = maps::real_counters(forwarded.real) {
-        count_in(counters, bytes, opens);
-    }
+    let turns = forwarded.ifindex == ifindex;
+    maps::count_shortcut(&forwarded, turns);
+    if turns { XDP_TX } else { redirect(forwarded.ifindex) }
 }
 
 /// Sends a packet out of an interface, and counts that.

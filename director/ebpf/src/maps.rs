@@ -8,9 +8,10 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use director_common::capture::{CaptureEvent, CaptureFilter};
-use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::counters::{FlowCounters, ShortcutCounters, TrafficCounters};
 use director_common::pin::table::marked;
 use director_common::pin::{Pin, PinCell, QuicEntry, QuicKey};
+use director_common::shortcut::Forwarded;
 use director_common::tables::{
     Address, Config, Endpoint, FlowKey, FragmentEntry, Interface, Lease, LoadEntry, MAX_CLASSES,
     MAX_FRAGMENTS, MAX_INTERFACES, MAX_QUIC_IDS, MAX_RANGE_KEYS, MAX_REALS, MAX_REPLY_KEYS, MAX_SERVICE_KEYS,
@@ -65,6 +66,13 @@ static OUTCOMES: PerCpuArray<u64, OUTCOME_COUNTERS> = PerCpuArray::new();
 static SERVICE_STATS: PerCpuArray<TrafficCounters, MAX_SERVICES> = PerCpuArray::new();
 #[btf_map]
 static REAL_STATS: PerCpuArray<TrafficCounters, MAX_REALS> = PerCpuArray::new();
+/// The only counters of what takes the shortcut; user space works out what it is for the service and the outcomes.
+#[btf_map]
+static SHORTCUTS: PerCpuArray<ShortcutCounters, MAX_REALS> = PerCpuArray::new();
+/// What [`SHORTCUTS`] counted for real servers that are gone, by service; of services that are gone the last entry. Only
+/// user space reads and writes these, as NAMES.
+#[btf_map]
+static RETIRED: Array<ShortcutCounters, { MAX_SERVICES + 1 }> = Array::new();
 /// User space sets the real size when it creates the map: 1 where flows are not accounted.
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowCounters, 1> = LruHashMap::new();
@@ -349,6 +357,18 @@ pub fn count_outcome(outcome: u32) {
         // SAFETY: an element of this processor; nothing interrupts an XDP program on its processor with another.
         unsafe { *counter += 1 };
     }
+}
+
+/// Counts a packet that took the shortcut, and whether it `turns`: leaves by the interface it came in by.
+#[inline(always)]
+pub fn count_shortcut(forwarded: &Forwarded, turns: bool) {
+    let Some(counters) = SHORTCUTS.get_ptr_mut(forwarded.real) else { return };
+    // SAFETY: as in `count_outcome`.
+    let counters = unsafe { &mut *counters };
+    counters.packets += 1;
+    counters.bytes += u64::from(forwarded.bytes);
+    counters.connections += u64::from(forwarded.opens);
+    counters.transmitted += u64::from(turns);
 }
 
 /// Words of [`SCRATCH`].

@@ -12,6 +12,7 @@ use director_common::pin::{QuicEntry, QuicKey};
 use director_common::siphash::HashKey;
 use director_common::tables::{Config, MAX_REALS, MAX_TABLES, RealEntry, ServiceEntry, WindowEntry};
 
+use super::counts::NOBODY;
 use super::error::ApplyError;
 use super::free::Free;
 use super::keys::{Key, Keys, Prefix, look_ups};
@@ -164,7 +165,7 @@ impl Dataplane {
                 .ok_or_else(|| full(service, "real servers", MAX_REALS))?,
         };
         let window = self.note_window(index, window_entry(window, service, &slots, self.plan.generation))?;
-        self.write_reals(&seating, block, kept_block.is_none(), report)?;
+        self.write_reals(&seating, block, kept_block.map(|_| index), report)?;
         let turn = self.write_roster(service, &seating, index, block)?;
         let table = match kept_table {
             Some(table) => table,
@@ -207,7 +208,7 @@ impl Dataplane {
         self.end_roster(service, index, was_tracked, kept_block.is_none())?;
         if kept_block.is_some() {
             for position in gone {
-                self.maps.clear_real(block.base + u32::from(position))?;
+                self.maps.clear_real(block.base + u32::from(position), index)?;
             }
         }
         self.correct_window(service.name, now)
@@ -294,17 +295,19 @@ impl Dataplane {
         Ok(index)
     }
 
+    /// Writes the new real servers; `kept` is the service's index, if it keeps its block.
     fn write_reals(
         &mut self,
         seating: &Seating,
         block: Block,
-        new_block: bool,
+        kept: Option<u32>,
         report: &mut ApplyReport,
     ) -> Result<(), ApplyError> {
+        let (new_block, before) = (kept.is_none(), kept.unwrap_or(NOBODY));
         for (position, index) in (0..).zip(block.indices()) {
             let Some(server) = seating.servers.get(&position) else {
                 if new_block {
-                    self.maps.new_real(index, RealEntry::default())?;
+                    self.maps.new_real(index, RealEntry::default(), before)?;
                 }
                 continue;
             };
@@ -315,7 +318,7 @@ impl Dataplane {
             let address = maps::address(server.address);
             let entry = RealEntry { port, address, generation, ..RealEntry::default() };
             let way = self.next_hops.get(&server.address).copied();
-            self.maps.new_real(index, with_way(entry, way))?;
+            self.maps.new_real(index, with_way(entry, way), before)?;
             report.reals_written += 1;
         }
         Ok(())
@@ -381,7 +384,8 @@ impl Dataplane {
             self.plan.retired_tables.insert(old.table);
         }
         if new.is_none_or(|(_, block)| block != old.block) {
-            self.plan.retired_blocks.push(old.block);
+            let service = if new.is_some() { old.index } else { NOBODY };
+            self.plan.retired_blocks.push((old.block, service));
         }
     }
 
@@ -394,7 +398,9 @@ impl Dataplane {
         let in_use: Vec<u32> = self.plan.services.values().map(|placement| placement.table).collect();
         self.maps.release_tables(&in_use)?;
         self.plan.retired_tables.clear();
-        self.plan.retired_blocks.clear();
+        for (block, service) in std::mem::take(&mut self.plan.retired_blocks) {
+            block.indices().try_for_each(|index| self.maps.counts.close_real(index, service))?;
+        }
         Ok(())
     }
 }

@@ -50,7 +50,7 @@ impl Free {
         };
         let small = |table: &u32| table & SMALL_TABLE != 0;
         let mut taken: Vec<Block> = plan.services.values().map(|placement| placement.block).collect();
-        taken.extend(&plan.retired_blocks);
+        taken.extend(plan.retired_blocks.iter().map(|(block, _)| *block));
         Self {
             indices: Numbers::new(named.chain(keyed), MAX_SERVICES),
             tables: Numbers::new(tables().filter(|table| !small(table)), MAX_TABLES),

@@ -10,8 +10,10 @@
 //! | `TABLES` | use | 1 MiB for 4 tables of 65,537 slots, 64 KiB for all shelves |
 //! | `SMALL_TABLES` | use | 1 MiB for 64 tables of 4,093 slots (10,000 services: 164 MB), 4 KiB for all shelves |
 //! | `REALS` | its limit | 2.5 MiB |
-//! | `REAL_STATS` | its limit | 65,536 x 40 x `C`: 2.5 MiB a processor |
-//! | `SERVICE_STATS` | its limit | 16,384 x 40 x `C`: 0.6 MiB a processor |
+//! | `REAL_STATS` | its limit | 65,536 x 56 x `C`: 3.5 MiB a processor |
+//! | `SHORTCUTS` | its limit | 65,536 x 32 x `C`: 2 MiB a processor |
+//! | `SERVICE_STATS` | its limit | 16,384 x 56 x `C`: 0.9 MiB a processor |
+//! | `RETIRED` | its limit | 512 KiB |
 //! | `NAMES` | its limit | 1 MiB |
 //! | `REPLIES` | its limit, then use | 2 MiB of buckets, about 100 a port of a real server with NAT |
 //! | `LOADS` | its limit | 2 MiB |
@@ -28,9 +30,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::maps::lpm_trie::{Key as TrieKey, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::{Ebpf, Pod, util};
-use director_common::counters::{FlowCounters, TrafficCounters};
+use director_common::counters::{FlowCounters, ShortcutCounters, TrafficCounters};
 use director_common::hash::FlowHash;
 use director_common::pin::table::{FlowBucket, PinBucket};
 use director_common::pin::{QuicEntry, QuicKey};
@@ -47,6 +49,7 @@ use director_common::{SLOTS, SMALL_SLOTS};
 
 use super::capture::CaptureMaps;
 use super::connections::Connections;
+use super::counts::Counts;
 use super::error::OpenError;
 use super::explain::{Buckets, Fragments};
 use super::keys::{Key, Prefix};
@@ -57,7 +60,7 @@ use super::shelves::Shelves;
 use super::{NextHop, with_way};
 
 /// Every map of the object, by name. `CONFIG` comes last: where it is, the others are.
-pub(super) const NAMES: [&str; 28] = [
+pub(super) const NAMES: [&str; 30] = [
     "SERVICES",
     "SERVICES_V4",
     "CLASSES",
@@ -71,6 +74,8 @@ pub(super) const NAMES: [&str; 28] = [
     "OUTCOMES",
     "SERVICE_STATS",
     "REAL_STATS",
+    "SHORTCUTS",
+    "RETIRED",
     "FLOWS",
     "PINS",
     "PIN_FLOWS",
@@ -107,6 +112,8 @@ pub(super) fn shape(name: &str) -> (u32, u32, Option<u32>) {
         "OUTCOMES" => of::<u32, u64>(OUTCOME_COUNTERS),
         "SERVICE_STATS" => of::<u32, TrafficCounters>(MAX_SERVICES),
         "REAL_STATS" => of::<u32, TrafficCounters>(MAX_REALS),
+        "SHORTCUTS" => of::<u32, ShortcutCounters>(MAX_REALS),
+        "RETIRED" => of::<u32, ShortcutCounters>(MAX_SERVICES + 1),
         "LOADS" => of::<u32, LoadEntry>(MAX_REALS),
         "ROSTERS" => of::<u32, Roster>(MAX_SERVICES),
         "CURSORS" => of::<u32, u64>(MAX_SERVICES),
@@ -143,9 +150,7 @@ pub(super) struct Maps {
     interfaces: HashMap<MapData, u32, Shared<Interface>>,
     near: Array<MapData, Shared<Interface>>,
     names: Array<MapData, Shared<ServiceName>>,
-    pub(super) outcomes: PerCpuArray<MapData, u64>,
-    pub(super) service_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
-    pub(super) real_stats: PerCpuArray<MapData, Shared<TrafficCounters>>,
+    pub(super) counts: Counts,
     pub(super) flows: HashMap<MapData, Shared<FlowKey>, Shared<FlowCounters>>,
     pub(super) pins: Connections,
     pub(super) half_open: Connections,
@@ -194,9 +199,7 @@ impl Maps {
             interfaces: take(ebpf, "INTERFACES")?,
             near: take(ebpf, "NEAR")?,
             names: take(ebpf, "NAMES")?,
-            outcomes: take(ebpf, "OUTCOMES")?,
-            service_stats: take(ebpf, "SERVICE_STATS")?,
-            real_stats: take(ebpf, "REAL_STATS")?,
+            counts: Counts::take(ebpf, processors)?,
             flows: take(ebpf, "FLOWS")?,
             pins,
             half_open,
@@ -251,10 +254,10 @@ impl Maps {
         Ok(self.reals.get(&index, 0)?.0)
     }
 
-    /// Writes the entry of a real server that no packet reaches yet, and starts its counters from zero.
-    pub(super) fn new_real(&mut self, index: u32, entry: RealEntry) -> Result<(), MapError> {
-        let zero = PerCpuValues::try_from(vec![Shared(TrafficCounters::default()); self.processors])?;
-        self.real_stats.set(index, zero, 0)?;
+    /// Writes the entry of a real server that no packet reaches yet, and starts its counters from zero; `service` is the
+    /// index of the service that had the entry before.
+    pub(super) fn new_real(&mut self, index: u32, entry: RealEntry, service: u32) -> Result<(), MapError> {
+        self.counts.open_real(index, service)?;
         let old = self.real(index)?.address;
         self.forget_real(index, old);
         self.loads.set(index, LoadEntry::default());
@@ -293,8 +296,9 @@ impl Maps {
     }
 
     /// Empties a real server's entry that no table names any more: pins to it are void, and packets under way that
-    /// saw an older table find no way.
-    pub(super) fn clear_real(&mut self, index: u32) -> Result<(), MapError> {
+    /// saw an older table find no way. `service` is the index of its service.
+    pub(super) fn clear_real(&mut self, index: u32, service: u32) -> Result<(), MapError> {
+        self.counts.close_real(index, service)?;
         let old = self.real(index)?;
         self.forget_real(index, old.address);
         self.loads.set(index, LoadEntry::default());
@@ -370,10 +374,11 @@ impl Maps {
     pub(super) fn set_name(&mut self, index: u32, name: Option<&str>) -> Result<(), MapError> {
         let mut value = ServiceName { length: 0, reserved: 0, bytes: [0; _] };
         if let Some(name) = name {
-            let zero = PerCpuValues::try_from(vec![Shared(TrafficCounters::default()); self.processors])?;
-            self.service_stats.set(index, zero, 0)?;
+            self.counts.open_service(index)?;
             value.length = name.len() as u32;
             value.bytes[..name.len()].copy_from_slice(name.as_bytes());
+        } else {
+            self.counts.close_service(index)?;
         }
         self.names.set(index, Shared(value), 0)
     }

@@ -108,7 +108,8 @@ pub(super) struct Plan {
     pub(super) generation: u32,
     /// Tables and blocks that packets on their way may still use.
     pub(super) retired_tables: BTreeSet<u32>,
-    pub(super) retired_blocks: Vec<Block>,
+    /// Blocks with the index of the service that keeps what they counted.
+    pub(super) retired_blocks: Vec<(Block, u32)>,
     /// What is free for the change in hand.
     pub(super) free: Free,
 }
@@ -149,7 +150,7 @@ impl Plan {
         for other in owned.iter().filter(|other| *other != entry) {
             // A process died between the keys of one service. The next specification settles it.
             self.retired_tables.insert(other.table);
-            self.retired_blocks.push(Block::of(other));
+            self.retired_blocks.push((Block::of(other), index));
         }
         let Some(slots) = maps.table(entry.table)? else { return Ok(()) };
         let slots = slots.iter().map(|bits| Slot::from_bits(*bits)).collect();

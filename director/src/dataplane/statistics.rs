@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use aya::maps::{MapData, MapError, PerCpuArray};
-use director_common::counters::TrafficCounters;
+use aya::maps::MapError;
+use director_common::counters::{ShortcutCounters, TrafficCounters};
 use director_common::tables::Address;
 use director_common::verdict::Outcome;
 use director_common::{Slot, SlotState};
@@ -13,6 +13,7 @@ use director_common::{Slot, SlotState};
 use super::Dataplane;
 use super::error::ReadError;
 use super::maps::{Shared, ip_address};
+use super::plan::Placement;
 
 /// All counters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,16 +80,6 @@ pub struct Flow {
     pub last_seen: Duration,
 }
 
-/// A counter, over all processors.
-pub(super) fn sum(
-    map: &PerCpuArray<MapData, Shared<TrafficCounters>>,
-    index: u32,
-) -> Result<TrafficCounters, MapError> {
-    let mut total = TrafficCounters::default();
-    map.get(&index, 0)?.iter().for_each(|Shared(counters)| total.add(counters));
-    Ok(total)
-}
-
 /// Packets from clients and to them.
 fn both_ways(traffic: TrafficCounters) -> u64 {
     traffic.packets_in.wrapping_add(traffic.packets_out)
@@ -100,9 +91,12 @@ impl Dataplane {
     /// # Errors
     /// [`ReadError`] if the kernel refuses.
     pub fn counters(&self) -> Result<Counters, ReadError> {
-        let mut counters = Counters::default();
+        let (mut counters, mut all) = (Counters::default(), ShortcutCounters::default());
         for (name, placement) in &self.plan.services {
-            let total = sum(&self.maps.service_stats, placement.index)?;
+            let shortcuts = self.shortcuts(placement)?;
+            let mut total = self.maps.counts.service(placement.index)?;
+            total.add(&shortcuts.traffic());
+            all.add(&shortcuts);
             let mut reals = Vec::new();
             for (position, index) in placement.block.indices().enumerate() {
                 let entry = self.maps.real(index)?;
@@ -112,17 +106,20 @@ impl Dataplane {
                         address: ip_address(entry.address),
                         port: entry.port,
                         reachable: entry.ifindex != 0,
-                        counters: sum(&self.maps.real_stats, index)?,
+                        counters: self.maps.counts.real(index)?,
                     });
                 }
             }
             counters.services.insert(name.clone(), ServiceCounters { total, reals });
         }
-        for (index, outcome) in Outcome::all() {
-            let packets = self.maps.outcomes.get(&index, 0)?.iter().sum();
-            counters.outcomes.push((outcome, packets));
-        }
+        counters.outcomes = self.maps.counts.outcomes(all)?;
         Ok(counters)
+    }
+
+    /// What took the shortcut to the real servers of a service.
+    fn shortcuts(&self, placement: &Placement) -> Result<ShortcutCounters, MapError> {
+        let reals = placement.servers.keys().map(|position| placement.block.base + u32::from(*position));
+        self.maps.counts.shortcuts(placement.index, reals)
     }
 
     /// Packets of the services that passed, since the data plane was loaded: from clients, and answers by NAT.
@@ -130,9 +127,12 @@ impl Dataplane {
     /// # Errors
     /// The kernel's counters cannot be read.
     pub fn packets(&self) -> Result<u64, ReadError> {
-        let services = self.plan.services.values();
-        let counted = services.map(|placement| sum(&self.maps.service_stats, placement.index));
-        counted.map(|traffic| traffic.map(both_ways).map_err(ReadError::from)).sum()
+        let packets = |placement: &Placement| {
+            let (counted, shortcuts) =
+                (self.maps.counts.service(placement.index)?, self.shortcuts(placement)?);
+            Ok(both_ways(counted).wrapping_add(shortcuts.packets))
+        };
+        self.plan.services.values().map(packets).sum()
     }
 
     /// The slots of every service in the kernel by their state.

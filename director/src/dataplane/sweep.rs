@@ -15,13 +15,13 @@ use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::Pin;
 use director_common::tables::{Config, FlowKey, LoadEntry};
 
+use super::Dataplane;
 use super::apply::packed;
 use super::connections::{Connections, Cursor, Entry, STEP};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
 use super::window::seconds;
-use super::{Dataplane, statistics};
 
 /// Most pins and buckets that one tick looks at: some 20 ms.
 pub(super) const PINS_PER_TICK: usize = 131_072;
@@ -226,7 +226,7 @@ impl Dataplane {
             if !placement.slots.is_moving() {
                 continue;
             }
-            let unpinned = statistics::sum(&self.maps.service_stats, placement.index)?.unpinned;
+            let unpinned = self.maps.counts.service(placement.index)?.unpinned;
             if unpinned == placement.window.unpinned {
                 continue;
             }
@@ -458,14 +458,14 @@ impl Dataplane {
             placement.servers.retain(|position, server| {
                 let stays = !server.is_leaving || named.contains(position);
                 if !stays {
-                    released.push((block.base + u32::from(*position), server.address));
+                    released.push((block.base + u32::from(*position), placement.index, server.address));
                 }
                 stays
             });
         }
         self.rewrite_tables(changed)?;
-        for (index, address) in released {
-            self.maps.clear_real(index)?;
+        for (index, service, address) in released {
+            self.maps.clear_real(index, service)?;
             report.released.push(address);
         }
         self.prune_quic_ids()?;
