@@ -505,10 +505,10 @@ fn what_is_prepared_is_pinned_and_goes_where_it_went_until_it_is_committed_or_ro
 #[test]
 fn a_director_that_was_not_there_follows_the_windows_of_one_that_was() {
     isolated(|| {
-        let now = monotonic_seconds();
         let mut one = ready(&options());
         deal(&mut one, &[11]);
         deal(&mut one, &[12]);
+        let now = monotonic_seconds();
         let windows = told(&one, now + 100);
         one.detach().expect("detach");
         // It joins by tables that do not name the previous owner any more.
