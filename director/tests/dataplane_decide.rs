@@ -143,14 +143,35 @@ fn fragments_of_one_datagram_reach_one_real_server_for_a_minute() {
 }
 
 #[test]
+fn the_identification_of_a_tunnels_header_is_that_of_the_packet() {
+    let memory = memory();
+    let outer = |identification| {
+        let mut out = Packet::tcp((V4.client, 40_000), (V4.vip, 90), ACK)
+            .with(|p| p.identification = identification)
+            .bytes();
+        assert!(memory.run(INGRESS, &mut out).verdict.is_forward());
+        u16::from_be_bytes([out[18], out[19]])
+    };
+    // Fragments of two packets must not be put together at the end of the tunnel (RFC 6864, section 4.3).
+    let seen: std::collections::BTreeSet<u16> = (1..=1_000).map(outer).collect();
+    assert_eq!(seen.len(), 1_000);
+}
+
+#[test]
 fn a_packet_too_big_is_told_the_largest_that_fits() {
     let memory = memory();
     for (family, port, overhead) in
         [(V4, 80, 0), (V6, 80, 0), (V4, 90, 20), (V6, 90, 20), (V4, 91, 40), (V6, 93, 44), (V6, 95, 52)]
     {
-        for vlan in [None, Some(7)] {
+        // With what stands between the header and that of TCP, too: options of IPv4, a fragment header of IPv6.
+        for (vlan, is_bare) in [(None, true), (Some(7), true), (None, false), (Some(7), false)] {
             let large = Packet::tcp((family.client, 40_000), (family.vip, port), ACK).with(|p| {
                 (p.fragment, p.vlan) = (if p.version == 4 { 0x4000 } else { 0 }, vlan);
+                match p.version {
+                    _ if is_bare => {}
+                    4 => p.options = vec![1; 12],
+                    _ => p.fragment = 0x2000,
+                }
                 p.payload.resize(1_500, 7);
             });
             let mut out = large.bytes();

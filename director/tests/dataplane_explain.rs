@@ -149,6 +149,44 @@ fn an_explanation_tells_service_slot_server_and_way() {
 }
 
 #[test]
+fn an_explanation_tells_the_previous_owner_and_the_pin_and_makes_none() {
+    isolated(|| {
+        let mut dataplane = open(&options());
+        fill(&mut dataplane);
+        let probe = Probe {
+            source: "198.51.100.7:40100".parse().expect("source"),
+            destination: format!("{}:96", V4.changing).parse().expect("destination"),
+            protocol: Protocol::Tcp,
+            flags: TcpFlags::Ack,
+            length: 0,
+        };
+        let frame = probe.emit(OUR_MAC).expect("packet");
+        let pins = |explained: &Explanation| {
+            let found = |lookup: &Lookup| match lookup {
+                Lookup::Pin { found, .. } => Some(found.is_some()),
+                _ => None,
+            };
+            let makes = |lookup: &Lookup| matches!(lookup, Lookup::AddPin { granted: true, .. });
+            (explained.lookups.iter().find_map(found), explained.lookups.iter().any(makes))
+        };
+        for _ in 0..2 {
+            let explained = dataplane.explain(&mut frame.clone(), INGRESS).expect("explanation");
+            let slot = explained.slot.expect("a slot");
+            assert_eq!(slot.state, Some(SlotState::Moving));
+            let address = |real: Option<director::dataplane::ExplainedReal>| real.expect("real").address.ip();
+            let [first, second] =
+                ["10.0.2.11", "10.0.2.12"].map(|real| real.parse::<std::net::IpAddr>().expect("address"));
+            assert_eq!((address(slot.previous), address(slot.current)), (first, second));
+            assert_eq!(address(explained.real), first, "it was there before");
+            assert_eq!(pins(&explained), (Some(false), true), "still none, and one would be made");
+        }
+        let _ = kernel(&dataplane, &frame);
+        let explained = dataplane.explain(&mut frame.clone(), INGRESS).expect("explanation");
+        assert_eq!(pins(&explained), (Some(true), false));
+    });
+}
+
+#[test]
 fn asking_a_thousand_times_takes_no_token_and_remembers_no_fragment() {
     isolated(|| {
         let mut dataplane = open(&director::dataplane::Options { icmp_rate: 1, ..options() });

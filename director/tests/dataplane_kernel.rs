@@ -7,7 +7,7 @@ use aya::programs::TestRun as _;
 use dataplane_fixture::cases::{HERE, INGRESS, Slots, V4, V6, cases, fill, memory, services};
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
 use dataplane_fixture::{isolated, open, options};
-use director::dataplane::{Dataplane, Forwarding, NextHop, Options, TunnelSources};
+use director::dataplane::{Dataplane, EchoPolicy, Forwarding, NextHop, Options, TunnelSources};
 use director_common::tables::Address;
 use director_common::verdict::{AnswerReason, Outcome};
 use director_common::{Action, Verdict};
@@ -155,6 +155,94 @@ fn kernel_agrees_on_damaged_packets() {
         });
         result.expect("kernel and user space agree");
     });
+}
+
+/// Frames of anything, some of them with what lets a packet in: our link address, the type of IP, a VIP.
+#[test]
+fn kernel_agrees_on_random_frames() {
+    isolated(|| {
+        let mut dataplane = open(&options());
+        fill(&mut dataplane);
+        let mut memory = memory();
+        memory.follow(&options().pin_dir);
+        let input = (prop::collection::vec(any::<u8>(), 14..200), any::<u8>());
+        let mut runner =
+            TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(fuzz_cases()) });
+        let result = runner.run(&input, |(mut frame, look)| {
+            if look & 1 != 0 {
+                frame[..6].copy_from_slice(&OUR_MAC);
+            }
+            let (ethertype, version, vip) =
+                if look & 2 != 0 { ([0x08, 0x00], 0x45, 30..34) } else { ([0x86, 0xdd], 0x60, 38..54) };
+            if look & 4 != 0 {
+                frame[12..14].copy_from_slice(&ethertype);
+            }
+            if look & 8 != 0 && frame.len() > vip.end {
+                frame[14] = version;
+                let address = if look & 2 != 0 { V4.vip } else { V6.vip };
+                match address.parse().expect("VIP") {
+                    std::net::IpAddr::V4(address) => frame[vip].copy_from_slice(&address.octets()),
+                    std::net::IpAddr::V6(address) => frame[vip].copy_from_slice(&address.octets()),
+                }
+                if look & 16 != 0 {
+                    // As long as the frame, of a protocol that services have.
+                    let length = (frame.len() - 14) as u16;
+                    let (at, length, protocol) =
+                        if look & 2 != 0 { (16, length, 23) } else { (18, length.saturating_sub(40), 20) };
+                    frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+                    frame[protocol] = if look & 32 != 0 { 6 } else { 17 };
+                }
+                dataplane_fixture::packets::fix_checksum(&mut frame);
+            }
+            let mut want = frame.clone();
+            memory.now.set(now());
+            let decision = memory.run(INGRESS, &mut want);
+            let (got, out) = kernel(&dataplane, &frame);
+            prop_assert_eq!(got, code(decision.verdict.disposition().0), "{:?}", decision.verdict);
+            prop_assert_eq!(out, want, "{:?}", decision.verdict);
+            Ok(())
+        });
+        result.expect("kernel and user space agree");
+    });
+}
+
+#[test]
+fn the_kernel_answers_with_no_more_errors_than_it_may() {
+    isolated(|| {
+        let mut dataplane = open(&Options { icmp_rate: 5, ..options() });
+        fill(&mut dataplane);
+        let expired = Packet::tcp((V4.client, 40_000), (V4.vip, 80), ACK).with(|p| p.ttl = 1).bytes();
+        let begun = now();
+        for _ in 0..1_000 {
+            let _ = kernel(&dataplane, &expired);
+        }
+        // One processor at least has answered, none more than five times in a second.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let most = 5 * processors * u64::from(now() - begun + 1);
+        let answered = packets(&dataplane, Outcome::Answered(AnswerReason::TimeExceeded));
+        assert!((5..=most).contains(&answered), "{answered} answers, at most {most}");
+        let dropped = packets(&dataplane, Outcome::Dropped(director_common::verdict::DropReason::TtlExpired));
+        assert_eq!(answered + dropped, 1_000);
+    });
+}
+
+#[test]
+fn echo_requests_are_answered_as_configured() {
+    for (policy, served, unserved) in [
+        (EchoPolicy::WhileServed, Action::Transmit, Action::Drop),
+        (EchoPolicy::Always, Action::Transmit, Action::Transmit),
+        (EchoPolicy::Kernel, Action::Pass, Action::Pass),
+    ] {
+        isolated(move || {
+            let mut dataplane = open(&Options { echo: policy, ..options() });
+            fill(&mut dataplane);
+            for family in [V4, V6] {
+                let answer = |vip| kernel(&dataplane, &family.echo(vip).bytes()).0;
+                let expected = (code(served), code(unserved));
+                assert_eq!((answer(family.vip), answer(family.dead)), expected, "{} {policy:?}", family.name);
+            }
+        });
+    }
 }
 
 #[test]

@@ -281,6 +281,35 @@ fn ten_thousand_services_are_applied_in_seconds_and_found() {
     });
 }
 
+/// Its first fragment goes by the connection id, which the later one does not show.
+#[test]
+fn a_fragment_that_overtakes_goes_by_no_slot_where_the_connection_id_decides() {
+    isolated(|| {
+        let slots = vec![0; SMALL_SLOTS];
+        let addresses =
+            ["203.0.113.20/32 *", "2001:db8:113::20/128 *"].map(|text| address(text, Protocol::Udp));
+        let plain = ServiceSpec { addresses: addresses.to_vec(), ..service("web", &[], "10.0.2.11", &slots) };
+        let mut quic = ServiceSpec { datagrams: Datagrams::Quic { offset: 1, length: 2 }, ..plain.clone() };
+        quic.reals[0].quic_id = Some(7);
+        for (spec, expected) in
+            [(plain, Verdict::Transmit), (quic, Verdict::Drop(DropReason::FragmentNeedsPort))]
+        {
+            let specs = [spec];
+            let mut dataplane = ready();
+            dataplane.apply(&specs).expect("apply");
+            let memory = memory(&specs);
+            for (client, vip) in [(V4.client, "203.0.113.20"), (V6.client, "2001:db8:113::20")] {
+                let later =
+                    Packet::udp((client, 40_000), (vip, 443), &[5; 64]).with(|p| p.fragment = 9).bytes();
+                assert_eq!(memory.run(INGRESS, &mut later.clone()).verdict, expected, "{client}");
+                let action = if expected.is_forward() { 3 } else { 1 };
+                assert_eq!(kernel(&dataplane, &later).0, action, "{client}");
+            }
+            dataplane.detach().expect("detach");
+        }
+    });
+}
+
 #[test]
 fn a_prefix_may_come_and_go_around_an_address() {
     isolated(|| {

@@ -241,6 +241,38 @@ fn a_connection_that_finds_no_room_stays_with_the_previous_owner_of_its_moving_s
     });
 }
 
+/// Of a connection under way, of one that has begun, and of one that nothing is known of.
+#[test]
+fn an_error_follows_the_connection_it_is_about_and_leaves_nothing_behind() {
+    isolated(|| {
+        let mut dataplane = ready(&options());
+        apply(&mut dataplane, tracking(Method::RoundRobin), &[server(11, 1), server(12, 1), server(13, 1)]);
+        let error = |port, is_datagram: bool| {
+            let answer = if is_datagram {
+                Packet::udp((VIP, 80), (V4.client, port), b"answer")
+            } else {
+                Packet::tcp((VIP, 80), (V4.client, port), ACK)
+            };
+            let frame = V4.error((3, 1), &V4.shown(&answer, 8)).bytes();
+            run(&dataplane, &frame)
+        };
+        let of = |port, flags| run(&dataplane, &frame_of(V4.client, port, flags));
+        let datagram = |port| run(&dataplane, &Packet::udp((V4.client, port), (VIP, 80), b"data").bytes());
+        for port in 1..=6 {
+            let server = of(port, SYN);
+            assert_eq!(error(port, false), server, "half-open, from port {port}");
+            assert_eq!(of(port, ACK), server);
+            assert_eq!(error(port, false), server, "under way, from port {port}");
+            let server = datagram(port);
+            assert_eq!(error(port, true), server, "of a datagram from port {port}");
+        }
+        let before: Vec<_> = [11, 12, 13].map(|last| load(&dataplane, last)).to_vec();
+        // All slots are the first one's.
+        assert_eq!(error(99, false), 11, "without an entry");
+        assert_eq!([11, 12, 13].map(|last| load(&dataplane, last)).to_vec(), before, "nothing is counted");
+    });
+}
+
 #[test]
 fn a_flow_of_one_datagram_is_half_open_no_longer_than_a_syn() {
     isolated(|| {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 13] = [
+const SUITES: [&str; 14] = [
     "dataplane_kernel",
     "dataplane_nat",
     "dataplane_full_nat",
@@ -16,6 +16,7 @@ const SUITES: [&str; 13] = [
     "dataplane_apply",
     "dataplane_forwarding",
     "dataplane_pins",
+    "dataplane_services",
     "dataplane_tracking",
     "ipvs_oracle",
     "dataplane_explain",
@@ -120,6 +121,11 @@ fn tables_are_fed_under_stock_kernel() {
 #[test]
 fn connections_are_pinned_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_pins");
+}
+
+#[test]
+fn prefixes_ranges_and_groups_are_told_apart_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_services");
 }
 
 #[test]

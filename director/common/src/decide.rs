@@ -14,7 +14,7 @@ mod schedule;
 mod track;
 
 use crate::lease::flow_of;
-use crate::packet::icmp::{ErrorKind, emit_echo_reply, emit_error};
+use crate::packet::icmp::{ErrorKind, SHOWN_LONG, emit_echo_reply, emit_error};
 use crate::packet::{
     self, End, Ethernet, Frame, Ip, Outer, PROTOCOL_TCP, PROTOCOL_UDP, Ports, Translation, TransportError,
 };
@@ -396,15 +396,15 @@ fn check(frame: &impl Frame, ip: &Ip) -> Result<u16, DropReason> {
     Ok(signals)
 }
 
-/// Whether an ICMP error may be sent about a packet: never about an error, a later fragment, or to a source that
-/// cannot be one (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e). Nor about one with options or extension headers:
-/// the error shows a bare header only.
+/// Whether an ICMP error may be sent about a packet: never about an error, or to a source that cannot be one (RFC 1122,
+/// section 3.2.2; RFC 4443, section 2.4 e), and in IPv4 not about a later fragment. Nor about a short one with options or
+/// extension headers, of which the error would have to show all.
 #[inline(always)]
 fn may_answer(decision: &Decision<'_>, flow: &FlowKey) -> bool {
     let ip = &decision.ip;
-    let bare = ip.payload.wrapping_sub(ip.start) == if ip.is_v6() { 40 } else { 20 };
+    let shows = ip.is_bare() || ip.total_len >= SHOWN_LONG;
     let ([six, ..], [four, ..]) = (flow.source.0, flow.source.low());
     let first = if ip.is_v6() { six } else { four };
     let unicast = if ip.is_v6() { first != 0xff && first != 0 } else { first != 0 && first < 224 };
-    ip.fragment_offset == 0 && decision.forward.related == 0 && bare && unicast
+    (ip.fragment_offset == 0 || ip.is_v6()) && decision.forward.related == 0 && shows && unicast
 }

@@ -197,16 +197,20 @@ fn services_of_round(slots: &Slots, round: usize) -> Vec<ServiceSpec<'_>> {
     services.extend(nat::services(&slots.first));
     let changing = [V4.changing, V6.changing];
     let datagrams = |kind, service| ServiceSpec { datagrams: kind, ..service };
-    let mut quic = service("quic", changing, Udp, 443, Source, both, &slots.first);
-    for (real, id) in quic.reals.iter_mut().zip([7, 0x0109]) {
-        real.quic_id = Some(id);
-    }
+    let quic = |name, port, slots| {
+        let mut quic = service(name, changing, Udp, port, Source, both, slots);
+        for (real, id) in quic.reals.iter_mut().zip([7, 0x0109]) {
+            real.quic_id = Some(id);
+        }
+        datagrams(Datagrams::Quic { offset: 1, length: 2 }, quic)
+    };
     services.extend([
         service("moving", changing, Tcp, 96, Source, both, moving),
         service("pinned", vip, Tcp, 97, Source, both, pinned),
         service("moving-udp", changing, Udp, 98, Source, both, moving),
         datagrams(Datagrams::OnePacket, service("one-packet", changing, Udp, 99, Source, both, moving)),
-        datagrams(Datagrams::Quic { offset: 1, length: 2 }, quic),
+        quic("quic", 443, &slots.first),
+        quic("moving-quic", 444, moving),
     ]);
     services
 }
@@ -236,6 +240,7 @@ pub fn memory() -> Memory {
     for (address, protocol, port, slot) in [
         (V4.changing, 6, 96, Slot::new(SlotState::Moving, 1, 0)),
         (V4.changing, 17, 98, Slot::new(SlotState::Moving, 1, 0)),
+        (V4.changing, 17, 444, Slot::new(SlotState::Moving, 1, 0)),
         (V4.vip, 6, 97, Slot::new(SlotState::Pinned, 0, 0)),
     ] {
         let entry = memory.services[&ServiceKey::service(vip(address), protocol, port)];

@@ -42,9 +42,10 @@ pub(super) fn find_service<'a>(
     let Some(service) = find_fragment_owner(flow, config, tables) else {
         return Err(unless_vip(&flow.destination, config, tables, Verdict::Drop(DropReason::Fragment)));
     };
+    // The first one has the port, or the connection id, that the real server is chosen by.
     match service.hash_input() {
-        HashInput::Source => Ok(service),
-        HashInput::SourcePort => Err(Verdict::Drop(DropReason::FragmentNeedsPort)),
+        HashInput::Source if !service.has(ServiceEntry::FLAG_QUIC) => Ok(service),
+        _ => Err(Verdict::Drop(DropReason::FragmentNeedsPort)),
     }
 }
 

@@ -9,6 +9,10 @@ use crate::tables::{Address, FlowKey};
 /// Length of the header of errors and echo in bytes; in an error the packet it is about follows.
 const LEN: usize = 8;
 const CHECKSUM: usize = 2;
+/// Bytes that an error shows of a packet with IP options or extension headers, behind which the transport header stands;
+/// of a shorter one there is no error.
+pub const SHOWN_LONG: usize = 128;
+const _: () = assert!(LEN_V6 + LEN + SHOWN_LONG < 256);
 /// Hop limit of what is sent from here.
 const HOP_LIMIT: u8 = 64;
 
@@ -97,9 +101,8 @@ impl ErrorKind {
 
 /// Turns the packet `ip` was parsed of into an error of this kind about it, to where it came from; from `source`, an
 /// address of its version, or if that is `None` from where it was sent to. `mtu` is the largest packet that fits, in
-/// bytes, and 0 if that is not the matter. The message shows the header, without extensions, and eight bytes more:
-/// enough
-/// to find the flow. `None` if the frame is not the one that `ip` was parsed of, or cannot be changed so.
+/// bytes, and 0 if that is not the matter. The message shows the header and eight bytes more, enough to find the flow, or
+/// [`SHOWN_LONG`] bytes where there are options or extension headers. `None` if the frame is not the one that `ip` was parsed of, or cannot be changed so.
 #[inline(always)]
 pub fn emit_error(
     frame: &mut impl Frame,
@@ -122,51 +125,51 @@ pub fn emit_error(
     }
     let ([kind, code], [m0, m1, m2, m3]) = (kind.numbers(ip.is_v6()), mtu.to_be_bytes());
     let message = [kind, code, 0, 0, m0, m1, m2, m3];
-    if ip.is_v6() {
-        emit_error_v6(frame, start, message, source)
-    } else {
-        emit_error_v4(frame, start, message, source)
+    match (ip.is_v6(), ip.is_bare()) {
+        (true, true) => emit_error_v6::<{ LEN_V6 + 8 }, { (LEN_V6 + 8) / 4 }>(frame, start, message, source),
+        (true, false) => emit_error_v6::<SHOWN_LONG, { SHOWN_LONG / 4 }>(frame, start, message, source),
+        (false, true) => emit_error_v4::<{ LEN_V4 + 8 }, { (LEN_V4 + 8) / 4 }>(frame, start, message, source),
+        (false, false) => emit_error_v4::<SHOWN_LONG, { SHOWN_LONG / 4 }>(frame, start, message, source),
     }
 }
 
-/// The IPv4 header at `start`, the header of the message, whose checksum is 0, and what it shows behind it.
+/// The IPv4 header at `start`, the header of the message, whose checksum is 0, and behind it the `SHOWN` bytes, in `WORDS`
+/// words, that it shows.
 #[inline(always)]
-fn emit_error_v4(
+fn emit_error_v4<const SHOWN: usize, const WORDS: usize>(
     frame: &mut impl Frame,
     start: usize,
     [kind, code, _, _, m0, m1, m2, m3]: [u8; LEN],
     source: Option<&Address>,
 ) -> Option<()> {
-    const SHOWN: usize = LEN_V4 + 8;
-    const TOTAL: usize = LEN_V4 + LEN + SHOWN;
+    let total = const { LEN_V4 + LEN + SHOWN } as u8;
     let shown = start.wrapping_add(LEN_V4 + LEN);
     frame.truncate(shown.wrapping_add(SHOWN))?;
     let [s0, s1, s2, s3, d0, d1, d2, d3] = frame.read(shown.wrapping_add(12))?;
     let [d0, d1, d2, d3] = source.map_or([d0, d1, d2, d3], Address::low);
     // Precedence of internetwork control (RFC 1812, section 4.3.2.5); an atomic packet (RFC 6864).
     let addresses = sum_of(0, [[d0, d1], [d2, d3], [s0, s1], [s2, s3]]);
-    let header = sum_of(addresses, [[0x45, 0xc0], [0, TOTAL as u8], [0x40, 0], [HOP_LIMIT, 1]]);
+    let header = sum_of(addresses, [[0x45, 0xc0], [0, total], [0x40, 0], [HOP_LIMIT, 1]]);
     let [c0, c1] = (!(fold(fold(header)) as u16)).to_be_bytes();
-    frame.write(start, [0x45, 0xc0, 0, TOTAL as u8, 0, 0, 0x40, 0])?;
+    frame.write(start, [0x45, 0xc0, 0, total, 0, 0, 0x40, 0])?;
     frame.write(start.wrapping_add(8), [HOP_LIMIT, 1, c0, c1, d0, d1, d2, d3, s0, s1, s2, s3])?;
-    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, sum_of(0, [[kind, code], [m0, m1], [m2, m3]]))?;
+    let sum = sum_at::<WORDS>(frame, shown, sum_of(0, [[kind, code], [m0, m1], [m2, m3]]))?;
     let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
     frame.write(start.wrapping_add(LEN_V4), [kind, code, c0, c1, m0, m1, m2, m3])
 }
 
-/// The IPv6 header at `start`, the header of the message, whose checksum is 0, and what it shows behind it.
+/// As [`emit_error_v4`], for IPv6.
 #[inline(always)]
-fn emit_error_v6(
+fn emit_error_v6<const SHOWN: usize, const WORDS: usize>(
     frame: &mut impl Frame,
     start: usize,
     [kind, code, _, _, m0, m1, m2, m3]: [u8; LEN],
     source: Option<&Address>,
 ) -> Option<()> {
-    const SHOWN: usize = LEN_V6 + 8;
-    const LENGTH: usize = LEN + SHOWN;
+    let length = const { LEN + SHOWN } as u8;
     let shown = start.wrapping_add(LEN_V6 + LEN);
     frame.truncate(shown.wrapping_add(SHOWN))?;
-    frame.write(start, [0x60, 0, 0, 0, 0, LENGTH as u8, 58, HOP_LIMIT])?;
+    frame.write(start, [0x60, 0, 0, 0, 0, length, 58, HOP_LIMIT])?;
     let client: [u8; 16] = frame.read(shown.wrapping_add(8))?;
     frame.write(start.wrapping_add(24), client)?;
     // Each written where it is at hand: chosen first, the address would lie on the stack.
@@ -178,9 +181,9 @@ fn emit_error_v6(
         }
     }
     // The pseudo-header (RFC 8200, section 8.1): both addresses, length and next header.
-    let pseudo = sum_at::<8>(frame, start.wrapping_add(8), sum_of(0, [[0, LENGTH as u8], [0, 58]]))?;
+    let pseudo = sum_at::<8>(frame, start.wrapping_add(8), sum_of(0, [[0, length], [0, 58]]))?;
     let header = sum_of(pseudo, [[kind, code], [m0, m1], [m2, m3]]);
-    let sum = sum_at::<{ SHOWN / 4 }>(frame, shown, header)?;
+    let sum = sum_at::<WORDS>(frame, shown, header)?;
     let [c0, c1] = (!(fold(fold(sum)) as u16)).to_be_bytes();
     frame.write(start.wrapping_add(LEN_V6), [kind, code, c0, c1, m0, m1, m2, m3])
 }

@@ -65,6 +65,12 @@ impl Ip {
         self.version == 6
     }
 
+    /// Without options and extension headers.
+    #[inline(always)]
+    pub const fn is_bare(&self) -> bool {
+        self.payload.wrapping_sub(self.start) == if self.is_v6() { ipv6::LEN } else { ipv4::LEN }
+    }
+
     /// Bytes of the packet behind the header; `None` if its length is smaller than its header.
     #[inline(always)]
     pub fn payload_len(&self) -> Option<usize> {

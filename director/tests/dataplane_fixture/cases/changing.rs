@@ -71,6 +71,15 @@ pub(super) fn quic(f: &Family) -> Vec<Row> {
         [&[first], &version.to_be_bytes()[..], &[id.len() as u8], id, &[0; 8]].concat()
     };
     let second = [0xaa, 1, 9, 0xbb];
+    // Another service with the same ids, whose slots are moving from the first to the second.
+    let moving = |what, port, data: &[u8], outcome| {
+        (what, Packet::udp((f.client, port), (f.changing, 444), data).bytes(), outcome)
+    };
+    let part = |what, id, fragment, outcome| {
+        let packet = Packet::udp((f.client, 40_001), (f.changing, 443), &[0x40, 0xaa, 1, 9, 5, 6, 7, 8]);
+        let packet = packet.with(|p| (p.identification, p.fragment) = (id, fragment));
+        (what, packet.with(|p| p.payload.resize(32, 3)).bytes(), outcome)
+    };
     let padded =
         Packet::udp((f.client, 40_001), (f.changing, 443), &[0x40, 0xaa, 1]).with(|p| p.padding = 20);
     vec![
@@ -89,5 +98,19 @@ pub(super) fn quic(f: &Family) -> Vec<Row> {
         row("QUIC: 0-RTT of version 2", &long(0xe0, 0x6b33_43cf, &second), First),
         row("QUIC: Handshake of version 2", &long(0xf0, 0x6b33_43cf, &second), Second),
         row("QUIC: ends within a long header", &long(0xe0, 1, &second)[..5], First),
+        moving("QUIC, moving: 0-RTT begins a connection", 40_011, &long(0xd0, 1, &second), Second),
+        moving(
+            "QUIC, moving: which goes on before it has an id",
+            40_011,
+            &long(0xe0, 1, &second[..2]),
+            Second,
+        ),
+        moving("QUIC, moving: Initial begins a connection", 40_012, &long(0xc0, 1, &second), Second),
+        moving("QUIC, moving: without an id, of one that was there", 40_013, &[0x40, 0xaa, 7, 7, 5], First),
+        moving("QUIC, moving: another's id", 40_013, &[0x40, 0xaa, 1, 9, 5], Second),
+        moving("QUIC, moving: the previous owner's id", 40_011, &[0x40, 0xaa, 0, 7, 5], First),
+        part("QUIC: first fragment, another's id", 0x701, MORE_FRAGMENTS, Second),
+        part("QUIC: its later one", 0x701, 9, Second),
+        part("QUIC: a fragment that overtakes", 0x702, 9, Outcome::Dropped(DropReason::Fragment)),
     ]
 }

@@ -17,7 +17,7 @@ pub(super) fn only_v4() -> Vec<Row> {
         (
             "too large, with options",
             large().with(|p| p.options = vec![1; 4]).bytes(),
-            Dropped(DropReason::TooBig),
+            Answered(AnswerReason::TooBig),
         ),
         (
             "too large, from a group",
@@ -25,9 +25,19 @@ pub(super) fn only_v4() -> Vec<Row> {
             Dropped(DropReason::TooBig),
         ),
         (
-            "last hop, with options",
+            "last hop, with options, too short to be shown",
             tcp.clone().with(|p| (p.ttl, p.options) = (1, vec![1; 4])).bytes(),
             Dropped(DropReason::TtlExpired),
+        ),
+        (
+            "last hop, with options",
+            large().with(|p| (p.ttl, p.options) = (1, vec![1; 40])).bytes(),
+            Answered(AnswerReason::TimeExceeded),
+        ),
+        (
+            "too large, first fragment that may be cut",
+            large().with(|p| p.fragment = 0x2000).bytes(),
+            Dropped(DropReason::TooBig),
         ),
         (
             "last hop, first fragment",
@@ -47,7 +57,9 @@ pub(super) fn only_v4() -> Vec<Row> {
 }
 
 pub(super) fn only_v6() -> Vec<Row> {
-    use Outcome::{Dropped, Passed, Transmitted};
+    use Outcome::{Answered, Dropped, Passed, Transmitted};
+    let long = |packet: Packet| packet.with(|p| p.payload.resize(1_460, 7)).bytes();
+    let part = |id, fragment| V6.tcp(90).with(|p| (p.identification, p.fragment) = (id, fragment));
     let extended = |chain: &[(u8, usize)]| {
         let body = |units: usize| [vec![units as u8], vec![0; 6 + 8 * units]].concat();
         let chain = chain.iter().map(|(kind, units)| (*kind, body(*units))).collect();
@@ -67,9 +79,24 @@ pub(super) fn only_v6() -> Vec<Row> {
         ("hop-by-hop options", extended(&[(0, 0)]).bytes(), Transmitted),
         ("every extension header", extended(&[(0, 0), (60, 1), (43, 2), (60, 3)]).bytes(), Transmitted),
         (
-            "last hop, hop-by-hop options",
+            "last hop, hop-by-hop options, too short to be shown",
             extended(&[(0, 0)]).with(|p| p.ttl = 1).bytes(),
             Dropped(DropReason::TtlExpired),
+        ),
+        (
+            "last hop, hop-by-hop options",
+            long(extended(&[(0, 0)]).with(|p| p.ttl = 1)),
+            Answered(AnswerReason::TimeExceeded),
+        ),
+        ("too large, hop-by-hop options", long(extended(&[(0, 0)])), Answered(AnswerReason::TooBig)),
+        ("too large, first fragment", long(part(0x600, 0x2000)), Answered(AnswerReason::TooBig)),
+        // Not known: its first one was not forwarded.
+        ("too large, later fragment", long(part(0x600, 100)), Dropped(DropReason::Fragment)),
+        ("first fragment that fits", part(0x601, 0x2000).bytes(), Transmitted),
+        (
+            "too large, later fragment of one that fits",
+            long(part(0x601, 100)),
+            Answered(AnswerReason::TooBig),
         ),
         ("an authentication header", authentication.bytes(), Transmitted),
         ("as many extension headers as are walked", extended(&[(60, 0); 6]).bytes(), Transmitted),

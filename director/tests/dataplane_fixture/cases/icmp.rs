@@ -43,7 +43,11 @@ impl Family {
 
     /// The error that is to come of `packet`, from `source`: this type and code and this second word.
     pub fn told(&self, [kind, code]: [u8; 2], word: u32, packet: &Packet, source: &str) -> Packet {
-        let shown = self.shown(&packet.clone().with(|p| p.vlan = None), 8);
+        let bare = packet.clone().with(|p| p.vlan = None);
+        let headers = bare.bytes().len() - bare.payload.len();
+        let is_bare = headers == if self.icmp == 1 { 34 } else { 54 };
+        // Eight bytes behind a bare header; with anything more between, 128 in all.
+        let shown = self.shown(&bare, if is_bare { 8 } else { 14 + 128 - headers });
         let message = [&[kind, code, 0, 0], &word.to_be_bytes()[..], &shown].concat();
         self.message(source, self.client, &message).with(|p| {
             p.vlan = packet.vlan;
@@ -121,6 +125,11 @@ pub(super) fn icmp(f: &Family) -> Vec<Row> {
         ("error with the ports only", about(80, 4), Transmitted),
         ("error without the ports", about(80, 3), unreadable),
         ("error, real server on another link", about(81, 8), Redirected),
+        (
+            "error about a datagram",
+            error(&f.shown(&Packet::udp((f.vip, 53), (f.client, 40_000), b"an answer"), 8)).bytes(),
+            Transmitted,
+        ),
         ("error into a tunnel", about(90, 8), Transmitted),
         ("error into a tunnel over IPv6", about(95, 8), Transmitted),
         ("error cut within the inner header", about(80, 8)[..f.headers + 8 + 19].to_vec(), unreadable),
