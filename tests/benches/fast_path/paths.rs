@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap};
 use director::dataplane::{
-    Datagrams, Dataplane, Forwarding, HashInput, NextHop, Options, Ports, Protocol, RealSpec, ServiceAddress,
-    ServiceSpec, Timeouts, TunnelSources, XdpMode,
+    Datagrams, Dataplane, Forwarding, HashInput, Method, NextHop, Options, Ports, Protocol, RealSpec,
+    ServiceAddress, ServiceSpec, Timeouts, Tracking, TunnelSources, WhenFull, XdpMode,
 };
 use director::slots::{Member, Scheduler, deal};
 use director_common::tables::MAX_SERVICES;
@@ -36,6 +36,10 @@ const IPIP: u8 = 4;
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const VIP_IPIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const VIP_MOVING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+const VIP_TRACKED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 4);
+const VIP_RANGE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+const PREFIX: &str = "203.0.113.16/28";
+const VIP_PREFIX: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 24);
 const VIP_MANY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 const VIP_V6: u32 = 0xffff_0001;
 const TUNNEL_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
@@ -123,6 +127,16 @@ impl Paths {
             let why = "this data plane settles a slot at once".to_owned();
             absent.push(Absent { title: "slot in moving", why });
         }
+        let target = Some(("lru-reference", 1.3));
+        add(
+            "tracked",
+            "full tracking: every packet looks for its entry",
+            &link,
+            v4(VIP_TRACKED),
+            tcp,
+            "floor",
+            target,
+        );
         let flows = Flows { bits: MANY_FLOWS, ..v4(VIP) };
         add("dr-1m-flows", "1,048,576 flows, settled", &link, flows, tcp, "floor", Some(("dr", 1.3)));
 
@@ -130,6 +144,9 @@ impl Paths {
         let services = many_services(&wide, services)?;
         let title = format!("{services} services instead of 1, traffic of one of them");
         add("dr-services", &title, &wide, v4(VIP_MANY), tcp, "floor", Some(("dr", 1.2)));
+        // No shortcut leads to these: there are few of them.
+        add("range", "DR, by a range of ports", &link, v4(VIP_RANGE), tcp, "floor", None);
+        add("prefix", "DR, by a prefix, all ports", &link, v4(VIP_PREFIX), tcp, "floor", None);
         // What this takes is what the caches do not hold: each service has a table, and they are read evenly.
         let flows = Flows { vips: services as u32, ..v4(VIP_MANY) };
         let title = format!("{services} services, traffic of all of them");
@@ -260,13 +277,32 @@ fn few_services(rig: &mut Rig, link: &Link) -> Result<bool> {
     for last in [&slots, &moved] {
         let both = numbers().map(|n| real_v4(1, n)).chain(numbers().map(|n| real_v4(2, n)));
         let direct = Forwarding::DirectReturn;
+        let direct_of =
+            |name, vip: Ipv4Addr| service(name, vip.into(), direct, numbers().map(|n| real_v4(0, n)), &slots);
+        let round_robin = Tracking { method: Method::RoundRobin, when_full: WhenFull::Forward };
+        let mut range = direct_of("range", VIP_RANGE);
+        range.addresses[0].ports = Ports { first: PORT - 10, last: PORT + 10 };
+        let mut prefix = direct_of("prefix", VIP_PREFIX);
+        (prefix.addresses[0].prefix, prefix.addresses[0].ports) = (PREFIX.parse()?, Ports::ALL);
+        range.reals.iter_mut().chain(&mut prefix.reals).for_each(|real| real.port = 0);
         few.apply(&[
+            // A connection that exists gets an entry where slots move, without a handshake.
+            ServiceSpec {
+                tracking: Some(round_robin),
+                ..service("tracked", VIP_TRACKED.into(), direct, both.clone(), last)
+            },
+            range,
+            prefix,
             service("dr", VIP.into(), direct, numbers().map(|n| real_v4(0, n)), &slots),
             service("ipip", VIP_IPIP.into(), Forwarding::Ipip, numbers().map(|n| real_v4(0, n)), &slots),
             service("dr-v6", Ipv6Addr::from(vip_v6).into(), direct, numbers().map(real_v6), &slots),
             service("moving", VIP_MOVING.into(), direct, both, last),
         ])?;
     }
+    let tracked = Flows { family: Family::V4, bits: FLOWS, vip: VIP_TRACKED.to_bits(), vips: 1 };
+    rig.send(link, &tracked, 0, 1 << FLOWS)?;
+    let counted: u32 = few.loads().values().map(|(active, inactive)| active + inactive).sum();
+    ensure!(counted == 1 << FLOWS, "{counted} connections of {} are tracked", 1 << FLOWS);
     // A connection that exists stays with the server it had, where slots move.
     let flows = Flows { family: Family::V4, bits: FLOWS, vip: VIP_MOVING.to_bits(), vips: 1 };
     let kinds = [kind(GROUP, TCP), kind(OTHER_GROUP, TCP)];
