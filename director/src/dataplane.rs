@@ -151,6 +151,8 @@ pub struct Options {
     /// Three quarters of them may be connections of other directors.
     /// A data plane that is adopted keeps the number it was made with.
     pub pins: u32,
+    /// Of the tables of connections about as many places are looked at in each tick, to remove what has had its time.
+    pub swept_at_once: usize,
     /// How long two directors may be apart in the steps of an epoch, and by their clocks: slots go on pinning for that
     /// time after their windows.
     pub margin: Duration,
@@ -181,6 +183,8 @@ impl Default for Options {
             flow_accounting: false,
             flow_capacity: 65_536,
             pins: 1 << 20,
+            // Some 20 ms.
+            swept_at_once: 131_072,
             margin: Duration::from_secs(6),
             half_open: 1 << 16,
             locals: LocalAddresses::default(),

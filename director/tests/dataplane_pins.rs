@@ -138,6 +138,49 @@ fn a_server_that_leaves_keeps_its_connections_until_the_last_has_ended() {
     });
 }
 
+/// A tick looks at a part of the table. A walk that is not through settles nothing, and what changes meanwhile is for the
+/// next one to judge.
+#[test]
+fn a_walk_of_many_ticks_judges_only_what_it_has_seen_from_its_beginning() {
+    isolated(|| {
+        let mut dataplane = ready(&Options { pins: 65_536, swept_at_once: 1, ..options() });
+        deal(&mut dataplane, &[11]);
+        deal(&mut dataplane, &[12]);
+        let sent_to =
+            |dataplane: &Dataplane| (1..=500).map(|port| sent(dataplane, port, ACK)).collect::<Vec<_>>();
+        assert_eq!(sent_to(&dataplane), [11; 500]);
+        let now = monotonic_seconds();
+        let held = dataplane.tick(now + 903).expect("tick");
+        assert_eq!(held.held, SLOTS);
+        // The slots are closed, the walk of that tick is under way, and no later one has begun.
+        let first = dataplane.tick(now + 912).expect("tick");
+        assert_eq!((first.closed, first.swept), (SLOTS, false));
+        let (mut ticks, mut removed) = (0, held.removed + first.removed);
+        let mut walk = |dataplane: &mut Dataplane, now, removed: &mut usize| loop {
+            let report = dataplane.tick(now).expect("tick");
+            (ticks, *removed) = (ticks + 1, *removed + report.removed);
+            if report.swept {
+                return report.settled;
+            }
+            assert_eq!(report.settled, 0, "not at its end");
+            assert!(ticks < 1_000, "the walk has an end");
+        };
+        let settled = walk(&mut dataplane, now + 912, &mut removed);
+        assert_eq!(settled, 0, "it began before they were closed");
+        let report = dataplane.tick(now + 912).expect("tick");
+        assert!(!report.swept);
+        // They begin to move again in the middle of the second walk.
+        deal(&mut dataplane, &[13]);
+        assert_eq!((sent(&dataplane, 600, ACK), sent(&dataplane, 601, SYN)), (12, 13));
+        // By their own time: it is not over.
+        assert_eq!(walk(&mut dataplane, monotonic_seconds(), &mut removed), 0);
+        assert!(ticks > 10, "{ticks}");
+        assert_eq!(dataplane.windows(monotonic_seconds())["web"].moving, 1.0);
+        assert_eq!((sent(&dataplane, 600, ACK), sent(&dataplane, 601, ACK)), (12, 13));
+        assert!(removed >= 500, "{removed}");
+    });
+}
+
 #[test]
 fn windows_and_pins_outlive_the_process() {
     isolated(|| {

@@ -11,8 +11,8 @@ use dataplane_fixture::memory::Memory;
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet, SYN};
 use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{
-    Adoption, Datagrams, Dataplane, Forwarding, HashInput, Ports, Protocol, RealSpec, ServiceAddress,
-    ServiceSpec, Timeouts,
+    Adoption, Datagrams, Dataplane, Forwarding, HashInput, NextHop, Ports, Protocol, RealSpec,
+    ServiceAddress, ServiceSpec, Timeouts,
 };
 use director_common::tables::Interface;
 use director_common::verdict::{AnswerReason, DropReason, Outcome, PassReason};
@@ -333,6 +333,55 @@ fn a_prefix_may_come_and_go_around_an_address() {
             });
             assert_eq!(got, expected, "step {step}");
         }
+    });
+}
+
+/// As many as a node is to have, each with a way of its own: every packet leaves for the one that its slot names.
+#[test]
+fn four_thousand_real_servers_are_told_apart() {
+    isolated(|| {
+        const EACH: usize = 1_024;
+        let real = |service: usize, number: usize| {
+            IpAddr::from([10, 10 + service as u8, (number >> 8) as u8, number as u8])
+        };
+        let mac = |service: usize, number: usize| [2, 7, service as u8, 0, (number >> 8) as u8, number as u8];
+        let slots: Vec<u16> = (0..SLOTS).map(|slot| (slot % EACH) as u16).collect();
+        let names = ["one", "two", "three", "four"];
+        let vip = |service: usize| format!("203.0.113.{}", 100 + service);
+        let specs: Vec<ServiceSpec<'_>> = (0..4)
+            .map(|at| ServiceSpec {
+                reals: (0..EACH).map(|number| RealSpec::new(real(at, number), 0)).collect(),
+                ..service(names[at], &[&format!("{}/32 80", vip(at))], "10.0.2.11", &slots)
+            })
+            .collect();
+        let way = |address: IpAddr| {
+            let IpAddr::V4(v4) = address else { return None };
+            let [_, net, high, low] = v4.octets();
+            let number = usize::from(high) << 8 | usize::from(low);
+            Some(NextHop { destination_mac: mac(usize::from(net) - 10, number), ..HERE })
+        };
+        let mut dataplane = ready();
+        dataplane.apply(&specs).expect("apply");
+        let begun = std::time::Instant::now();
+        for (at, number) in (0..4).flat_map(|at| (0..EACH).map(move |number| (at, number))) {
+            dataplane.set_next_hop(real(at, number), way(real(at, number))).expect("next hop");
+        }
+        // Not all entries are read for each of them.
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+        let mut memory = Memory::new(KEY);
+        specs.iter().for_each(|spec| memory.add(spec, way));
+        memory.interfaces.insert(INGRESS, Interface { mac: OUR_MAC, flags: Interface::FLAG_NATIVE });
+        let mut met = std::collections::BTreeSet::new();
+        for step in 0..20_000_usize {
+            let client = format!("198.51.{}.{}", step >> 8 & 0xff, step & 0xff);
+            let frame = Packet::tcp((&client, (step >> 4) as u16 | 1), (&vip(step % 4), 80), ACK).bytes();
+            let mut want = frame.clone();
+            assert_eq!(memory.run(INGRESS, &mut want).verdict, Verdict::Transmit);
+            let (action, out) = kernel(&dataplane, &frame);
+            assert_eq!((action, &out), (3, &want), "{client}");
+            met.insert(out[..6].to_vec());
+        }
+        assert!(met.len() > 3_500, "{} of 4096 were met", met.len());
     });
 }
 

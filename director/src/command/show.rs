@@ -315,3 +315,17 @@ pub(super) fn undrain(reply: &UndrainReply) -> String {
         was => format!("in service again (it was {was})\n"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_slots_are_of_all_slots() {
+        let states = |settled, moving, pinned| Some(SlotStates { settled, moving, pinned });
+        assert_eq!(slots(states(4_093, 0, 0).as_ref()), "all slots settled");
+        assert_eq!(slots(states(3_000, 500, 500).as_ref()), "slots 12.5 % moving, 12.5 % pinned");
+        assert_eq!(slots(states(0, 4_093, 0).as_ref()), "slots 100.0 % moving, 0.0 % pinned");
+        assert_eq!(slots(None), "no slots");
+    }
+}

@@ -20,7 +20,7 @@ use super::connections::{Cursor, Entry, STEP, exchange};
 use super::maps;
 use super::plan::Server;
 use super::shared::Mapping;
-use super::sweep::{Owners, PINS_PER_TICK};
+use super::sweep::Owners;
 use super::{Dataplane, Options};
 
 /// Seconds for which a lease is nobody else's after its connection's entry has gone before its time: as long as IPVS
@@ -325,7 +325,7 @@ impl Dataplane {
             self.numbering.begin_walk();
         }
         let mut seen = 0;
-        while self.lease_walk.cursor != Cursor::End && seen < PINS_PER_TICK {
+        while self.lease_walk.cursor != Cursor::End && seen < self.options.swept_at_once {
             let mut found = Vec::new();
             self.lease_walk.cursor = self.maps.leases.read(self.lease_walk.cursor, &mut found);
             seen += found.len() + STEP as usize;

@@ -23,9 +23,6 @@ use super::maps::ip_address;
 use super::plan::Placement;
 use super::window::seconds;
 
-/// Most pins and buckets that one tick looks at: some 20 ms.
-pub(super) const PINS_PER_TICK: usize = 131_072;
-
 /// What a [`Dataplane::tick`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TickReport {
@@ -295,7 +292,7 @@ impl Dataplane {
         }
         let (hash, owners) = (self.maps.flow_hash()?, self.owners());
         let mut seen = 0;
-        while self.sweep.cursor != Cursor::End && seen < PINS_PER_TICK {
+        while self.sweep.cursor != Cursor::End && seen < self.options.swept_at_once {
             let mut pins = Vec::new();
             let next = self.maps.pins.read(self.sweep.cursor, &mut pins);
             seen += pins.len() + STEP as usize;
@@ -414,7 +411,7 @@ impl Dataplane {
         if begins {
             self.sweep.has_half_open = false;
         }
-        while self.sweep.half_open != Cursor::End && seen < PINS_PER_TICK {
+        while self.sweep.half_open != Cursor::End && seen < self.options.swept_at_once {
             let mut pins = Vec::new();
             self.sweep.half_open = self.maps.half_open.read(self.sweep.half_open, &mut pins);
             seen += pins.len() + STEP as usize;
