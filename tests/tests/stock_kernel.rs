@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 13] = [
+const SUITES: [&str; 15] = [
     "dataplane_kernel",
     "dataplane_nat",
     "dataplane_full_nat",
@@ -17,6 +17,8 @@ const SUITES: [&str; 13] = [
     "dataplane_forwarding",
     "dataplane_pins",
     "dataplane_tracking",
+    "dataplane_persistence",
+    "dataplane_persistence_replicas",
     "ipvs_oracle",
     "dataplane_explain",
     "seeing",
@@ -125,6 +127,16 @@ fn connections_are_pinned_under_stock_kernel() {
 #[test]
 fn connections_are_tracked_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_tracking");
+}
+
+#[test]
+fn clients_stay_with_their_servers_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_persistence");
+}
+
+#[test]
+fn directors_keep_each_others_clients_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_persistence_replicas");
 }
 
 /// This kernel has IPVS, which gives the same answers as when they were recorded.
