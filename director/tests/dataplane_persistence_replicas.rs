@@ -114,16 +114,16 @@ fn what_another_director_has_no_more_is_no_more_here() {
         apply(&mut two, by_turns(), &reals);
         assert_eq!(connect(&one, "198.51.100.7", 1), 11);
         let told = only_templates(&walk(&mut one, now));
-        // Seconds of it are left.
-        let old = LocalPin { remaining: 40, ..told[0].clone() };
-        two.apply_pins(&from(1, 1, &[old.clone()], &[]), now).expect("apply");
+        // As it would be some seconds later.
+        let old = LocalPin { remaining: TIMEOUT - 5, ..told[0].clone() };
+        two.apply_pins(&from(1, 1, std::slice::from_ref(&old), &[]), now).expect("apply");
         assert_eq!(templates(&two).len(), 1);
-        two.apply_pins(&from(1, 2, &[], &[old.clone()]), now).expect("apply");
+        two.apply_pins(&from(1, 2, &[], std::slice::from_ref(&old)), now).expect("apply");
         assert_eq!(templates(&two), []);
         two.apply_pins(&from(1, 3, &[old], &[]), now).expect("apply");
-        (0..3).for_each(|_| drop(two.tick(now + 30).expect("tick")));
+        (0..3).for_each(|_| drop(two.tick(now + TIMEOUT - 15).expect("tick")));
         assert_eq!(templates(&two).len(), 1);
-        (0..3).for_each(|_| drop(two.tick(now + 50).expect("tick")));
+        (0..3).for_each(|_| drop(two.tick(now + TIMEOUT + 5).expect("tick")));
         assert_eq!(templates(&two), []);
         // A name that the key does not belong to, and a service without templates.
         let mut stranger = told[0].clone();
