@@ -12,6 +12,7 @@ mod health;
 mod local;
 mod nat;
 mod overlap;
+mod persistence;
 mod real;
 mod service;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use toml::Spanned;
 pub use address::{Ports, Protocol, VirtualAddress, family};
 pub use health::HealthCheck;
 pub use local::Locals;
+pub use persistence::Persistence;
 pub use real::Real;
 pub use service::{Datagrams, Forwarding, Service, Timeouts, Tracking, Tunnel};
 

@@ -21,6 +21,7 @@
 //! | `shared` | arrays that lie in our memory and the kernel's |
 //! | `replicas` | pins that other directors have told of |
 //! | `export` | our own pins, for the others |
+//! | `templates` | persistence: when a client is free to go elsewhere, and what directors agree on |
 //! | `attach` | interfaces, and the programs on them |
 //! | `statistics` | counters, flows and slot states |
 //! | `probe`, `explain` | what would become of a packet, and why |
@@ -58,6 +59,7 @@ mod shelves;
 mod spec;
 mod statistics;
 mod sweep;
+mod templates;
 pub mod window;
 
 use std::collections::BTreeMap;
@@ -86,11 +88,12 @@ pub use probe::{Probe, ProbeError, TcpFlags};
 pub use replicas::PinReport;
 pub use replies::{ReplyClaim, conflict as reply_conflict};
 pub use spec::{
-    Datagrams, Forwarding, HashInput, Method, Ports, Protocol, RealSpec, ServiceAddress, ServiceSpec,
-    SpecError, Thresholds, Tracking, TunnelSources, WhenFull,
+    Datagrams, Forwarding, HashInput, Method, Persistence, Ports, Protocol, RealSpec, ServiceAddress,
+    ServiceSpec, SpecError, Thresholds, Tracking, TunnelSources, WhenFull,
 };
 pub use statistics::{Counters, Flow, RealCounters, ServiceCounters, SlotStates};
 pub use sweep::{PinRecord, TickReport, Window};
+pub use templates::{TemplateRecord, identity as template_identity};
 pub use window::Timeouts;
 
 use capture::Buffers;

@@ -41,7 +41,7 @@ fn server(last: u8, weight: u32) -> RealSpec {
 }
 
 fn tracking(method: Method) -> Option<Tracking> {
-    Some(Tracking { method, when_full: WhenFull::Forward })
+    Some(Tracking { method, when_full: WhenFull::Forward, persistence: None })
 }
 
 /// All slots are the first server's.
@@ -205,7 +205,7 @@ fn a_flood_of_syns_takes_no_room_of_connections_under_way() {
             let mut dataplane = ready(&Options { half_open: 64, discard_pins: true, ..options() });
             let method = Method::RoundRobin;
             let reals = [server(11, 1), server(12, 1)];
-            apply(&mut dataplane, Some(Tracking { method, when_full }), &reals);
+            apply(&mut dataplane, Some(Tracking { method, when_full, persistence: None }), &reals);
             let mine: Vec<u8> = (1..=8).map(|port| sent(&dataplane, port, SYN)).collect();
             assert_eq!(mine, [11, 12, 11, 12, 11, 12, 11, 12]);
             let goes_on =

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use cluster_tests::requirement::{Requirement, met};
 
-const SUITES: [&str; 14] = [
+const SUITES: [&str; 16] = [
     "dataplane_kernel",
     "dataplane_nat",
     "dataplane_full_nat",
@@ -18,6 +18,8 @@ const SUITES: [&str; 14] = [
     "dataplane_pins",
     "dataplane_services",
     "dataplane_tracking",
+    "dataplane_persistence",
+    "dataplane_persistence_replicas",
     "ipvs_oracle",
     "dataplane_explain",
     "seeing",
@@ -131,6 +133,16 @@ fn prefixes_ranges_and_groups_are_told_apart_under_stock_kernel() {
 #[test]
 fn connections_are_tracked_under_stock_kernel() {
     passes_under_stock_kernel("dataplane_tracking");
+}
+
+#[test]
+fn clients_stay_with_their_servers_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_persistence");
+}
+
+#[test]
+fn directors_keep_each_others_clients_under_stock_kernel() {
+    passes_under_stock_kernel("dataplane_persistence_replicas");
 }
 
 /// This kernel has IPVS, which gives the same answers as when they were recorded.

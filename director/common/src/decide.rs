@@ -23,6 +23,7 @@ use crate::tables::{
     Address, Config, Endpoint, FlowKey, RealEntry, ReplyEntry, ReplyKey, RouteEntry, Routes, ServiceEntry,
     Tables,
 };
+use crate::template;
 use crate::verdict::{AnswerReason, DropReason, Forward, PassReason, ReplyReason, Verdict};
 
 pub use assign::assign;
@@ -106,7 +107,10 @@ pub fn decide<'a>(
     if may_be_reply(decision.verdict, tables) {
         decide_reply(frame, ifindex, tables, tables, flow, &mut decision);
     }
-    advance(tables, flow, &decision.forward, decision.verdict.is_forward());
+    if let Some(service) = decision.entry.filter(|_| decision.verdict.is_forward()) {
+        advance(tables, flow, &decision.forward);
+        confirm(tables, service, flow, &decision.forward);
+    }
     complete(tables, flow, &mut decision);
     decision
 }
@@ -120,11 +124,20 @@ pub fn may_be_reply(verdict: Verdict, tables: &impl Tables) -> bool {
             .is_some_and(|config| config.flags & (Config::FLAG_NAT | Config::FLAG_FULL_NAT) != 0)
 }
 
-/// The step of [`decide()`] after a packet's server is found: takes a tracked connection that goes on to the pins.
+/// The step of [`decide()`] after it is known that a packet is forwarded: takes a tracked connection that goes on to the
+/// pins.
 #[inline(always)]
-pub fn advance(tables: &impl Tables, flow: &FlowKey, forward: &Forward, is_forward: bool) {
-    if is_forward && forward.pin == Forward::PIN_ADVANCES {
+pub fn advance(tables: &impl Tables, flow: &FlowKey, forward: &Forward) {
+    if forward.pin == Forward::PIN_ADVANCES {
         schedule::advance(tables, flow, forward.real, forward.signals);
+    }
+}
+
+/// The step after that: takes the client's template along, if the service is persistent.
+#[inline(always)]
+pub fn confirm(tables: &impl Tables, service: &ServiceEntry, flow: &FlowKey, forward: &Forward) {
+    if forward.pin == Forward::PIN_ADVANCES && service.is_persistent() {
+        template::confirm(tables, service, flow);
     }
 }
 

@@ -26,6 +26,7 @@ use crate::tables::{
     Address, Config, Endpoint, FlowKey, FlowRecord, Lease, LeaseRecord, RealEntry, ReplyEntry, Return,
     Roster, ServiceEntry, Tables,
 };
+use crate::template;
 use crate::verdict::DropReason;
 
 /// Leases that are tried for a connection: with nine tenths of them taken, one connection in 30 finds none; with four
@@ -105,7 +106,13 @@ pub(crate) const FIRST: PinState = PinState::Opening;
 
 /// [`Tables::open`] for tables in user space.
 pub fn open(tables: &impl Schedules, service: &ServiceEntry, flow: &FlowKey, wanted: u32) -> u32 {
-    let position = if wanted == Roster::NOBODY { tables.schedule(service) } else { wanted };
+    let choose = || if wanted == Roster::NOBODY { tables.schedule(service) } else { wanted };
+    if !service.is_persistent() {
+        return open_at(tables, service, flow, choose());
+    }
+    let known = template::recall(tables, service, flow);
+    let position =
+        if known == Roster::NOBODY { template::make(tables, service, flow, choose()) } else { known };
     open_at(tables, service, flow, position)
 }
 

@@ -13,6 +13,7 @@
 //! | [`slot`] | slots, their packing, and how a hash picks one |
 //! | [`pin`] | connections that do not follow their slot |
 //! | [`lease`] | full NAT: the local addresses and ports that stand for clients |
+//! | [`template`] | persistence: one real server for all connections of a client |
 //! | [`tables`] | the structs that live in BPF maps, the maps' names and sizes |
 //! | [`verdict`] | every outcome of a packet, its XDP action and its counter |
 //! | [`shortcut`] | the same outcome in fewer steps, for the packets there are most of |
@@ -37,6 +38,7 @@ pub mod shortcut;
 pub mod siphash;
 pub mod slot;
 pub mod tables;
+pub mod template;
 pub mod verdict;
 
 pub use decide::{Decision, decide};

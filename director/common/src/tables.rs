@@ -111,6 +111,26 @@ impl Address {
         (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 
+    /// The address of these [`Self::words`].
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: as many bytes, aligned as they are; every bit pattern is an address.
+        unsafe { core::mem::transmute(words) }
+    }
+
+    /// The address with its last `bits` (0 to 127) cleared. Without a branch: the kernel's verifier follows each.
+    #[inline(always)]
+    pub const fn cleared(&self, bits: u32) -> Self {
+        let [a, b, c, d] = self.words();
+        // All ones if fewer than 64 are cleared, else none.
+        let few = ((bits as u64 >> 6) & 1).wrapping_sub(1);
+        let within = u64::MAX.wrapping_shl(bits);
+        let (high, low) = (within | few, within & few);
+        let [e, f] = [(high >> 32) as u32, high as u32];
+        let [g, h] = [(low >> 32) as u32, low as u32];
+        Self::from_words([a & e.to_be(), b & f.to_be(), c & g.to_be(), d & h.to_be()])
+    }
+
     /// Whether this is no address: all zeroes. Compared by words, as in [`Self::is_v4`].
     #[inline(always)]
     pub const fn is_zero(&self) -> bool {
@@ -329,6 +349,13 @@ impl ServiceEntry {
     pub const FLAG_ONE_PACKET: u32 = 1 << 1;
     /// Datagrams are QUIC, and the connection id names the real server.
     pub const FLAG_QUIC: u32 = 1 << 2;
+    /// A client's connections go to one real server for some time: see [`template`](crate::template). Only in tracked
+    /// services.
+    pub const FLAG_PERSISTENT: u32 = 1 << 3;
+    /// First bit of how many of an IPv4 client's last bits do not tell it from others: 5 bits. Only in persistent services.
+    const NETWORK_V4_SHIFT: u32 = 11;
+    /// The same of an IPv6 client: 7 bits, which in other services are of QUIC's.
+    const NETWORK_V6_SHIFT: u32 = 16;
     /// First bit of where in the connection id the server id begins: 5 bits, in bytes.
     const QUIC_OFFSET_SHIFT: u32 = 16;
     /// First bit of the server id's length: 3 bits, in bytes.
@@ -412,6 +439,32 @@ impl ServiceEntry {
     #[inline(always)]
     pub const fn method(&self) -> Method {
         Method::from_bits(self.flags >> Self::METHOD_SHIFT & 15)
+    }
+
+    /// Flags of a persistent service, to which all clients with the first `v4` (1 to 32) bits of their IPv4 address in common
+    /// are one, or the first `v6` (1 to 128) of their IPv6 address.
+    pub const fn persistence_flags(v4: u8, v6: u8) -> u32 {
+        let (v4, v6) = (32_u8.saturating_sub(v4), 128_u8.saturating_sub(v6));
+        Self::FLAG_PERSISTENT
+            | (v4 as u32 & 31) << Self::NETWORK_V4_SHIFT
+            | (v6 as u32 & 127) << Self::NETWORK_V6_SHIFT
+    }
+
+    /// Whether a client's connections go to one real server for some time.
+    #[inline(always)]
+    pub const fn is_persistent(&self) -> bool {
+        self.flags & Self::FLAG_PERSISTENT != 0
+    }
+
+    /// What stands for a client in this service: its address or, in a persistent one, the first address of its network.
+    #[inline(always)]
+    pub const fn client(&self, source: &Address) -> Address {
+        if !self.is_persistent() {
+            return *source;
+        }
+        let v4 = self.flags >> Self::NETWORK_V4_SHIFT & 31;
+        let v6 = self.flags >> Self::NETWORK_V6_SHIFT & 127;
+        source.cleared(if source.is_v4() { v4 } else { v6 })
     }
 
     /// Flags of a service whose QUIC server ids have `length` bytes (1 to 4) and begin `offset` bytes (0 to 19) into
@@ -531,6 +584,30 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 // SAFETY: `repr(C)` of bytes and aligned u16 without padding (16 + 16 + 2 + 2 + 1 + 3 = 40).
 unsafe impl Plain for FlowKey {}
 
+impl FlowKey {
+    /// [`Self::protocol`] of a template: no packet's that is balanced.
+    pub const PROTOCOL_TEMPLATE: u8 = 0;
+
+    /// The key of the template of a client of service number `service`: see [`template`](crate::template).
+    #[inline(always)]
+    pub const fn template(client: Address, service: u32) -> Self {
+        Self {
+            source: client,
+            destination: Address::from_words([0, 0, 0, service]),
+            source_port: 0,
+            destination_port: 0,
+            protocol: Self::PROTOCOL_TEMPLATE,
+            reserved: [0; 3],
+        }
+    }
+
+    /// Whether this is the key of a template, and not of a flow.
+    #[inline(always)]
+    pub const fn is_template(&self) -> bool {
+        self.protocol == Self::PROTOCOL_TEMPLATE
+    }
+}
+
 impl core::hash::Hash for FlowKey {
     /// All bytes at once: field by field, a hasher would be called eight times.
     fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
@@ -629,10 +706,14 @@ pub struct WindowEntry {
     /// Sum of [`TrafficCounters::unpinned`](crate::counters::TrafficCounters::unpinned)
     /// when it was last looked at.
     pub unpinned: u64,
+    /// Seconds for which a client's template outlives its last new connection; 0 where it has none.
+    pub persistent: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<WindowEntry>() == 32);
-// SAFETY: `repr(C)` of integers without padding (6 x 4 + 8 = 32).
+const _: () = assert!(size_of::<WindowEntry>() == 40);
+// SAFETY: `repr(C)` of integers without padding (6 x 4 + 8 + 2 x 4 = 40).
 unsafe impl Plain for WindowEntry {}
 
 /// Where `decide` finds what it needs besides the packet.
@@ -679,6 +760,8 @@ pub trait Tables {
     /// position `wanted` or, if that is [`Roster::NOBODY`], the one that the scheduler chooses: one of
     /// [`opening`](crate::lease::opening).
     fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32;
+    /// Position of the server that takes what nobody else takes in a tracked service; [`Roster::NOBODY`] if there is none.
+    fn sorry(&self, service: &ServiceEntry) -> u32;
     /// What came of the question that [`Self::open`] put when this packet was decided on before, in the kernel's program.
     fn opened(&self, _service: &ServiceEntry) -> u32 {
         crate::lease::opening::NONE

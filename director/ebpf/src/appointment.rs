@@ -9,8 +9,9 @@ use aya_ebpf::macros::btf_map;
 use director_common::lease::opening;
 use director_common::schedulers::{Method, SCAN_WORDS, Scan, Server, choose};
 use director_common::tables::{Roster, ServiceEntry};
+use director_common::template;
 
-use crate::maps;
+use crate::maps::{self, KernelTables};
 
 /// A question and its answer. Zeroes before the first packet: nobody asks.
 #[derive(Clone, Copy)]
@@ -24,7 +25,8 @@ pub struct Appointment {
     position: u32,
     /// One of [`opening`]: whether the connection is to begin, and how it did.
     opening: u32,
-    reserved: u32,
+    /// 1 if the client may have a template, else 0.
+    is_persistent: u32,
     scan: [u64; SCAN_WORDS],
 }
 
@@ -52,6 +54,7 @@ fn put(appointment: &mut Appointment, service: &ServiceEntry) {
     appointment.method = service.method() as u32;
     appointment.real_base = service.real_base;
     appointment.real_count = service.real_count;
+    appointment.is_persistent = u32::from(service.is_persistent());
 }
 
 /// What [`to_open`] says where no connection is to begin.
@@ -99,21 +102,54 @@ pub fn opened(service: &ServiceEntry) -> u32 {
     }
 }
 
-/// Answers the question, if there is one: 1, else 0.
+/// Answers the question, if there is one: 1, else 0. Where the client has a template, that is the answer, and nobody's turn
+/// is taken.
 #[inline(always)]
 pub fn answer() -> u32 {
     let Some(appointment) = appointment() else { return 0 };
-    if appointment.state == GIVEN {
-        appointment.state = ANSWERED;
-        return 1;
-    }
-    if appointment.state != ASKED {
+    let asked = appointment.state;
+    if asked != ASKED && asked != GIVEN {
         return 0;
     }
-    let (service, base, count) = (appointment.service, appointment.real_base, appointment.real_count);
     appointment.state = ANSWERED;
+    if appointment.is_persistent != 0 {
+        let position = recall_template();
+        if position != Roster::NOBODY {
+            appointment.position = position;
+            return 1;
+        }
+    }
+    if asked == ASKED {
+        choose_server(appointment);
+    }
+    if appointment.is_persistent != 0 {
+        appointment.position = make_template(appointment.position);
+    }
+    1
+}
+
+/// The position of the server that the client's template names, [`Roster::NOBODY`] if it has none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn recall_template() -> u32 {
+    let Some(judged) = maps::scratch() else { return Roster::NOBODY };
+    template::recall(&KernelTables, &judged.entry, &judged.flow)
+}
+
+/// Makes the client's template, whose connection begins with the server at `position`; returns where it is to begin.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn make_template(position: u32) -> u32 {
+    let Some(judged) = maps::scratch() else { return position };
+    template::make(&KernelTables, &judged.entry, &judged.flow, position)
+}
+
+/// Has the scheduler choose.
+#[inline(always)]
+fn choose_server(appointment: &mut Appointment) {
+    let (service, base, count) = (appointment.service, appointment.real_base, appointment.real_count);
     appointment.position = Roster::NOBODY;
-    let Some(roster) = maps::roster(service) else { return 1 };
+    let Some(roster) = maps::roster(service) else { return };
     let load = |position: u32| -> Option<Server> {
         if position >= count {
             return None;
@@ -130,7 +166,6 @@ pub fn answer() -> u32 {
         maps::turn(service, moves);
     }
     appointment.position = position;
-    1
 }
 
 /// Forgets question and answer.

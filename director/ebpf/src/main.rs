@@ -186,7 +186,21 @@ pub extern "C" fn appoint() -> u32 {
 #[inline(never)]
 pub extern "C" fn advance() -> u32 {
     let Some(judged) = maps::scratch() else { return 0 };
-    decide::advance(&KernelTables, &judged.flow, &judged.forward, judged.is_forward());
+    if judged.is_forward() {
+        decide::advance(&KernelTables, &judged.flow, &judged.forward);
+        if judged.forward.pin == Forward::PIN_ADVANCES {
+            confirm_template();
+        }
+    }
+    1
+}
+
+/// Takes the template of such a connection's client along; 0 if there was no room to know.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn confirm_template() -> u32 {
+    let Some(judged) = maps::scratch() else { return 0 };
+    decide::confirm(&KernelTables, &judged.entry, &judged.flow, &judged.forward);
     1
 }
 

@@ -238,6 +238,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn sorry(&self, service: &ServiceEntry) -> u32 {
+        roster(service.service).map_or(Roster::NOBODY, |roster| roster.sorry)
+    }
+
+    #[inline(always)]
     fn opened(&self, service: &ServiceEntry) -> u32 {
         appointment::opened(service)
     }

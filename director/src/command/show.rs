@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use director_proto::control::{
-    Bfd, Connections, Neighbors, Peers, RealServer, Services, SlotStates, Status, Traffic, UndrainReply,
-    VirtualService,
+    Bfd, Connections, Neighbors, Peers, Persistence, RealServer, Services, SlotStates, Status, Traffic,
+    UndrainReply, VirtualService,
 };
 
 use super::table::render;
@@ -120,10 +120,16 @@ fn service(service: &VirtualService) -> String {
         slots(service.slots.as_ref()),
         if service.announced { "announced" } else { "not announced" },
     );
+    if let Some(persistence) = &service.persistence {
+        let Persistence { timeout_s, prefix_v4, prefix_v6, expire_quiescent } = persistence;
+        let quiescent = if *expire_quiescent { ", not with weight 0" } else { "" };
+        let _ = writeln!(text, "  persistent {timeout_s} s by /{prefix_v4} and /{prefix_v6}{quiescent}");
+    }
     // Whose connections are not tracked has none to count.
     let count =
         |connections: Option<u32>| connections.map_or("-".to_owned(), |connections| connections.to_string());
-    let rows: Vec<[String; 11]> = service
+    let clients = |clients: Option<u64>| clients.map_or("-".to_owned(), |clients| clients.to_string());
+    let rows: Vec<[String; 12]> = service
         .reals
         .iter()
         .map(|real| {
@@ -138,6 +144,7 @@ fn service(service: &VirtualService) -> String {
                 format!("{:.1}", real.ideal_slots),
                 count(real.active_connections),
                 count(real.inactive_connections),
+                clients(real.persistent_clients),
                 connections,
                 packets,
                 size,
@@ -153,6 +160,7 @@ fn service(service: &VirtualService) -> String {
         ">ideal",
         ">active",
         ">inactive",
+        ">clients",
         ">conns",
         ">packets",
         ">bytes",
@@ -277,7 +285,7 @@ pub(super) fn connections(connections: &Connections) -> String {
             [
                 connection.protocol.clone(),
                 connection.source.clone(),
-                connection.destination.clone(),
+                dash(&connection.destination),
                 connection.service.clone(),
                 connection.real.clone(),
                 dash(&connection.local),

@@ -291,6 +291,10 @@ pub(super) struct Service {
     pub(super) when_full: Option<Spanned<WhenFull>>,
     /// Takes new connections that nobody else takes.
     pub(super) sorry_server: Option<Spanned<IpAddr>>,
+    /// Seconds for which a client's connections go to one real server after its last new one.
+    pub(super) persistent: Option<Spanned<u32>>,
+    pub(super) persistent_prefix: Option<Spanned<PersistentPrefix>>,
+    pub(super) expire_quiescent: Option<Spanned<bool>>,
     pub(super) one_packet: Option<Spanned<bool>>,
     pub(super) quic: Option<Spanned<Quic>>,
     /// OSPF metric of the VIP.
@@ -308,6 +312,14 @@ pub(super) struct Service {
     pub(super) hysteresis: u32,
     #[serde(default)]
     pub(super) real: Vec<Real>,
+}
+
+/// First bits of an address that make a client.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PersistentPrefix {
+    pub(super) v4: Option<Spanned<u8>>,
+    pub(super) v6: Option<Spanned<u8>>,
 }
 
 /// Of connections that find no room to be tracked.

@@ -18,6 +18,7 @@ use super::health::{self, HealthCheck};
 use super::local;
 use super::nat;
 use super::overlap::{self, Claim};
+use super::persistence::{self, Persistence};
 use super::real::{self, Real};
 use super::{ConfigError, Node, Source, file};
 use crate::health::{Check, Quorum};
@@ -116,12 +117,15 @@ pub struct Tracking {
     pub refuse: bool,
     /// Takes new connections that nobody else takes.
     pub sorry_server: Option<IpAddr>,
+    /// How clients stay with their real servers, if they do.
+    pub persistence: Option<Persistence>,
 }
 
 impl fmt::Display for Tracking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "when full {}", if self.refuse { "refuse" } else { "forward" })?;
-        self.sorry_server.map_or(Ok(()), |sorry| write!(f, ", sorry server {sorry}"))
+        self.sorry_server.map_or(Ok(()), |sorry| write!(f, ", sorry server {sorry}"))?;
+        self.persistence.map_or(Ok(()), |persistence| write!(f, ", {persistence}"))
     }
 }
 
@@ -288,7 +292,8 @@ fn service(
         return Err(source.error(Some(place.clone()), message.to_owned()));
     }
     let (scheduler, method) = scheduler(source, entry.scheduler.as_ref())?;
-    let tracking = tracking(source, &entry, method, forwarding)?;
+    let persistence = persistence::persistence(source, &entry, &addresses)?;
+    let tracking = tracking(source, &entry, method, forwarding, persistence)?;
     for address in &addresses {
         local::check_service(source, forwarding, &node.locals, address.prefix.addr(), &entry.forwarding)?;
     }
@@ -362,6 +367,7 @@ fn tracking(
     entry: &file::Service,
     method: Option<Method>,
     forwarding: Forwarding,
+    persistence: Option<Persistence>,
 ) -> Result<Option<Tracking>, ConfigError> {
     let only = |what: &str| {
         let methods = Method::ALL.map(Method::name).join(", ");
@@ -379,7 +385,7 @@ fn tracking(
         return Err(source.at(when_full, message));
     }
     // By its slot, where the scheduler says no more.
-    let method = method.or(is_full_nat.then_some(Method::Slots));
+    let method = method.or((is_full_nat || persistence.is_some()).then_some(Method::Slots));
     let Some(method) = method else {
         if let Some(when_full) = &entry.when_full {
             return Err(source.at(when_full, only("when_full")));
@@ -434,6 +440,7 @@ fn tracking(
         refuse: is_full_nat
             || entry.when_full.as_ref().is_some_and(|it| matches!(it.get_ref(), file::WhenFull::Refuse)),
         sorry_server: entry.sorry_server.as_ref().map(|sorry| *sorry.get_ref()),
+        persistence,
     }))
 }
 

@@ -1,4 +1,5 @@
 mod full_nat;
+mod persistence;
 mod tracking;
 
 use std::path::Path;

@@ -5,7 +5,7 @@
 //! reused only when every program that could have seen it has ended. When a window opened is noted before its slots
 //! move, and again afterwards: a process that dies in between may close it late, but never early.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use director_common::Slot;
 use director_common::pin::{QuicEntry, QuicKey};
@@ -182,9 +182,12 @@ impl Dataplane {
         let (real_base, real_count) = (block.base, block.count);
         let entry =
             ServiceEntry { service: index, table, real_base, real_count, flags, forwarding, tunnel_port };
+        let barred = seating.barred(service);
         let Seating { servers, gone, .. } = seating;
         let (hash, timeouts) = (service.hash, service.timeouts);
-        let was_tracked = self.plan.services.get(service.name).map(Placement::is_tracked);
+        let old = self.plan.services.get(service.name);
+        let was_tracked = old.map(Placement::is_tracked);
+        let templates = old.map(|old| old.templates.clone()).unwrap_or_default();
         let (Turn { rota, begun }, guests) = (turn, Vec::new());
         let is_full_nat = entry.is_full_nat();
         let new = Placement {
@@ -200,6 +203,10 @@ impl Dataplane {
             begun,
             window,
             is_full_nat,
+            flags,
+            barred,
+            templates,
+            counting: BTreeMap::new(),
         };
         if let Some(old) = self.plan.services.insert(service.name.to_owned(), new) {
             self.retire(&old, Some((table, block)));
@@ -461,6 +468,7 @@ fn window_entry(
     generation: u32,
 ) -> WindowEntry {
     let timeouts = &service.timeouts;
+    let persistence = service.tracking.and_then(|tracking| tracking.persistence);
     WindowEntry {
         opened: slots.opened().unwrap_or(0),
         generation: generation.max(old.generation),
@@ -469,6 +477,8 @@ fn window_entry(
         udp: seconds(timeouts.udp),
         window: timeouts.window(service.has(Protocol::Tcp), service.has(Protocol::Udp)),
         unpinned: old.unpinned,
+        persistent: persistence.map_or(0, |persistence| seconds(persistence.timeout)),
+        reserved: 0,
     }
 }
 

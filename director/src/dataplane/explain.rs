@@ -22,7 +22,7 @@ use director_common::schedulers::Method;
 use director_common::slot::slot_of;
 use director_common::tables::{
     Address, Config, Endpoint, FlowKey, FlowRecord, FragmentEntry, HashInput, Interface, RangeKey, RealEntry,
-    ReplyEntry, ReplyKey, Return, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables,
+    ReplyEntry, ReplyKey, Return, Roster, RouteEntry, RouteQuery, Routes, ServiceEntry, ServiceKey, Tables,
     TokenBucket, table_slots,
 };
 use director_common::verdict::Outcome;
@@ -250,6 +250,9 @@ impl<T: Schedules> Tables for Recorder<'_, T> {
         self.note(Lookup::Open { key: *key, opening });
         opening
     }
+    fn sorry(&self, service: &ServiceEntry) -> u32 {
+        self.tables.sorry(service)
+    }
     fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
         let found = self.tables.local(key);
         self.note(Lookup::Local { key: *key, found: found.copied() });
@@ -434,6 +437,10 @@ impl Tables for Live<'_> {
     }
     fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32 {
         lease::open(self, service, key, wanted)
+    }
+    fn sorry(&self, service: &ServiceEntry) -> u32 {
+        let roster = self.read(self.maps.rosters.get(&service.service, 0));
+        roster.map_or(Roster::NOBODY, |Shared(roster)| roster.sorry)
     }
     fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
         Some(self.locals.keep(lease::local(self, key, &mut FlowRecord::default())?))
@@ -642,7 +649,7 @@ impl Dataplane {
         });
         let real = real.zip(entry).map(|((index, real), entry)| named(&entry, index, &real)).or(answering);
         let hash = match &service {
-            Some(service) => self.hash(&flow, service.hash)?,
+            Some(service) => self.hash(&service.entry, &flow)?,
             None => None,
         };
         let table = entry.map_or(0, |entry| entry.table);
@@ -726,8 +733,9 @@ impl Dataplane {
         Ok(Some(ExplainedService { name, key, hash: entry.hash_input(), entry }))
     }
 
-    fn hash(&self, flow: &FlowKey, input: HashInput) -> Result<Option<u64>, ReadError> {
-        Ok(Some(self.maps.flow_hash()?.of(flow.source, flow.source_port, input)))
+    fn hash(&self, entry: &ServiceEntry, flow: &FlowKey) -> Result<Option<u64>, ReadError> {
+        let source = entry.client(&flow.source);
+        Ok(Some(self.maps.flow_hash()?.of(source, flow.source_port, entry.hash_input())))
     }
 
     fn at(&self, entry: &ServiceEntry, position: Option<u16>) -> Result<Option<ExplainedReal>, ReadError> {

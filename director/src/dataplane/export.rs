@@ -10,6 +10,7 @@ use syncd::pins::LocalPin;
 use super::Dataplane;
 use super::connections::{Cursor, Entry, STEP};
 use super::error::ReadError;
+use super::plan::Server as Known;
 
 /// Where the walk is.
 #[derive(Debug, Default)]
@@ -24,6 +25,14 @@ pub(super) struct Export {
 }
 
 impl Export {
+    /// A server of a service, which all its pins share.
+    pub(super) fn server(&mut self, service: &str, known: &Known) -> Arc<Server> {
+        let server = self.servers.entry(known.generation).or_insert_with(|| {
+            Arc::new(Server { service: service.to_owned(), address: known.address, port: known.port })
+        });
+        Arc::clone(server)
+    }
+
     /// Somebody waits until all has been met.
     pub(super) fn demand(&mut self) {
         self.empty = 0;
@@ -81,6 +90,9 @@ impl Dataplane {
     }
 
     fn local(&mut self, name: &str, position: u16, entry: Entry, now: u32) -> Option<LocalPin> {
+        if entry.flow.is_template() {
+            return self.local_template(name, position, entry, now);
+        }
         let Entry { flow, pin, lease, .. } = entry;
         let placement = self.plan.services.get(name)?;
         // One from before its service had full NAT ends with its next packet.
@@ -97,11 +109,7 @@ impl Dataplane {
         if remaining == 0 {
             return None;
         }
-        let known = placement.servers.get(&position)?;
-        let server = self.export.servers.entry(known.generation).or_insert_with(|| {
-            Arc::new(Server { service: name.to_owned(), address: known.address, port: known.port })
-        });
-        let (server, local) = (Arc::clone(server), local.flatten());
-        Some(LocalPin { flow, server, state: pin.state(), remaining, local })
+        let server = self.export.server(name, placement.servers.get(&position)?);
+        Some(LocalPin { flow, server, state: pin.state(), remaining, local: local.flatten() })
     }
 }

@@ -72,6 +72,14 @@ pub(super) struct Placement {
     pub(super) window: WindowEntry,
     /// Its connections have leases.
     pub(super) is_full_nat: bool,
+    /// [`ServiceEntry::flags`].
+    pub(super) flags: u32,
+    /// Positions of servers whose templates do not count, because they have left or are drained.
+    pub(super) barred: BTreeSet<u16>,
+    /// Templates by position, as the last whole sweep has met them.
+    pub(super) templates: BTreeMap<u16, u64>,
+    /// Those that the sweep under way has met.
+    pub(super) counting: BTreeMap<u16, u64>,
 }
 
 impl Placement {
@@ -82,7 +90,8 @@ impl Placement {
 
     /// The slot of a flow.
     pub(super) fn slot_of(&self, hash: &FlowHash, flow: &FlowKey) -> u32 {
-        slot_of_flow(hash, flow.source, flow.source_port, self.hash, table_slots(self.table))
+        let source = self.client(&flow.source);
+        slot_of_flow(hash, source, flow.source_port, self.hash, table_slots(self.table))
     }
 
     /// The timeouts that an earlier process noted.
@@ -170,6 +179,10 @@ impl Plan {
             begun: 0,
             window,
             is_full_nat: entry.is_full_nat(),
+            flags: entry.flags,
+            barred: BTreeSet::new(),
+            templates: BTreeMap::new(),
+            counting: BTreeMap::new(),
         };
         self.services.insert(name, placement);
         Ok(())

@@ -30,6 +30,7 @@ use super::connections::{Connections, Entry};
 use super::error::ApplyError;
 use super::plan::Placement;
 use super::sweep::Owners;
+use super::templates;
 
 /// Seconds by which what two directors say of one connection's last packet may differ though it is the same.
 const CLOCKS: u64 = 4;
@@ -68,7 +69,7 @@ impl PinReport {
 
 /// Whose a replica is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Held,
     Ours,
     Orphan,
@@ -76,23 +77,33 @@ enum Kind {
 
 /// What is remembered of a replica.
 #[derive(Clone, Copy, Debug)]
-struct Replica {
-    server: ServerId,
-    lease: Lease,
-    owner: Ipv4Addr,
-    kind: Kind,
-    is_closing: bool,
+pub(super) struct Replica {
+    pub(super) server: ServerId,
+    pub(super) lease: Lease,
+    pub(super) owner: Ipv4Addr,
+    pub(super) kind: Kind,
+    pub(super) is_closing: bool,
     /// Second until which its owner gives it.
-    until: u32,
+    pub(super) until: u32,
     /// Seconds that its connection may be idle here.
-    life: u32,
+    pub(super) life: u32,
     /// What the kernel was given as the second of the last packet: a later one is of a packet that came here.
-    seen: u64,
+    pub(super) seen: u64,
     /// Snapshot that named it last.
-    snapshot: u32,
+    pub(super) snapshot: u32,
 }
 
 impl Replica {
+    /// A director says again that it has this connection, until then.
+    fn tell(&mut self, from: Ipv4Addr, until: u32, snapshot: u32) {
+        self.snapshot = snapshot;
+        match self.kind {
+            Kind::Ours => self.until = self.until.max(until),
+            Kind::Orphan if self.owner != from => self.until = self.until.max(until),
+            Kind::Held | Kind::Orphan => (self.owner, self.kind, self.until) = (from, Kind::Held, until),
+        }
+    }
+
     /// Whether an entry of the kernel's map is this one's: not one that began here since, from the same client's port.
     fn is(&self, entry: &Entry) -> bool {
         (entry.pin.server(), entry.lease) == (self.server, self.lease)
@@ -155,6 +166,29 @@ impl Replicas {
         self.known.remove(flow);
     }
 
+    /// The last snapshot of a director.
+    pub(super) fn snapshot_of(&self, owner: Ipv4Addr) -> u32 {
+        self.owners.get(&owner).map_or(0, |(_, snapshot)| *snapshot)
+    }
+
+    /// Remembers a replica that comes into the kernel's map.
+    pub(super) fn note(&mut self, flow: FlowKey, replica: Replica) {
+        self.known.insert(flow, replica);
+    }
+
+    /// Another director tells of what is in the kernel's map as `entry`, in the same words: `told`.
+    pub(super) fn renew(&mut self, flow: &FlowKey, entry: &Entry, told: Replica) {
+        let known =
+            self.known.entry(*flow).or_insert(Replica { kind: Kind::Ours, seen: entry.pin.seen, ..told });
+        if !known.is(entry) {
+            *known = Replica { kind: Kind::Ours, seen: entry.pin.seen, ..told };
+        }
+        if entry.pin.seen > known.seen {
+            known.kind = Kind::Ours;
+        }
+        known.tell(told.owner, told.until, told.snapshot);
+    }
+
     fn begin_snapshot(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
         self.snapshots = self.snapshots.wrapping_add(1);
         let before = self.owners.insert(owner, (boot_id, self.snapshots));
@@ -176,7 +210,7 @@ impl Replicas {
 
     /// What the owner has not named in the snapshot that has ended.
     fn unnamed(&self, owner: Ipv4Addr) -> Vec<FlowKey> {
-        let snapshot = self.owners.get(&owner).map_or(0, |(_, snapshot)| *snapshot);
+        let snapshot = self.snapshot_of(owner);
         let is_unnamed = |replica: &Replica| {
             replica.owner == owner && replica.kind == Kind::Held && replica.snapshot != snapshot
         };
@@ -186,9 +220,9 @@ impl Replicas {
 
 /// Changes to the kernel's map, made all together.
 #[derive(Debug, Default)]
-struct Changes {
-    removed: Vec<FlowKey>,
-    added: Vec<(FlowKey, Pin, Lease)>,
+pub(super) struct Changes {
+    pub(super) removed: Vec<FlowKey>,
+    pub(super) added: Vec<(FlowKey, Pin, Lease)>,
     /// Services some of whose slots are looked up from now on.
     reopened: BTreeSet<String>,
 }
@@ -223,6 +257,13 @@ impl Dataplane {
                 report.unknown_servers += pins.len() as u32;
                 continue;
             };
+            let (templates, pins): (Vec<_>, Vec<_>) =
+                pins.into_iter().partition(|pin| pin.flow.is_template());
+            for pin in templates {
+                let whose = (&**server, id, from);
+                let (replicas, pins) = (&mut self.replicas, &self.maps.pins);
+                templates::take(replicas, pins, placement, whose, &hash, pin, now, &mut changes, &mut report);
+            }
             for pin in pins {
                 let mut lease = Lease::NONE;
                 if placement.is_full_nat {
@@ -256,7 +297,8 @@ impl Dataplane {
                 changes.reopened.insert(server.service.clone());
             }
         }
-        self.end_replicas(from, &delivery.removed, &mut changes)?;
+        let removed = self.keys_here(&delivery.removed);
+        self.end_replicas(from, &removed, &mut changes)?;
         if delivery.ends_snapshot {
             let unnamed = self.replicas.unnamed(from);
             self.end_replicas(from, &unnamed, &mut changes)?;
@@ -425,7 +467,7 @@ fn take(
     let is_needed = remaining > 0
         && (placement.is_tracked()
             || of.is_some_and(|of| of.is_moving() || of.raw_current() != server.position()));
-    let snapshot = replicas.owners.get(&from).map_or(0, |(_, snapshot)| *snapshot);
+    let snapshot = replicas.snapshot_of(from);
     let entry = replicas.known.get(flow).and_then(|_| map.entry_of(flow));
     if entry.is_some_and(|entry| replicas.known.get(flow).is_some_and(|known| !known.is(&entry))) {
         replicas.forget(flow);
@@ -440,14 +482,7 @@ fn take(
         }
         let same = (known.server, known.lease) == (server, lease);
         if same && is_needed && known.is_closing == pin.state.is_closing() {
-            known.snapshot = snapshot;
-            match known.kind {
-                Kind::Ours => known.until = known.until.max(until),
-                Kind::Orphan if known.owner != from => known.until = known.until.max(until),
-                Kind::Held | Kind::Orphan => {
-                    (known.owner, known.kind, known.until) = (from, Kind::Held, until)
-                }
-            }
+            known.tell(from, until, snapshot);
             return Ok(());
         }
         if ours {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use director_common::Slot;
 
 use super::plan::{Placement, Server};
-use super::spec::{Datagrams, Protocol, ServiceSpec};
+use super::spec::{Datagrams, Protocol, RealSpec, ServiceSpec};
 
 /// The positions that a specification leads to.
 #[derive(Debug)]
@@ -77,6 +77,19 @@ impl Seating {
         let owner = |slot: &u16| positions.get(usize::from(*slot)).copied().unwrap_or(Slot::NO_POSITION);
         let owners = service.slots.iter().map(owner).collect();
         Self { servers, new, gone, owners }
+    }
+
+    /// Positions of servers that get no new connections of clients that they had: those that have left, and where the
+    /// service says so those of weight 0.
+    pub(super) fn barred(&self, service: &ServiceSpec<'_>) -> BTreeSet<u16> {
+        let persistence = service.tracking.and_then(|tracking| tracking.persistence);
+        let expires = persistence.is_some_and(|persistence| persistence.expire_quiescent);
+        let is_barred = |server: &Server| {
+            let of_server = |real: &&RealSpec| (real.address, real.port) == (server.address, server.port);
+            let real = service.reals.iter().find(of_server);
+            real.is_none_or(|real| real.is_left || expires && real.weight == 0)
+        };
+        self.servers.iter().filter(|(_, server)| is_barred(server)).map(|(position, _)| *position).collect()
     }
 
     /// Entries that a block must have for it.

@@ -5,6 +5,7 @@ mod error;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use director_common::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
 use director_common::schedulers::MAX_WHEEL;
@@ -245,6 +246,19 @@ pub enum WhenFull {
     Refuse,
 }
 
+/// For some time, all connections of a client go to one real server; see [`template`](director_common::template).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// For how long after the client's last new connection. It is longer while connections are known.
+    pub timeout: Duration,
+    /// First bits of an IPv4 address that make a client: 1 to 32.
+    pub prefix_v4: u8,
+    /// The same of an IPv6 address: 1 to 128.
+    pub prefix_v6: u8,
+    /// A server of weight 0 gets no new connections of clients that it had either.
+    pub expire_quiescent: bool,
+}
+
 /// Every connection has an entry from its first packet on, with the server that a scheduler chose for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tracking {
@@ -252,6 +266,8 @@ pub struct Tracking {
     pub method: Method,
     /// Where there is no room.
     pub when_full: WhenFull,
+    /// Whether clients stay with their servers.
+    pub persistence: Option<Persistence>,
 }
 
 impl Tracking {
@@ -261,7 +277,13 @@ impl Tracking {
             WhenFull::Forward => 0,
             WhenFull::Refuse => ServiceEntry::FLAG_REFUSE,
         };
-        ServiceEntry::tracking_flags(self.method) | refuse
+        let persistent = match self.persistence {
+            Some(Persistence { prefix_v4, prefix_v6, .. }) => {
+                ServiceEntry::persistence_flags(prefix_v4, prefix_v6)
+            }
+            None => 0,
+        };
+        ServiceEntry::tracking_flags(self.method) | refuse | persistent
     }
 }
 
@@ -349,6 +371,12 @@ fn check_service(service: &ServiceSpec<'_>) -> Result<(), SpecError> {
             return Err(SpecError::TrackedDatagrams(name()));
         }
         limit("real servers of a tracked service", count, MAX_WHEEL)?;
+    }
+    let persistence = service.tracking.and_then(|tracking| tracking.persistence);
+    if let Some(Persistence { prefix_v4, prefix_v6, .. }) = persistence
+        && !((1..=32).contains(&prefix_v4) && (1..=128).contains(&prefix_v6))
+    {
+        return Err(SpecError::PersistencePrefix { service: name(), prefix_v4, prefix_v6 });
     }
     check_ports(service)?;
     replies::check_service(service)?;

@@ -21,6 +21,7 @@ use super::connections::{Connections, Cursor, Entry, STEP};
 use super::error::{ApplyError, ReadError};
 use super::maps::ip_address;
 use super::plan::Placement;
+use super::templates::Due;
 use super::window::seconds;
 
 /// What a [`Dataplane::tick`] did.
@@ -93,6 +94,8 @@ pub(super) struct Sweep {
     half_open: Cursor,
     /// Services whose slots the kernel has refused to take so far.
     unwritten: BTreeSet<String>,
+    /// Templates whose time is up.
+    pub(super) due: Due,
 }
 
 impl Sweep {
@@ -190,6 +193,9 @@ impl Dataplane {
             cursor = map.read(cursor, &mut pins);
         }
         let record = |Entry { flow, pin, lease, .. }: Entry| {
+            if flow.is_template() {
+                return None;
+            }
             let (name, position) = owners.get(&pin.server().generation())?;
             let placement = self.plan.services.get(name)?;
             let server = placement.servers.get(position)?;
@@ -289,6 +295,7 @@ impl Dataplane {
             }
             self.plan.services.values_mut().for_each(|placement| placement.slots.begin_pass());
             (self.sweep.cursor, self.sweep.is_running, self.sweep.is_needed) = (Cursor::Start, true, false);
+            self.begin_templates();
         }
         let (hash, owners) = (self.maps.flow_hash()?, self.owners());
         let mut seen = 0;
@@ -302,7 +309,7 @@ impl Dataplane {
             self.sweep.cursor = next;
         }
         if self.sweep.cursor == Cursor::End {
-            self.end_sweep(report)?;
+            self.end_sweep(now, report)?;
         }
         Ok(())
     }
@@ -310,7 +317,7 @@ impl Dataplane {
     /// Removes a pin that the sweep has met, unless it stays. One that a packet changes meanwhile is looked at again: it is
     /// alive.
     fn sweep_one(&mut self, hash: &FlowHash, owners: &Owners, mut entry: Entry, now: u32) -> bool {
-        while !self.keeps(hash, owners, &entry.flow, &entry.pin, now) {
+        while !self.keeps(hash, owners, &entry, now) {
             if self.maps.pins.remove(&entry) {
                 self.uncount(owners, &entry.flow, &entry.pin);
                 self.note_ended(entry);
@@ -327,7 +334,13 @@ impl Dataplane {
     }
 
     /// Whether a pin that the sweep has met stays.
-    fn keeps(&mut self, hash: &FlowHash, owners: &Owners, flow: &FlowKey, pin: &Pin, now: u32) -> bool {
+    fn keeps(&mut self, hash: &FlowHash, owners: &Owners, entry: &Entry, now: u32) -> bool {
+        let (flow, pin) = (&entry.flow, &entry.pin);
+        if flow.is_template() {
+            let keeps = self.keeps_template(owners, entry, now);
+            self.sweep.is_needed |= keeps;
+            return keeps;
+        }
         let Some((name, position)) = owners.get(&pin.server().generation()) else { return false };
         let Some(placement) = self.plan.services.get_mut(name) else { return false };
         let slot = placement.slot_of(hash, flow);
@@ -340,6 +353,9 @@ impl Dataplane {
             placement.slots.keep(slot, *position, expired)
         };
         self.sweep.is_needed |= keeps;
+        if keeps {
+            self.spare_template(owners, flow, pin);
+        }
         keeps
     }
 
@@ -355,6 +371,9 @@ impl Dataplane {
 
     /// Where a tracked connection is counted: the real server's index, and whether as an active one.
     pub(super) fn counted(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) -> Option<(u32, bool)> {
+        if flow.is_template() {
+            return None;
+        }
         let (name, position) = owners.get(&pin.server().generation())?;
         let placement = self.plan.services.get(name).filter(|placement| placement.is_tracked())?;
         let is_active = flow.protocol == PROTOCOL_TCP && pin.state().is_active();
@@ -419,10 +438,13 @@ impl Dataplane {
                 let (flow, pin) = (&entry.flow, &entry.pin);
                 let owner = owners.get(&pin.server().generation());
                 let placement = owner.and_then(|(name, _)| self.plan.services.get(name));
-                let stays = placement.is_some_and(|placement| {
-                    placement.is_tracked()
-                        && !placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
-                });
+                let stays = match flow.is_template() {
+                    true => self.keeps_new_template(&owners, &entry, now),
+                    false => placement.is_some_and(|placement| {
+                        placement.is_tracked()
+                            && !placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
+                    }),
+                };
                 if !stays && self.maps.half_open.remove(&entry) {
                     self.uncount(&owners, flow, pin);
                     self.note_ended(entry);
@@ -438,9 +460,10 @@ impl Dataplane {
         }
     }
 
-    fn end_sweep(&mut self, report: &mut TickReport) -> Result<(), ApplyError> {
+    fn end_sweep(&mut self, now: u32, report: &mut TickReport) -> Result<(), ApplyError> {
         self.sweep.is_running = false;
         report.swept = true;
+        self.end_templates(now, report);
         let mut changed = Vec::new();
         let mut released = Vec::new();
         for (name, placement) in &mut self.plan.services {

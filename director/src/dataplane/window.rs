@@ -77,7 +77,7 @@ impl Timeouts {
 }
 
 /// Seconds by which two readings of the same moment may differ: packets are told whole seconds of a coarse clock.
-const CLOCK_STEP: u64 = 2;
+pub(super) const CLOCK_STEP: u64 = 2;
 
 /// What a sweep over all pins has found of one service so far.
 #[derive(Clone, Debug, Default)]

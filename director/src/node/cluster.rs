@@ -151,6 +151,12 @@ fn spec<'a>(name: &'a str, service: &'a Service, table: &'a ServiceTable) -> Ser
         tracking: service.tracking.map(|tracking| dataplane::Tracking {
             method: tracking.method,
             when_full: if tracking.refuse { WhenFull::Refuse } else { WhenFull::Forward },
+            persistence: tracking.persistence.map(|persistence| dataplane::Persistence {
+                timeout: persistence.timeout,
+                prefix_v4: persistence.prefix_v4,
+                prefix_v6: persistence.prefix_v6,
+                expire_quiescent: persistence.expire_quiescent,
+            }),
         }),
         datagrams: match service.datagrams {
             config::Datagrams::Tracked => dataplane::Datagrams::Tracked,

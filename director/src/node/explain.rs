@@ -87,6 +87,9 @@ fn message(explained: &Explanation) -> wire::Explanation {
         name: service.name.clone(),
         key: matched(&service.key),
         hash_input: match service.hash {
+            HashInput::Source if service.entry.is_persistent() => {
+                format!("client {}", ip_address(service.entry.client(&explained.flow.source)))
+            }
             HashInput::Source => format!("source address {}", source.ip()),
             HashInput::SourcePort => format!("source address and port {source}"),
         },
@@ -226,6 +229,9 @@ fn server(entry: &RealEntry) -> String {
 }
 
 fn flow(key: &FlowKey) -> String {
+    if key.is_template() {
+        return format!("client {}", ip_address(key.source));
+    }
     let end = |address, port| SocketAddr::new(ip_address(address), port);
     let (from, to) = (end(key.source, key.source_port), end(key.destination, key.destination_port));
     format!("{} {from} -> {to}", protocol(key.protocol))
@@ -256,8 +262,13 @@ fn lookup(lookup: &Lookup) -> wire::ExplainedLookup {
             ("class", format!("of {}", ip_address(*address)), found.map(|class| class.to_string()))
         }
         Lookup::Range { key: asked, found } => ("range", range(asked), found.as_ref().map(entry)),
-        Lookup::Pin { key, found } => ("pin", flow(key), found.as_ref().map(pinned)),
-        Lookup::AddPin { key, pin, granted } => ("pin to make", flow(key), granted.then(|| pinned(pin))),
+        Lookup::Pin { key, found } => {
+            (if key.is_template() { "template" } else { "pin" }, flow(key), found.as_ref().map(pinned))
+        }
+        Lookup::AddPin { key, pin, granted } => {
+            let table = if key.is_template() { "template to make" } else { "pin to make" };
+            (table, flow(key), granted.then(|| pinned(pin)))
+        }
         Lookup::Quic { key, found } => {
             ("QUIC server id", key.id.to_string(), found.map(|found| format!("position {}", found.position)))
         }

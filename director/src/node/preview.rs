@@ -153,7 +153,9 @@ fn moves(
 ) -> bool {
     let input = if service.hash_port { HashInput::SourcePort } else { HashInput::Source };
     let count = u32::try_from(before.slots.len()).unwrap_or(u32::MAX);
-    let slot = slot_of_flow(hash, address(client.ip()), client.port(), input, count);
+    let persistence = service.tracking.and_then(|tracking| tracking.persistence);
+    let source = persistence.map_or(client.ip(), |persistence| persistence.client(client.ip()));
+    let slot = slot_of_flow(hash, address(source), client.port(), input, count);
     let owner = |table: &ServiceTable| {
         let position = table.slots.get(usize::try_from(slot).ok()?)?;
         table.reals.get(usize::from(*position)).map(|real| (real.address, real.port))

@@ -11,8 +11,10 @@ use routing::speaker::{BfdStatus, NeighborStatus};
 
 use super::plan::Purpose;
 use super::{Node, PATIENCE};
-use crate::config::{Service, VirtualAddress, family};
-use crate::dataplane::{Adoption, Counters, NextHop, ReadError, SlotStates, monotonic_seconds};
+use crate::config::{Persistence, Service, VirtualAddress, family};
+use crate::dataplane::{
+    Adoption, Counters, NextHop, ReadError, SlotStates, TemplateRecord, monotonic_seconds,
+};
 use crate::slots::{self, Member};
 
 impl Node {
@@ -173,6 +175,7 @@ impl Node {
             family: families(service),
             addresses: service.addresses.iter().map(ToString::to_string).collect(),
             slots: None,
+            persistence: service.tracking.and_then(|tracking| tracking.persistence).map(persistence),
         }
     }
 
@@ -187,6 +190,11 @@ impl Node {
         let load = |address: IpAddr| {
             let of = |(service, real, _): &(String, IpAddr, u16)| service == name && *real == address;
             loads.iter().find(|(key, _)| of(key)).map(|(_, load)| *load)
+        };
+        let templates = self.dataplane.template_counts();
+        let kept = |address: IpAddr| {
+            let of = |(service, real, _): &(String, IpAddr, u16)| service == name && *real == address;
+            templates.iter().find(|(key, _)| of(key)).map(|(_, count)| *count)
         };
         let total: f64 = table.reals.iter().map(|real| f64::from(real.share())).sum();
         let configured: BTreeSet<IpAddr> = service.reals.iter().map(|real| real.address).collect();
@@ -203,6 +211,7 @@ impl Node {
             traffic: None,
             active_connections: load(real.address).map(|(active, _)| active),
             inactive_connections: load(real.address).map(|(_, inactive)| inactive),
+            persistent_clients: kept(real.address),
             state: match (real.weight, configured.contains(&real.address)) {
                 _ if real.dead => "dead",
                 (0, false) => "leaving",
@@ -343,6 +352,12 @@ impl Node {
         }
         self.add_tracked(&mut connections).map_err(|error| format!("connections: {error}"))?;
         let mut connections: Vec<_> = connections.into_values().collect();
+        let templates = self.dataplane.templates(monotonic_seconds());
+        for record in templates.map_err(|error| format!("templates: {error}"))? {
+            let service = self.config.services.get(&record.service);
+            let tracking = service.and_then(|service| service.tracking);
+            connections.push(template(record, tracking.and_then(|tracking| tracking.persistence)));
+        }
         connections.sort_by_key(|connection| std::cmp::Reverse(connection.packets));
         if limit > 0 {
             connections.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -379,6 +394,36 @@ impl Node {
             connection.local = record.local.map(|local| local.to_string()).unwrap_or_default();
         }
         Ok(())
+    }
+}
+
+fn persistence(persistence: Persistence) -> wire::Persistence {
+    let Persistence { timeout, prefix_v4, prefix_v6, expire_quiescent } = persistence;
+    wire::Persistence {
+        timeout_s: u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX),
+        prefix_v4: prefix_v4.into(),
+        prefix_v6: prefix_v6.into(),
+        expire_quiescent,
+    }
+}
+
+/// A template, as a row among the connections: what its client has besides.
+fn template(record: TemplateRecord, persistence: Option<Persistence>) -> wire::Connection {
+    let length = match (persistence, record.client) {
+        (Some(persistence), IpAddr::V4(_)) => persistence.prefix_v4,
+        (Some(persistence), IpAddr::V6(_)) => persistence.prefix_v6,
+        (None, IpAddr::V4(_)) => 32,
+        (None, IpAddr::V6(_)) => 128,
+    };
+    wire::Connection {
+        protocol: "any".to_owned(),
+        source: format!("{}/{length}", record.client),
+        service: record.service,
+        real: record.real.ip().to_string(),
+        last_seen_ms: u64::from(record.idle) * 1_000,
+        state: if record.is_assured { "template" } else { "new template" }.to_owned(),
+        expires_s: record.remaining,
+        ..wire::Connection::default()
     }
 }
 

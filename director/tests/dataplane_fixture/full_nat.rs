@@ -50,7 +50,7 @@ pub fn services(slots: &[u16], method: Method) -> Vec<ServiceSpec<'_>> {
         slots,
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
-        tracking: Some(Tracking { method, when_full: WhenFull::Refuse }),
+        tracking: Some(Tracking { method, when_full: WhenFull::Refuse, persistence: None }),
     };
     vec![of("full", V4), of("full-6", V6)]
 }

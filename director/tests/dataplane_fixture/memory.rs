@@ -148,6 +148,9 @@ impl Memory {
                     WhenFull::Forward => 0,
                     WhenFull::Refuse => ServiceEntry::FLAG_REFUSE,
                 })
+                | spec.tracking.and_then(|tracking| tracking.persistence).map_or(0, |persistence| {
+                    ServiceEntry::persistence_flags(persistence.prefix_v4, persistence.prefix_v6)
+                })
                 | match spec.datagrams {
                     Datagrams::Tracked => 0,
                     Datagrams::OnePacket => ServiceEntry::FLAG_ONE_PACKET,
@@ -361,6 +364,9 @@ impl Tables for Memory {
     }
     fn open(&self, service: &ServiceEntry, key: &FlowKey, wanted: u32) -> u32 {
         lease::open(self, service, key, wanted)
+    }
+    fn sorry(&self, service: &ServiceEntry) -> u32 {
+        self.rosters.borrow().get(&service.service).map_or(Roster::NOBODY, |(roster, _)| roster.sorry)
     }
     fn local(&self, key: &FlowKey) -> Option<&Endpoint> {
         Some(Box::leak(Box::new(lease::local(self, key, &mut FlowRecord::default())?)))

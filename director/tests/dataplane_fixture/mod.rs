@@ -7,6 +7,7 @@ pub mod full_nat;
 pub mod matching;
 pub mod memory;
 pub mod packets;
+pub mod persistence;
 pub mod routes;
 pub mod shadow;
 

@@ -173,7 +173,11 @@ fn dataplane(connections: u32) -> Result<Dataplane> {
         slots: &vec![0; SLOTS],
         timeouts: Timeouts::default(),
         datagrams: Datagrams::default(),
-        tracking: Some(Tracking { method: Method::RoundRobin, when_full: WhenFull::Forward }),
+        tracking: Some(Tracking {
+            method: Method::RoundRobin,
+            when_full: WhenFull::Forward,
+            persistence: None,
+        }),
     }])?;
     Ok(dataplane)
 }

@@ -121,8 +121,11 @@ fn pick_real<'a>(
     flow: &FlowKey,
     forward: &mut Forward,
 ) -> Result<&'a RealEntry, DropReason> {
-    let hash = config.hash.of(flow.source, flow.source_port, service.hash_input());
+    let mut hash = config.hash.of(flow.source, flow.source_port, service.hash_input());
     forward.entropy = entropy_of(hash, flow.source_port);
+    if service.is_persistent() {
+        hash = config.hash.of(service.client(&flow.source), flow.source_port, service.hash_input());
+    }
     let slot =
         tables.slot(service.table, slot_of(hash, table_slots(service.table))).ok_or(DropReason::BadTable)?;
     // With full NAT a later fragment goes as its connection does, whose lease it needs.

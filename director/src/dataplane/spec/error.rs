@@ -200,6 +200,19 @@ pub enum SpecError {
     /// A scheduler that chooses for connections, where there are none.
     #[error("service '{0}' is tracked, so its datagrams are flows: neither one-packet nor QUIC")]
     TrackedDatagrams(String),
+    /// A client that no address is.
+    #[error(
+        "service '{service}' is persistent by the first {prefix_v4} bits of IPv4 addresses and the first {prefix_v6} of \
+         IPv6 ones, which must be 1 to 32 and 1 to 128"
+    )]
+    PersistencePrefix {
+        /// Which service.
+        service: String,
+        /// Bits of IPv4 addresses.
+        prefix_v4: u8,
+        /// Bits of IPv6 addresses.
+        prefix_v6: u8,
+    },
     /// More services or addresses than the maps hold.
     #[error("{count} {what} are more than the {limit} the data plane holds")]
     TooMany {
