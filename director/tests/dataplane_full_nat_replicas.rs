@@ -167,7 +167,7 @@ fn a_director_that_lost_all_takes_no_port_that_others_hold() {
         let mut one = kernel(&first, Method::Slots);
         assert_eq!(run(&one, &tcp(&V4, 1, SYN).bytes()).0, DROPPED);
         assert_eq!(drops(&one, DropReason::NoLocalPort), 1);
-        one.allow_leases().expect("allowed");
+        one.allow_leases(true).expect("allowed");
         let held: BTreeSet<SocketAddr> = (1..=20).map(|client| establish(&one, &V4, client)).collect();
         assert_eq!(held.len(), 20);
         let mut two = kernel(&of("2", TWO, ports), Method::Slots);
@@ -183,7 +183,7 @@ fn a_director_that_lost_all_takes_no_port_that_others_hold() {
         assert_eq!(tell_all(&mut one, (2, TWO), &mut two), 0, "whose run goes on tells of them itself");
         two.note_run(Ipv4Addr::new(10, 255, 0, 1), BootId(9), monotonic_seconds());
         assert_eq!(tell_all(&mut one, (2, TWO), &mut two), 20);
-        one.allow_leases().expect("allowed");
+        one.allow_leases(true).expect("allowed");
         assert_eq!(one.other_locals(), own(TWO));
         let mut begun = BTreeSet::new();
         for client in 100..400 {

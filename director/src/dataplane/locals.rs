@@ -197,14 +197,14 @@ impl Numbering {
 }
 
 impl Dataplane {
-    /// Leases are taken from now on, where [`Options::holds_leases`] has kept the program from it: all that others know of
-    /// this director's own is known here.
+    /// Leases are taken from now on, where [`Options::holds_leases`] has kept the program from it, if all that others know
+    /// of this director's own is known here; else none is.
     ///
     /// # Errors
     /// [`ApplyError::Map`] if the kernel refuses.
-    pub fn allow_leases(&mut self) -> Result<(), ApplyError> {
-        self.numbering.is_allowed = true;
-        self.write_locals()
+    pub fn allow_leases(&mut self, allowed: bool) -> Result<(), ApplyError> {
+        let before = std::mem::replace(&mut self.numbering.is_allowed, allowed);
+        self.write_locals().inspect_err(|_| self.numbering.is_allowed = before)
     }
 
     /// Takes no leases any more of addresses that another director says are its own: of two that do the same ones could be
