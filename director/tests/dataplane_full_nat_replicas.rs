@@ -288,6 +288,37 @@ fn an_address_that_two_directors_have_is_told_and_can_be_ceded() {
     });
 }
 
+/// Heartbeats stall, and the stream goes on: what was said at its beginning still counts when they are back.
+#[test]
+fn what_a_director_said_of_its_addresses_counts_while_it_lives() {
+    isolated(|| {
+        routes::make();
+        let now = monotonic_seconds();
+        let other = Ipv4Addr::new(10, 255, 0, 2);
+        let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
+        one.note_run(other, BootId(2), now);
+        let both = [ONE[0], TWO[1]];
+        one.apply_pins(&from(2, &both, &[], Some(Begin::Snapshot)), now).expect("apply");
+        let seen = |one: &Dataplane| (one.contested_locals().len(), one.other_locals());
+        assert_eq!(seen(&one), (1, BTreeSet::from([ip(TWO[1])])));
+        one.orphan_pins(other, now);
+        assert_eq!(seen(&one), (0, BTreeSet::new()));
+        one.note_run(other, BootId(2), now);
+        assert_eq!(seen(&one), (1, BTreeSet::from([ip(TWO[1])])));
+        // Of one that is dead something may still be on its way here, and is nobody's word.
+        one.orphan_pins(other, now);
+        one.apply_pins(&from(2, &both, &[], Some(Begin::Snapshot)), now).expect("apply");
+        assert_eq!(seen(&one), (0, BTreeSet::new()));
+        // Another run of it has not said anything yet; or it has, before it was heard.
+        one.note_run(other, BootId(7), now);
+        assert_eq!(seen(&one), (0, BTreeSet::new()));
+        one.orphan_pins(other, now);
+        one.apply_pins(&from(2, TWO, &[], Some(Begin::Snapshot)), now).expect("apply");
+        one.note_run(other, BootId(2), now);
+        assert_eq!(seen(&one), (0, own(TWO)));
+    });
+}
+
 /// Ten thousand connections of one director to one real server by two addresses: another one brings the answers of each to
 /// its client, and sends each on as the first did.
 #[test]

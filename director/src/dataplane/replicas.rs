@@ -206,7 +206,7 @@ impl Dataplane {
             self.replicas.begin_snapshot(from, boot_id, now);
         }
         if let Some(locals) = &delivery.locals {
-            self.numbering.tell(from, locals);
+            self.numbering.tell(from, boot_id, locals);
         }
         let mut report = PinReport::default();
         let mut changes = Changes::default();
@@ -262,6 +262,10 @@ impl Dataplane {
             self.end_replicas(from, &unnamed, &mut changes)?;
         }
         self.write_replicas(changes, now, &mut report)?;
+        if self.numbering.is_dead(from) {
+            // Said before it died, and taken only now.
+            self.replicas.orphan(from, now);
+        }
         self.sweep.demand();
         Ok(report)
     }
@@ -270,15 +274,16 @@ impl Dataplane {
     /// and if it has lost all that it learns from here.
     pub fn note_run(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
         if self.replicas.owners.get(&owner).is_some_and(|(known, _)| *known != boot_id) {
-            self.orphan_pins(owner, now);
+            self.replicas.orphan(owner, now);
         }
+        self.numbering.revive(owner, boot_id);
         self.export.demand();
     }
 
     /// The owner of replicas is dead at second `now`: they are nobody's then.
     pub fn orphan_pins(&mut self, owner: Ipv4Addr, now: u32) {
         self.replicas.orphan(owner, now);
-        self.numbering.forget(owner);
+        self.numbering.bury(owner);
     }
 
     /// Connections of other directors that are known here.
