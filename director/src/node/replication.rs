@@ -208,6 +208,7 @@ impl Node {
     pub(super) async fn lose_peer(&mut self, router_id: Ipv4Addr) {
         self.seclusion.note_silence(router_id);
         self.dataplane.orphan_pins(router_id, monotonic_seconds());
+        self.exchange.tell(PinInput::Left { router_id }).await;
         self.follow_locals();
     }
 
@@ -215,6 +216,7 @@ impl Node {
     pub(super) async fn meet_peer(&mut self, router_id: Ipv4Addr, boot_id: BootId) {
         self.seclusion.note_run(router_id, boot_id);
         self.dataplane.note_run(router_id, boot_id, monotonic_seconds());
+        self.exchange.tell(PinInput::Came { router_id, boot_id }).await;
         self.follow_locals();
     }
 

@@ -165,6 +165,8 @@ impl World {
         (self.directors[index].own, self.directors[index].held) = (old.own, old.held);
         for other in (0..self.directors.len()).filter(|other| *other != index) {
             self.reconnect(index, other);
+            let came = PinInput::Came { router_id: id(index), boot_id: BootId(self.boots) };
+            self.directors[other].machine.handle_node(self.now, came, |_| true);
         }
     }
 
@@ -384,18 +386,27 @@ fn who_is_there_again_at_once_is_told_of_what_it_has_left() {
     told(&mut machine, 2);
     subscribe(&mut machine, 2);
     assert_eq!(told(&mut machine, 2), (1, true), "what was never here has left nothing");
+    let node = |machine: &mut Pins, input: PinInput| machine.handle_node(now, input, |_| true);
+    let came = |boot: u64| PinInput::Came { router_id: id(1), boot_id: BootId(boot) };
     told(&mut machine, 3);
     subscribe(&mut machine, 3);
     assert_eq!(told(&mut machine, 3), (1, false));
+    (0..4).for_each(|_| walk(&mut machine, 1));
+    assert_eq!(told(&mut machine, 3), (0, false), "the node may not have taken it over yet");
+    node(&mut machine, came(2));
+    node(&mut machine, came(3));
     walk(&mut machine, 1);
     assert_eq!(told(&mut machine, 3), (0, false), "it may have begun before");
     walk(&mut machine, 2);
     assert_eq!(told(&mut machine, 3), (1, true));
     // After a while there is nothing to wait for.
     machine.handle_members(now, [], Some([0; 16]));
+    node(&mut machine, PinInput::Left { router_id: id(1) });
     (0..2).for_each(|_| walk(&mut machine, 2));
     told(&mut machine, 4);
     subscribe(&mut machine, 4);
+    assert!(!told(&mut machine, 4).1);
+    node(&mut machine, came(4));
     assert!(told(&mut machine, 4).1);
 }
 
