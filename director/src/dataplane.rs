@@ -57,6 +57,7 @@ mod shelves;
 mod spec;
 mod statistics;
 mod sweep;
+mod views;
 pub mod window;
 
 use std::collections::BTreeMap;

@@ -47,8 +47,8 @@ fn from(last: u8, own: &[&str], pins: &[LocalPin], begins: Option<Begin>) -> Del
             servers.push(Arc::clone(&pin.server));
             servers.len() - 1
         }) as u32;
-        let (flow, state, remaining, local) = (pin.flow, pin.state, pin.remaining, pin.local);
-        RemotePin { flow, server, state, remaining, local }
+        let LocalPin { flow, state, remaining, local, age, .. } = *pin;
+        RemotePin { flow, server, state, remaining, local, age }
     };
     let pins = pins.iter().map(&mut remote).collect();
     Delivery {
@@ -210,7 +210,7 @@ fn what_its_owner_has_ended_is_free_and_a_port_is_never_two_connections() {
         let mut two = kernel(&of("2", TWO, PORTS), Method::Slots);
         let (a, b, c) = (establish(&one, &V4, 1), establish(&one, &V4, 2), establish(&one, &V4, 3));
         // As if it were some time ago: so what comes now comes later.
-        let earlier = |pin: LocalPin| LocalPin { remaining: pin.remaining - 10, ..pin };
+        let earlier = |pin: LocalPin| LocalPin { remaining: pin.remaining - 10, age: 100, ..pin };
         let pins: Vec<LocalPin> = walk(&mut one, now).into_iter().map(earlier).collect();
         let pin = |local: SocketAddr| {
             let end = Endpoint { address: address(&local.ip().to_string()), port: local.port(), reserved: 0 };
@@ -229,20 +229,29 @@ fn what_its_owner_has_ended_is_free_and_a_port_is_never_two_connections() {
         assert_eq!(run(&two, &tcp(&V4, 2, ACK).bytes()).0, DROPPED);
         let (code, out) = run(&two, &answer(&V4, b, SYN_ACK));
         assert_eq!((code, ends(&V4, &out).1.port()), (BACK, 1));
-        // Nobody takes a port from a connection whose packets come here.
+        // Nobody takes a port from a connection that began later, whoever tells of it.
         assert_eq!(run(&two, &tcp(&V4, 3, ACK).bytes()).0, SENT);
-        let next = LocalPin { flow: FlowKey { source_port: 999, ..pin(c).flow }, ..pin(c) };
-        let report = two.apply_pins(&from(1, ONE, &[next], None), now).expect("apply");
-        assert_eq!((report.added, report.refused, two.leases()), (0, 1, 2));
+        let next = |age| LocalPin { flow: FlowKey { source_port: 999, ..pin(c).flow }, age, ..pin(c) };
+        let tell = |two: &mut Dataplane, last: u8, pin: LocalPin| {
+            let report = two.apply_pins(&from(last, ONE, &[pin], None), now).expect("apply");
+            (report.added, report.conflicts, two.leases())
+        };
+        assert_eq!(tell(&mut two, 1, next(200)), (0, 1, 2));
         assert_eq!(run(&two, &tcp(&V4, 999, ACK).bytes()).0, DROPPED);
         assert_eq!(run(&two, &tcp(&V4, 3, ACK).bytes()), run(&one, &tcp(&V4, 3, ACK).bytes()));
+        // From one that began earlier it is taken, though packets of that have come here.
+        assert_eq!(tell(&mut two, 1, next(50)), (1, 0, 2));
+        assert_eq!(run(&two, &tcp(&V4, 3, ACK).bytes()).0, DROPPED);
+        let (code, out) = run(&two, &answer(&V4, c, ACK));
+        assert_eq!((code, ends(&V4, &out).1.port()), (BACK, 999));
+        assert_eq!(tell(&mut two, 3, pin(c)), (0, 1, 2), "a third one still has it");
     });
 }
 
 /// A director was cut off, its client has ended the connection by another one and begun anew from the same port: the
 /// director that is back learns of that, though it has the old one still.
 #[test]
-fn whoever_has_seen_later_packets_is_right() {
+fn of_two_connections_from_one_port_the_later_one_counts() {
     isolated(|| {
         routes::make();
         let now = monotonic_seconds();
@@ -285,6 +294,40 @@ fn an_address_that_two_directors_have_is_told_and_can_be_ceded() {
         assert!(own(ONE).contains(&establish(&one, &V6, 1).ip()));
         one.orphan_pins(Ipv4Addr::new(10, 255, 0, 2), now);
         assert!(one.contested_locals().is_empty() && one.other_locals().is_empty());
+    });
+}
+
+/// A connection of a director that is dead gets its whole time once more at the others, and is no younger for that.
+#[test]
+fn what_a_dead_director_had_is_not_taken_for_newer_than_what_began_since() {
+    isolated(|| {
+        const THREE: &[&str] = &["10.0.9.3", "2001:db8:9::3"];
+        routes::make();
+        let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
+        let mut two = kernel(&of("2", TWO, PORTS), Method::Slots);
+        let mut three = kernel(&of("3", THREE, PORTS), Method::Slots);
+        let now = monotonic_seconds();
+        establish(&one, &V4, 1);
+        let aged = |pin: LocalPin| LocalPin { age: pin.age + 100, ..pin };
+        let pins: Vec<LocalPin> = walk(&mut one, now).into_iter().map(aged).collect();
+        two.apply_pins(&from(1, ONE, &pins, Some(Begin::Snapshot)), now).expect("apply");
+        let new = establish(&three, &V4, 1);
+        let later = now + 60;
+        two.orphan_pins(Ipv4Addr::new(10, 255, 0, 1), later);
+        let [stale, told] = [&mut two, &mut three].map(|dataplane| walk(dataplane, later));
+        assert!(stale[0].remaining == 900 && stale[0].age >= 159 && told[0].age <= 60, "{stale:?} {told:?}");
+        let report = three.apply_pins(&from(2, TWO, &stale, Some(Begin::Snapshot)), later).expect("apply");
+        assert_eq!((report.added, report.conflicts), (0, 1));
+        let report = two.apply_pins(&from(3, THREE, &told, Some(Begin::Snapshot)), later).expect("apply");
+        assert_eq!((report.added, report.conflicts), (1, 0));
+        for dataplane in [&two, &three] {
+            assert_eq!(ends(&V4, &run(dataplane, &tcp(&V4, 1, ACK).bytes()).1).0, new);
+        }
+        assert_eq!((two.leases(), three.leases()), (1, 1));
+        // It knows so when its process has been started anew.
+        drop(three);
+        let mut three = kernel(&of("3", THREE, PORTS), Method::Slots);
+        assert_eq!(walk(&mut three, later)[0].age, told[0].age);
     });
 }
 

@@ -26,7 +26,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 pub use inbox::{Delivery, Receipt, RemotePin};
-pub use journal::LocalPin;
+pub use journal::{LocalPin, staleness};
 pub use placement::{Class, HOMES, MESH, PIN_MESH, Placement, Replicas};
 
 use inbox::{Inbox, Offence};

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use director_common::packet::PROTOCOL_TCP;
+use director_common::tables::{Config, LeaseRecord};
 use director_proto::pins::Server;
 use syncd::pins::LocalPin;
 
 use super::Dataplane;
 use super::connections::{Cursor, Entry, STEP};
 use super::error::ReadError;
+use super::leases::back_of;
+use super::views;
 
 /// Where the walk is.
 #[derive(Debug, Default)]
@@ -54,7 +57,7 @@ impl Dataplane {
         orphans: bool,
         pins: &mut Vec<LocalPin>,
     ) -> Result<bool, ReadError> {
-        let owners = self.owners();
+        let (owners, config) = (self.owners(), self.maps.config()?);
         let (mut seen, mut found) = (0, Vec::new());
         while seen < budget {
             self.export.cursor = self.maps.pins.read(self.export.cursor, &mut found);
@@ -64,7 +67,7 @@ impl Dataplane {
                     continue;
                 }
                 let Some((name, position)) = owners.get(&entry.pin.server().generation()) else { continue };
-                pins.extend(self.local(name, *position, entry, now));
+                pins.extend(self.local(&config, (name, *position), entry, now));
             }
             if self.export.cursor == Cursor::End {
                 let is_empty = self.export.met + pins.len() == 0;
@@ -80,7 +83,13 @@ impl Dataplane {
         Ok(false)
     }
 
-    fn local(&mut self, name: &str, position: u16, entry: Entry, now: u32) -> Option<LocalPin> {
+    fn local(
+        &mut self,
+        config: &Config,
+        (name, position): (&str, u16),
+        entry: Entry,
+        now: u32,
+    ) -> Option<LocalPin> {
         let Entry { flow, pin, lease, .. } = entry;
         let placement = self.plan.services.get(name)?;
         // One from before its service had full NAT ends with its next packet.
@@ -102,6 +111,13 @@ impl Dataplane {
             Arc::new(Server { service: name.to_owned(), address: known.address, port: known.port })
         });
         let (server, local) = (Arc::clone(server), local.flatten());
-        Some(LocalPin { flow, server, state: pin.state(), remaining, local })
+        let age = local.map_or(0, |local| {
+            let owner = LeaseRecord::from(config.pins.of(&flow));
+            let found = self.maps.leases.find(&config.pins.of(&back_of(known, &flow, local)));
+            let taken = found.filter(|(_, holder)| *holder == owner).map(|(held, _)| held.seen as u32);
+            // One that is not there any more is nobody's, and goes before every other.
+            taken.map_or(u32::MAX, |taken| views::age(now, taken))
+        });
+        Some(LocalPin { flow, server, state: pin.state(), remaining, local, age })
     }
 }

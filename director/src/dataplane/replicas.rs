@@ -10,8 +10,11 @@
 //! | a replica that is | is | and is told to the others |
 //! |---|---|---|
 //! | held | as its owner says | by its owner |
-//! | ours | one that packets have come for here: a pin of our own too | by us, as well |
+//! | ours | one that packets have come for here, or that was an orphan: a pin of our own too | by us, as well |
 //! | an orphan | one whose owner is gone: kept for one more idle time | by everybody, for who joins later |
+//!
+//! Of several views of a connection by full NAT, and of several connections with one lease, [`super::views`] says which one
+//! counts, whether packets of it have come here or not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -19,7 +22,7 @@ use std::net::Ipv4Addr;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, ServerId};
-use director_common::tables::{Config, FlowKey, Lease};
+use director_common::tables::{FlowKey, Lease};
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
 use syncd::pins::{Delivery, FlowMap, RemotePin};
@@ -30,6 +33,9 @@ use super::connections::{Connections, Entry};
 use super::error::ApplyError;
 use super::plan::Placement;
 use super::sweep::Owners;
+use leased::Leased;
+
+mod leased;
 
 /// Seconds by which what two directors say of one connection's last packet may differ though it is the same.
 const CLOCKS: u64 = 4;
@@ -145,9 +151,20 @@ impl Replicas {
     }
 
     /// Whether a connection is known by others alone: no packet of it has come here, as its entry `pin` says.
-    pub(super) fn is_idle(&self, flow: &FlowKey, pin: &Pin) -> bool {
+    fn is_idle(&self, flow: &FlowKey, pin: &Pin) -> bool {
         let of_others = |replica: &&Replica| replica.kind != Kind::Ours && pin.seen <= replica.seen;
         self.known.get(flow).filter(of_others).is_some()
+    }
+
+    /// Whether an entry is as `director` has told, and nobody knows better.
+    fn is_told_by(&self, director: Ipv4Addr, entry: &Entry) -> bool {
+        let tells = |replica: &&Replica| {
+            replica.kind == Kind::Held
+                && replica.owner == director
+                && replica.is(entry)
+                && entry.pin.seen <= replica.seen
+        };
+        self.known.get(&entry.flow).filter(tells).is_some()
     }
 
     /// Forgets what the kernel's map does not have any more.
@@ -188,7 +205,11 @@ impl Replicas {
 #[derive(Debug, Default)]
 struct Changes {
     removed: Vec<FlowKey>,
-    added: Vec<(FlowKey, Pin, Lease)>,
+    added: Vec<(FlowKey, Pin)>,
+    /// Of connections with leases what does not agree with what is known here, or is new.
+    leased: Vec<Leased>,
+    /// Connections that have taken the lease anew that they had, as their age says.
+    younger: Vec<(FlowKey, u32)>,
     /// Services some of whose slots are looked up from now on.
     reopened: BTreeSet<String>,
 }
@@ -331,16 +352,24 @@ impl Dataplane {
         let (owners, config) = (self.owners(), self.maps.config()?);
         self.remove_pins(&owners, &config, &changes.removed);
         report.removed = changes.removed.len();
-        for (flow, pin, lease) in &changes.added {
+        for (flow, age) in &changes.younger {
+            if let Some(entry) = self.maps.pins.entry_of(flow) {
+                self.rejuvenate(&owners, &config, &entry, *age, now);
+            }
+        }
+        for leased in &changes.leased {
+            self.put_leased(&owners, &config, leased, now, report);
+        }
+        for (flow, pin) in &changes.added {
             let has_room = self.replicas.known.len() <= self.replicas.room;
-            if has_room && self.add_replica(&owners, &config, (flow, pin, *lease), now) {
+            if has_room && self.add_replica(&owners, flow, pin) {
                 report.added += 1;
                 continue;
             }
             let found = has_room.then(|| self.maps.pins.entry_of(flow)).flatten();
             match found {
                 // Ours, and the other director's as well: it lives as long as either says.
-                Some(own) if (own.pin.server(), own.lease) == (pin.server(), *lease) => {
+                Some(own) if own.pin.server() == pin.server() => {
                     if let Some(replica) = self.replicas.known.get_mut(flow) {
                         (replica.kind, replica.seen) = (Kind::Ours, own.pin.seen);
                     }
@@ -348,7 +377,7 @@ impl Dataplane {
                 Some(own) if self.is_outdated(&owners, &own, pin) => {
                     self.remove_pins(&owners, &config, &[*flow]);
                     report.removed += 1;
-                    if self.add_replica(&owners, &config, (flow, pin, *lease), now) {
+                    if self.add_replica(&owners, flow, pin) {
                         report.added += 1;
                     } else {
                         self.replicas.forget(flow);
@@ -370,26 +399,22 @@ impl Dataplane {
 }
 
 impl Dataplane {
-    /// Adds a replica to the kernel's map, with its lease if it has one, and counts it.
-    fn add_replica(
-        &mut self,
-        owners: &Owners,
-        config: &Config,
-        replica: (&FlowKey, &Pin, Lease),
-        now: u32,
-    ) -> bool {
-        let (flow, pin, lease) = replica;
-        let added = match lease.is_some() {
-            true => self.add_leased(owners, config, replica, now),
-            false => self.maps.pins.add(flow, lease, pin),
-        };
-        if let (true, Some((index, is_active))) = (added, self.counted(owners, flow, pin)) {
-            self.maps.loads.arrive(index, is_active);
+    /// Adds a replica to the kernel's map, and counts it.
+    fn add_replica(&mut self, owners: &Owners, flow: &FlowKey, pin: &Pin) -> bool {
+        let added = self.maps.pins.add(flow, Lease::NONE, pin);
+        if added {
+            self.count(owners, flow, pin);
         }
         added
     }
 
-    /// Whether what this director has of a tracked connection has been overtaken: another one has seen later packets, and
+    fn count(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
+        if let Some((index, is_active)) = self.counted(owners, flow, pin) {
+            self.maps.loads.arrive(index, is_active);
+        }
+    }
+
+    /// Whether what this director has of a tracked connection without a lease has been overtaken: another one has seen later packets, and
     /// has it elsewhere. So it is after some time without any, as when this director was cut off, and the client has used
     /// the port anew.
     fn is_outdated(&self, owners: &Owners, own: &Entry, pin: &Pin) -> bool {
@@ -445,22 +470,31 @@ fn take(
         }
         let same = (known.server, known.lease) == (server, lease);
         if same && is_needed && known.is_closing == pin.state.is_closing() {
-            known.snapshot = snapshot;
             match known.kind {
                 Kind::Ours => known.until = known.until.max(until),
-                Kind::Orphan if known.owner != from => known.until = known.until.max(until),
-                Kind::Held | Kind::Orphan => {
-                    (known.owner, known.kind, known.until) = (from, Kind::Held, until)
+                // Its owner is back. The others may have it from here: were it not told any more, it would end there.
+                Kind::Orphan if known.owner == from => (known.kind, known.until) = (Kind::Ours, until),
+                Kind::Orphan => known.until = known.until.max(until),
+                // Whoever sees its packets gives it the longest.
+                Kind::Held if known.owner != from && until <= known.until => {}
+                Kind::Held => {
+                    (known.owner, known.until, known.snapshot) = (from, until, snapshot);
                 }
+            }
+            if lease.is_some() {
+                changes.younger.push((*flow, pin.age));
             }
             return Ok(());
         }
-        if ours {
+        if ours && !lease.is_some() {
             report.conflicts += usize::from(!same);
             return Ok(());
         }
-        changes.removed.push(*flow);
-        replicas.known.remove(flow);
+        // What has a lease goes only when it is certain that the other view counts.
+        if !lease.is_some() || same && !ours && !is_needed {
+            changes.removed.push(*flow);
+            replicas.known.remove(flow);
+        }
     }
     if !is_needed {
         report.redundant += 1;
@@ -470,8 +504,13 @@ fn take(
     let (owner, is_closing) = (from, pin.state.is_closing());
     let kind = Kind::Held;
     let replica = Replica { server, lease, owner, kind, is_closing, until, life, seen, snapshot };
-    replicas.known.insert(*flow, replica);
-    changes.added.push((*flow, Pin::new(server, pin.state, seen as u32), lease));
+    let (flow, entry) = (*flow, Pin::new(server, pin.state, seen as u32));
+    if lease.is_some() {
+        changes.leased.push(Leased { flow, pin: entry, age: pin.age, replica });
+    } else {
+        replicas.known.insert(flow, replica);
+        changes.added.push((flow, entry));
+    }
     // Should a sweep be under way, it may have passed the place where this one will be.
     if placement.is_tracked() {
         placement.slots.keep_tracked(slot, server.position());

@@ -238,7 +238,8 @@ impl Outbox {
                         Lease { number: session.numbers.local(known, &mut batch.locals), port: local.port }
                     });
                     let (state, remaining) = (entry.state, entry.until.saturating_sub(second));
-                    batch.records.push(Record { client, port, target, server, state, remaining, lease });
+                    let age = if lease.is_some() { entry.age(second) } else { 0 };
+                    batch.records.push(Record { client, port, target, server, state, remaining, lease, age });
                 }
                 None => batch.removals.push(Removal { client, port, target }),
             }
