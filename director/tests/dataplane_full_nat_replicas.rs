@@ -331,6 +331,27 @@ fn what_a_dead_director_had_is_not_taken_for_newer_than_what_began_since() {
     });
 }
 
+/// A drained director's connections are carried by another one, which tells of their packets in steps.
+#[test]
+fn a_port_is_not_free_before_the_director_that_carries_its_connection_has_ended_it() {
+    isolated(|| {
+        routes::make();
+        let now = monotonic_seconds();
+        let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
+        establish(&one, &V4, 1);
+        let pins = walk(&mut one, now);
+        let life = pins[0].remaining;
+        one.apply_pins(&from(2, TWO, &pins, Some(Begin::Snapshot)), now + 100).expect("apply");
+        let end = now + 100 + life;
+        for (at, leases) in [(end, 1), (end + life / 10, 1), (end + life / 10 + 10, 0)] {
+            for _ in 0..3 {
+                while !one.tick(at).expect("tick").swept {}
+            }
+            assert_eq!(one.leases(), leases, "{} s after the end", at - end);
+        }
+    });
+}
+
 /// Heartbeats stall, and the stream goes on: what was said at its beginning still counts when they are back.
 #[test]
 fn what_a_director_said_of_its_addresses_counts_while_it_lives() {

@@ -25,7 +25,7 @@ use director_common::pin::{Pin, ServerId};
 use director_common::tables::{FlowKey, Lease};
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
-use syncd::pins::{Delivery, FlowMap, RemotePin};
+use syncd::pins::{Delivery, FlowMap, RemotePin, staleness};
 
 use super::Dataplane;
 use super::apply::packed;
@@ -130,6 +130,14 @@ impl Replicas {
     /// Second until which another director gives a pin, if it has told of it.
     pub(super) fn until(&self, flow: &FlowKey) -> Option<u32> {
         self.known.get(flow).map(|replica| replica.until)
+    }
+
+    /// Second until which an entry is kept that another director has told of: a lease is not free here before its
+    /// connection has had its time there, which is told only in steps.
+    pub(super) fn kept_until(&self, flow: &FlowKey) -> Option<u32> {
+        let replica = self.known.get(flow)?;
+        let later = if replica.lease.is_some() { staleness(replica.life) + CLOCKS as u32 } else { 0 };
+        Some(replica.until.saturating_add(later))
     }
 
     /// Whether a pin that a walk has met is for us to tell the others of; of orphans only if `orphans` are asked for.
