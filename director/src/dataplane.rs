@@ -60,6 +60,7 @@ mod spec;
 mod statistics;
 mod sweep;
 mod templates;
+mod views;
 pub mod window;
 
 use std::collections::BTreeMap;

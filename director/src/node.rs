@@ -145,6 +145,7 @@ struct Node {
     sync: syncd::Handle,
     sync_events: mpsc::Receiver<syncd::Event>,
     exchange: replication::Exchange,
+    seclusion: replication::Seclusion,
     health: health::Checks,
     standing: syncd::Standing,
     leader: Option<Ipv4Addr>,
@@ -159,8 +160,9 @@ struct Node {
     other_locals: BTreeSet<IpAddr>,
     /// Own ones that another director has as well.
     contested: BTreeMap<Ipv4Addr, BTreeSet<IpAddr>>,
-    /// Leases are taken: what others know of this director's own is known here.
-    leases_allowed: bool,
+    /// Whether leases are taken: what others know of this director's own is known here. Of a process that has just begun,
+    /// `None`.
+    leases_allowed: Option<bool>,
     /// Whether an operator took this director out of service.
     drain: drain::Drain,
     /// Services that have their quorum.
@@ -238,6 +240,7 @@ impl Node {
             sync,
             sync_events,
             exchange,
+            seclusion: replication::Seclusion::default(),
             health,
             standing: syncd::Standing::Joining,
             leader: None,
@@ -248,7 +251,7 @@ impl Node {
             announced: BTreeMap::new(),
             other_locals: BTreeSet::new(),
             contested: BTreeMap::new(),
-            leases_allowed: false,
+            leases_allowed: None,
             drain,
             quorate: BTreeSet::new(),
             version: None,
@@ -405,18 +408,9 @@ impl Node {
                 self.health.view = view;
                 self.lead().await;
             }
-            syncd::Event::Standing(standing) => {
-                self.standing = standing;
-                self.announce();
-            }
-            syncd::Event::PeerDown { router_id } => {
-                self.dataplane.orphan_pins(router_id, monotonic_seconds());
-                self.follow_locals();
-            }
-            syncd::Event::PeerUp { router_id, boot_id } => {
-                self.dataplane.note_run(router_id, boot_id, monotonic_seconds());
-                self.follow_locals();
-            }
+            syncd::Event::Standing(standing) => self.stand(standing).await,
+            syncd::Event::PeerDown { router_id } => self.lose_peer(router_id).await,
+            syncd::Event::PeerUp { router_id, boot_id } => self.meet_peer(router_id, boot_id).await,
             // Shown by `director peers`.
             syncd::Event::PassedOver { .. }
             | syncd::Event::Configuration { same: false, .. }

@@ -14,7 +14,7 @@ use dataplane_fixture::packets::{ACK, FIN, OUR_MAC, Packet, RST, SYN, SYN_ACK};
 use dataplane_fixture::routes::{self, GATEWAY_MAC, UPLINK};
 use dataplane_fixture::{isolated, open, options, shadow};
 use director::dataplane::{
-    ApplyError, Dataplane, Method, Options, Ports, ServiceSpec, SpecError, monotonic_seconds,
+    ApplyError, Dataplane, Forwarding, Method, Options, Ports, ServiceSpec, SpecError, monotonic_seconds,
 };
 use director_common::verdict::{DropReason, Outcome, ReplyReason};
 use director_common::{SLOTS, Verdict};
@@ -145,6 +145,41 @@ fn what_has_no_connection_goes_nowhere() {
             assert!(matches!(memory.run(INGRESS, &mut wrong.bytes()).verdict, Verdict::Pass(_)), "{wrong:?}");
         }
     }
+}
+
+/// A connection that was half-open, or under way, when its service became one of full NAT has no lease: its entry ends with
+/// its next packet, and what begins it anew gets one.
+#[test]
+fn what_began_before_full_nat_ends_with_its_next_packet() {
+    isolated(|| {
+        routes::make();
+        let mut dataplane = kernel(&Options { locals: locals(&LOCALS, PORTS), ..options() }, Method::Slots);
+        let (slots, now) = (vec![0; SLOTS], monotonic_seconds());
+        let of = |forwarding: Forwarding| {
+            let mut all = services(&slots, Method::Slots);
+            all.iter_mut().for_each(|service| service.forwarding = forwarding);
+            all
+        };
+        dataplane.apply(&of(Forwarding::Nat)).expect("apply");
+        let sent = |dataplane: &Dataplane, f: &Family, client: u16, flags: u8| {
+            run(dataplane, &tcp(f, client, flags).bytes()).0 == 3
+        };
+        for f in [V4, V6] {
+            assert!([SYN, ACK].iter().all(|flags| sent(&dataplane, &f, 1, *flags)));
+            assert!(sent(&dataplane, &f, 2, SYN));
+        }
+        assert_eq!(dataplane.half_open(now).expect("half-open").len(), 2);
+        dataplane.apply(&of(Forwarding::FullNat)).expect("apply");
+        for f in [V4, V6] {
+            for client in [1, 2] {
+                let answers = [SYN, SYN, ACK].map(|flags| sent(&dataplane, &f, client, flags));
+                assert_eq!(answers, [false, true, true], "{} {client}", f.name);
+            }
+        }
+        assert_eq!((dataplane.leases(), drops(&dataplane, DropReason::NoConnection)), (4, 4));
+        let loads = dataplane.loads();
+        assert_eq!(loads.values().map(|(active, inactive)| active + inactive).sum::<u32>(), 4, "{loads:?}");
+    });
 }
 
 /// What user space decides and writes is what the kernel's program does, byte for byte, connection by connection.

@@ -47,8 +47,8 @@ fn from(last: u8, own: &[&str], pins: &[LocalPin], begins: Option<Begin>) -> Del
             servers.push(Arc::clone(&pin.server));
             servers.len() - 1
         }) as u32;
-        let (flow, state, remaining, local) = (pin.flow, pin.state, pin.remaining, pin.local);
-        RemotePin { flow, server, state, remaining, local }
+        let LocalPin { flow, state, remaining, local, age, .. } = *pin;
+        RemotePin { flow, server, state, remaining, local, age }
     };
     let pins = pins.iter().map(&mut remote).collect();
     Delivery {
@@ -167,7 +167,7 @@ fn a_director_that_lost_all_takes_no_port_that_others_hold() {
         let mut one = kernel(&first, Method::Slots);
         assert_eq!(run(&one, &tcp(&V4, 1, SYN).bytes()).0, DROPPED);
         assert_eq!(drops(&one, DropReason::NoLocalPort), 1);
-        one.allow_leases().expect("allowed");
+        one.allow_leases(true).expect("allowed");
         let held: BTreeSet<SocketAddr> = (1..=20).map(|client| establish(&one, &V4, client)).collect();
         assert_eq!(held.len(), 20);
         let mut two = kernel(&of("2", TWO, ports), Method::Slots);
@@ -183,7 +183,7 @@ fn a_director_that_lost_all_takes_no_port_that_others_hold() {
         assert_eq!(tell_all(&mut one, (2, TWO), &mut two), 0, "whose run goes on tells of them itself");
         two.note_run(Ipv4Addr::new(10, 255, 0, 1), BootId(9), monotonic_seconds());
         assert_eq!(tell_all(&mut one, (2, TWO), &mut two), 20);
-        one.allow_leases().expect("allowed");
+        one.allow_leases(true).expect("allowed");
         assert_eq!(one.other_locals(), own(TWO));
         let mut begun = BTreeSet::new();
         for client in 100..400 {
@@ -210,7 +210,7 @@ fn what_its_owner_has_ended_is_free_and_a_port_is_never_two_connections() {
         let mut two = kernel(&of("2", TWO, PORTS), Method::Slots);
         let (a, b, c) = (establish(&one, &V4, 1), establish(&one, &V4, 2), establish(&one, &V4, 3));
         // As if it were some time ago: so what comes now comes later.
-        let earlier = |pin: LocalPin| LocalPin { remaining: pin.remaining - 10, ..pin };
+        let earlier = |pin: LocalPin| LocalPin { remaining: pin.remaining - 10, age: 100, ..pin };
         let pins: Vec<LocalPin> = walk(&mut one, now).into_iter().map(earlier).collect();
         let pin = |local: SocketAddr| {
             let end = Endpoint { address: address(&local.ip().to_string()), port: local.port(), reserved: 0 };
@@ -229,20 +229,29 @@ fn what_its_owner_has_ended_is_free_and_a_port_is_never_two_connections() {
         assert_eq!(run(&two, &tcp(&V4, 2, ACK).bytes()).0, DROPPED);
         let (code, out) = run(&two, &answer(&V4, b, SYN_ACK));
         assert_eq!((code, ends(&V4, &out).1.port()), (BACK, 1));
-        // Nobody takes a port from a connection whose packets come here.
+        // Nobody takes a port from a connection that began later, whoever tells of it.
         assert_eq!(run(&two, &tcp(&V4, 3, ACK).bytes()).0, SENT);
-        let next = LocalPin { flow: FlowKey { source_port: 999, ..pin(c).flow }, ..pin(c) };
-        let report = two.apply_pins(&from(1, ONE, &[next], None), now).expect("apply");
-        assert_eq!((report.added, report.refused, two.leases()), (0, 1, 2));
+        let next = |age| LocalPin { flow: FlowKey { source_port: 999, ..pin(c).flow }, age, ..pin(c) };
+        let tell = |two: &mut Dataplane, last: u8, pin: LocalPin| {
+            let report = two.apply_pins(&from(last, ONE, &[pin], None), now).expect("apply");
+            (report.added, report.conflicts, two.leases())
+        };
+        assert_eq!(tell(&mut two, 1, next(200)), (0, 1, 2));
         assert_eq!(run(&two, &tcp(&V4, 999, ACK).bytes()).0, DROPPED);
         assert_eq!(run(&two, &tcp(&V4, 3, ACK).bytes()), run(&one, &tcp(&V4, 3, ACK).bytes()));
+        // From one that began earlier it is taken, though packets of that have come here.
+        assert_eq!(tell(&mut two, 1, next(50)), (1, 0, 2));
+        assert_eq!(run(&two, &tcp(&V4, 3, ACK).bytes()).0, DROPPED);
+        let (code, out) = run(&two, &answer(&V4, c, ACK));
+        assert_eq!((code, ends(&V4, &out).1.port()), (BACK, 999));
+        assert_eq!(tell(&mut two, 3, pin(c)), (0, 1, 2), "a third one still has it");
     });
 }
 
 /// A director was cut off, its client has ended the connection by another one and begun anew from the same port: the
 /// director that is back learns of that, though it has the old one still.
 #[test]
-fn whoever_has_seen_later_packets_is_right() {
+fn of_two_connections_from_one_port_the_later_one_counts() {
     isolated(|| {
         routes::make();
         let now = monotonic_seconds();
@@ -285,6 +294,92 @@ fn an_address_that_two_directors_have_is_told_and_can_be_ceded() {
         assert!(own(ONE).contains(&establish(&one, &V6, 1).ip()));
         one.orphan_pins(Ipv4Addr::new(10, 255, 0, 2), now);
         assert!(one.contested_locals().is_empty() && one.other_locals().is_empty());
+    });
+}
+
+/// A connection of a director that is dead gets its whole time once more at the others, and is no younger for that.
+#[test]
+fn what_a_dead_director_had_is_not_taken_for_newer_than_what_began_since() {
+    isolated(|| {
+        const THREE: &[&str] = &["10.0.9.3", "2001:db8:9::3"];
+        routes::make();
+        let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
+        let mut two = kernel(&of("2", TWO, PORTS), Method::Slots);
+        let mut three = kernel(&of("3", THREE, PORTS), Method::Slots);
+        let now = monotonic_seconds();
+        establish(&one, &V4, 1);
+        let aged = |pin: LocalPin| LocalPin { age: pin.age + 100, ..pin };
+        let pins: Vec<LocalPin> = walk(&mut one, now).into_iter().map(aged).collect();
+        two.apply_pins(&from(1, ONE, &pins, Some(Begin::Snapshot)), now).expect("apply");
+        let new = establish(&three, &V4, 1);
+        let later = now + 60;
+        two.orphan_pins(Ipv4Addr::new(10, 255, 0, 1), later);
+        let [stale, told] = [&mut two, &mut three].map(|dataplane| walk(dataplane, later));
+        assert!(stale[0].remaining == 900 && stale[0].age >= 159 && told[0].age <= 60, "{stale:?} {told:?}");
+        let report = three.apply_pins(&from(2, TWO, &stale, Some(Begin::Snapshot)), later).expect("apply");
+        assert_eq!((report.added, report.conflicts), (0, 1));
+        let report = two.apply_pins(&from(3, THREE, &told, Some(Begin::Snapshot)), later).expect("apply");
+        assert_eq!((report.added, report.conflicts), (1, 0));
+        for dataplane in [&two, &three] {
+            assert_eq!(ends(&V4, &run(dataplane, &tcp(&V4, 1, ACK).bytes()).1).0, new);
+        }
+        assert_eq!((two.leases(), three.leases()), (1, 1));
+        // It knows so when its process has been started anew.
+        drop(three);
+        let mut three = kernel(&of("3", THREE, PORTS), Method::Slots);
+        assert_eq!(walk(&mut three, later)[0].age, told[0].age);
+    });
+}
+
+/// A drained director's connections are carried by another one, which tells of their packets in steps.
+#[test]
+fn a_port_is_not_free_before_the_director_that_carries_its_connection_has_ended_it() {
+    isolated(|| {
+        routes::make();
+        let now = monotonic_seconds();
+        let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
+        establish(&one, &V4, 1);
+        let pins = walk(&mut one, now);
+        let life = pins[0].remaining;
+        one.apply_pins(&from(2, TWO, &pins, Some(Begin::Snapshot)), now + 100).expect("apply");
+        let end = now + 100 + life;
+        for (at, leases) in [(end, 1), (end + life / 10, 1), (end + life / 10 + 10, 0)] {
+            for _ in 0..3 {
+                while !one.tick(at).expect("tick").swept {}
+            }
+            assert_eq!(one.leases(), leases, "{} s after the end", at - end);
+        }
+    });
+}
+
+/// Heartbeats stall, and the stream goes on: what was said at its beginning still counts when they are back.
+#[test]
+fn what_a_director_said_of_its_addresses_counts_while_it_lives() {
+    isolated(|| {
+        routes::make();
+        let now = monotonic_seconds();
+        let other = Ipv4Addr::new(10, 255, 0, 2);
+        let mut one = kernel(&of("1", ONE, PORTS), Method::Slots);
+        one.note_run(other, BootId(2), now);
+        let both = [ONE[0], TWO[1]];
+        one.apply_pins(&from(2, &both, &[], Some(Begin::Snapshot)), now).expect("apply");
+        let seen = |one: &Dataplane| (one.contested_locals().len(), one.other_locals());
+        assert_eq!(seen(&one), (1, BTreeSet::from([ip(TWO[1])])));
+        one.orphan_pins(other, now);
+        assert_eq!(seen(&one), (0, BTreeSet::new()));
+        one.note_run(other, BootId(2), now);
+        assert_eq!(seen(&one), (1, BTreeSet::from([ip(TWO[1])])));
+        // Of one that is dead something may still be on its way here, and is nobody's word.
+        one.orphan_pins(other, now);
+        one.apply_pins(&from(2, &both, &[], Some(Begin::Snapshot)), now).expect("apply");
+        assert_eq!(seen(&one), (0, BTreeSet::new()));
+        // Another run of it has not said anything yet; or it has, before it was heard.
+        one.note_run(other, BootId(7), now);
+        assert_eq!(seen(&one), (0, BTreeSet::new()));
+        one.orphan_pins(other, now);
+        one.apply_pins(&from(2, TWO, &[], Some(Begin::Snapshot)), now).expect("apply");
+        one.note_run(other, BootId(2), now);
+        assert_eq!(seen(&one), (0, own(TWO)));
     });
 }
 

@@ -276,6 +276,7 @@ fn delivery(pins: &[LocalPin], begins: Option<Begin>) -> Delivery {
         state: pin.state,
         remaining: pin.remaining,
         local: pin.local,
+        age: pin.age,
     };
     let position = Position { session: 1, sequence: 1 };
     Delivery {
@@ -476,6 +477,7 @@ fn a_million_replicas_are_taken() {
             state: PinState::Open,
             remaining: 900,
             local: None,
+            age: 0,
         };
         let batches: Vec<Delivery> = (0..1_000_000_u32)
             .collect::<Vec<_>>()

@@ -465,7 +465,7 @@ fn another_directors_connections_are_followed_and_counted() {
             });
             let (flow, state, remaining) = (pin.flow, pin.state, pin.remaining);
             let server = number as u32;
-            delivery.pins.push(RemotePin { flow, server, state, remaining, local: None });
+            delivery.pins.push(RemotePin { flow, server, state, remaining, local: None, age: 0 });
         }
         assert_eq!(two.apply_pins(&delivery, now).expect("apply").added, 4);
         assert_eq!([load(&two, 11), load(&two, 12)], [(2, 0), (2, 0)]);

@@ -3,7 +3,8 @@
 //!
 //! A record names nothing by a position or a clock of one machine. What its packets are addressed to and where they go
 //! are numbers that the stream itself defines ([`Batch::targets`], [`Batch::servers`]), and its end is told in seconds
-//! left. That makes 13 bytes of an IPv4 connection, 16 of one with full NAT, and 8 of its removal.
+//! left, as its beginning is in seconds since. That makes 13 bytes of an IPv4 connection, 16 of a new one with full NAT
+//! and 19 of one that is told again, and 8 of its removal.
 
 use std::net::IpAddr;
 
@@ -28,6 +29,15 @@ pub const RECORD_SIZE: (usize, usize) = (13, 25);
 
 /// The same where the connection has a lease.
 pub const LEASED_SIZE: (usize, usize) = (16, 28);
+
+/// The same where it has had it for longer than [`NEW`].
+pub const AGED_SIZE: (usize, usize) = (19, 31);
+
+/// Seconds for which a lease counts as taken just now.
+pub const NEW: u32 = 1;
+
+/// Longest time in seconds since a lease was taken that is told: half a year, and all that is longer is the same.
+pub const MAX_AGE: u32 = (1 << 24) - 1;
 
 /// Bytes of the record of a removal, likewise.
 pub const REMOVAL_SIZE: (usize, usize) = (8, 20);
@@ -109,6 +119,8 @@ pub struct Record {
     pub remaining: u32,
     /// What stands for the client, by full NAT: the number is one of [`Batch::locals`].
     pub lease: Lease,
+    /// Seconds since the lease was taken, where there is one; at most [`MAX_AGE`], and 0 for all up to [`NEW`].
+    pub age: u32,
 }
 
 /// A local address: what stands for clients, by full NAT.

@@ -37,7 +37,8 @@ pub mod wire {
 /// 4: epochs in three steps. A director of version 3 would put tables in force that others have only prepared.
 /// 5: tables carry the definitions of their services, and their digests do.
 /// 6: pins carry the local address and port of full NAT.
-pub const PROTOCOL: u32 = 6;
+/// 7: and for how long a connection has had them.
+pub const PROTOCOL: u32 = 7;
 
 /// Largest frame on a stream, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;

@@ -26,7 +26,7 @@ use crate::net::dialer::Dialer;
 use crate::net::server::{self, SyncService};
 use crate::net::tls::Tls;
 use crate::net::{Kind, NetEvent};
-use crate::replica::{Event, Fed, Input, Outcome, Output, ProposeError, Replica, Settings};
+use crate::replica::{Event, Fed, Input, Outcome, Output, ProposeError, Replica, Settings, Standing};
 use crate::status::Status;
 use crate::store::{self, Writer};
 
@@ -451,7 +451,7 @@ impl Engine {
             | Event::TablesAgree { .. }
             | Event::Wished { .. }
             | Event::WishDecided { outcome: Ok(_), .. }
-            | Event::Standing(crate::replica::Standing::Current)
+            | Event::Standing(Standing::Current)
             | Event::Configuration { same: true, .. } => info!("{event}"),
             Event::Health(_) | Event::WindowsWanted { .. } | Event::Definitions { .. } => debug!("{event}"),
             _ => warn!("{event}"),
@@ -475,9 +475,12 @@ fn supersedes(event: &Event, older: &Event) -> bool {
         ) | (
             Event::Prepare { .. } | Event::RolledBack { .. },
             Event::Prepare { .. } | Event::RolledBack { .. }
-        ) | (Event::Standing(_), Event::Standing(_))
-            | (Event::Leader(_), Event::Leader(_))
+        ) | (Event::Leader(_), Event::Leader(_))
             | (Event::Health(_), Event::Health(_))
+    ) || matches!(
+        (event, older),
+        // That it was cut off a node must know, though it is so no more.
+        (Event::Standing(newer), Event::Standing(older)) if newer == older || *older != Standing::Isolated
     )
 }
 
@@ -522,5 +525,13 @@ mod tests {
         assert!(!supersedes(&in_force, &rolled_back), "the epoch before is not ended by tables in force");
         assert!(supersedes(&prepare, &rolled_back), "PREPARE ends the epoch before");
         assert!(supersedes(&rolled_back, &prepare));
+    }
+
+    #[test]
+    fn that_it_was_cut_off_reaches_the_node() {
+        let [isolated, behind, current] =
+            [Standing::Isolated, Standing::Behind, Standing::Current].map(Event::Standing);
+        assert!(!supersedes(&current, &isolated) && !supersedes(&behind, &isolated));
+        assert!(supersedes(&isolated, &isolated) && supersedes(&current, &behind));
     }
 }

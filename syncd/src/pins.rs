@@ -26,7 +26,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 pub use inbox::{Delivery, Receipt, RemotePin};
-pub use journal::LocalPin;
+pub use journal::{LocalPin, staleness};
 pub use placement::{Class, HOMES, MESH, PIN_MESH, Placement, Replicas};
 
 use inbox::{Inbox, Offence};
@@ -64,6 +64,18 @@ pub enum PinInput {
     Applied(Applied),
     /// Services or servers have come of which pins had been passed over: they are to be told again.
     Again,
+    /// A director is dead, and what it has left is this director's to tell from now on.
+    Left {
+        /// Which one.
+        router_id: Ipv4Addr,
+    },
+    /// A director is heard by a run of this id, and what an earlier run has left is this director's to tell from now on.
+    Came {
+        /// Which one.
+        router_id: Ipv4Addr,
+        /// Which run of it.
+        boot_id: BootId,
+    },
     /// The same of what said no more than the slots did, as far as was known: as at a start, nothing is whole until all
     /// is told.
     Rejoin,
@@ -108,7 +120,7 @@ struct Peer {
     inbox: Inbox,
     outbox: Outbox,
     is_live: bool,
-    /// Walks of this director that had ended when the other one ceased to be live.
+    /// Walks of this director that had ended when what the other one has left became this one's to tell.
     left_at: Option<u32>,
 }
 
@@ -186,11 +198,7 @@ impl Pins {
         self.peers.values_mut().for_each(|peer| peer.is_live = false);
         for (router_id, boot_id) in live {
             let peer = self.peer(router_id, boot_id);
-            (peer.is_live, peer.left_at) = (true, None);
-        }
-        let walks = self.journal.walks();
-        for peer in self.peers.values_mut().filter(|peer| !peer.is_live) {
-            peer.left_at.get_or_insert(walks);
+            peer.is_live = true;
         }
         if hash_key.is_some() {
             self.tables_since.get_or_insert(now);
@@ -236,9 +244,9 @@ impl Pins {
             |outbox| Peer { boot_id, inbox: Inbox::new(boot_id), outbox, is_live: false, left_at: None };
         let peer = self.peers.entry(router_id).or_insert_with(|| new(Outbox::default()));
         if peer.boot_id != boot_id {
-            // It may have lost what the run before knew: then it learns from what that one has left to this director.
-            let walks = peer.left_at.unwrap_or(self.journal.walks()).saturating_add(INHERITING);
-            *peer = new(Outbox::after(walks));
+            // It may have lost what the run before knew: then it learns from what that one has left to this director, once
+            // the node has taken that over.
+            *peer = Peer { left_at: peer.left_at, ..new(Outbox::inheriting()) };
             // What is still to be said was meant for the run before.
             self.messages.retain(|(to, _)| *to != router_id);
         }
@@ -307,6 +315,18 @@ impl Pins {
                 self.peers.values_mut().for_each(|peer| peer.inbox.rejoin());
                 (self.is_whole, self.tables_since) = (false, self.tables_since.map(|_| now));
                 self.rejoins += 1;
+            }
+            PinInput::Left { router_id } => {
+                if let Some(peer) = self.peers.get_mut(&router_id) {
+                    peer.left_at.get_or_insert(self.journal.walks());
+                }
+            }
+            PinInput::Came { router_id, boot_id } => {
+                let peer = self.peers.get_mut(&router_id).filter(|peer| peer.boot_id == boot_id);
+                if let Some(peer) = peer {
+                    let since = peer.left_at.take().unwrap_or(self.journal.walks());
+                    peer.outbox.inherit(since.saturating_add(INHERITING));
+                }
             }
             PinInput::Again => self.peers.values_mut().for_each(|peer| peer.inbox.ask_for_all()),
         }

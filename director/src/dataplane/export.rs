@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use director_common::packet::PROTOCOL_TCP;
+use director_common::tables::{Config, LeaseRecord};
 use director_proto::pins::Server;
 use syncd::pins::LocalPin;
 
 use super::Dataplane;
 use super::connections::{Cursor, Entry, STEP};
 use super::error::ReadError;
+use super::leases::back_of;
 use super::plan::Server as Known;
+use super::views;
 
 /// Where the walk is.
 #[derive(Debug, Default)]
@@ -63,7 +66,7 @@ impl Dataplane {
         orphans: bool,
         pins: &mut Vec<LocalPin>,
     ) -> Result<bool, ReadError> {
-        let owners = self.owners();
+        let (owners, config) = (self.owners(), self.maps.config()?);
         let (mut seen, mut found) = (0, Vec::new());
         while seen < budget {
             self.export.cursor = self.maps.pins.read(self.export.cursor, &mut found);
@@ -73,7 +76,7 @@ impl Dataplane {
                     continue;
                 }
                 let Some((name, position)) = owners.get(&entry.pin.server().generation()) else { continue };
-                pins.extend(self.local(name, *position, entry, now));
+                pins.extend(self.local(&config, (name, *position), entry, now));
             }
             if self.export.cursor == Cursor::End {
                 let is_empty = self.export.met + pins.len() == 0;
@@ -89,7 +92,13 @@ impl Dataplane {
         Ok(false)
     }
 
-    fn local(&mut self, name: &str, position: u16, entry: Entry, now: u32) -> Option<LocalPin> {
+    fn local(
+        &mut self,
+        config: &Config,
+        (name, position): (&str, u16),
+        entry: Entry,
+        now: u32,
+    ) -> Option<LocalPin> {
         if entry.flow.is_template() {
             return self.local_template(name, position, entry, now);
         }
@@ -109,7 +118,15 @@ impl Dataplane {
         if remaining == 0 {
             return None;
         }
-        let server = self.export.server(name, placement.servers.get(&position)?);
-        Some(LocalPin { flow, server, state: pin.state(), remaining, local: local.flatten() })
+        let known = placement.servers.get(&position)?;
+        let (server, local) = (self.export.server(name, known), local.flatten());
+        let age = local.map_or(0, |local| {
+            let owner = LeaseRecord::from(config.pins.of(&flow));
+            let found = self.maps.leases.find(&config.pins.of(&back_of(known, &flow, local)));
+            let taken = found.filter(|(_, holder)| *holder == owner).map(|(held, _)| held.seen as u32);
+            // One that is not there any more is nobody's, and goes before every other.
+            taken.map_or(u32::MAX, |taken| views::age(now, taken))
+        });
+        Some(LocalPin { flow, server, state: pin.state(), remaining, local, age })
     }
 }

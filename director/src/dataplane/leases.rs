@@ -21,13 +21,15 @@ use super::maps;
 use super::plan::Server;
 use super::shared::Mapping;
 use super::sweep::Owners;
+use super::views::{self, PRECISION};
 use super::{Dataplane, Options};
 
 /// Seconds for which a lease is nobody else's after its connection's entry has gone before its time: as long as IPVS
 /// keeps a connection that has ended, and twice as long as Linux does.
 const LINGER: u32 = 120;
 
-/// The state of a lease that a connection has.
+/// The state of a lease that a connection has; `seen` is when it was taken, also where that was before this machine began
+/// to count: then it is below zero, and wraps.
 const HELD: PinState = PinState::Open;
 /// The state of one of which none was found; `seen` is since when.
 const VACANT: PinState = PinState::Finished;
@@ -134,15 +136,16 @@ impl LeaseTable {
         }
     }
 
-    /// Enters a lease for the connection in `owner`, to be found by `trace`; false if somebody has it, or there is no room.
-    fn enter(&self, trace: &Trace, lease: Lease, owner: LeaseRecord, now: u32) -> bool {
+    /// Enters a lease for the connection in `owner`, taken at second `taken`, to be found by `trace`; false if somebody has
+    /// it, or there is no room.
+    fn enter(&self, trace: &Trace, lease: Lease, owner: LeaseRecord, taken: u32) -> bool {
         let number = table::claim(self, self.buckets(), trace, CLAIMED_BY_USER);
         let (bucket, way) = place_of(number);
         let (Some(cell), Some(owners)) = (cell(self, number), self.owners.at(bucket)) else { return false };
         // SAFETY: within the mapping, at a place that is nobody else's while it is claimed.
         unsafe { (&raw mut (*owners.as_ptr()).records).cast::<LeaseRecord>().add(way).write_volatile(owner) };
-        let pin = Pin::new(lease.packed(), HELD, now);
-        cell.fill(trace.tag(), now);
+        let pin = Pin::new(lease.packed(), HELD, taken);
+        cell.fill(trace.tag(), taken);
         if !self.exchange(cell, CLAIMED_BY_USER, trace.word(&pin)) {
             return false;
         }
@@ -154,6 +157,13 @@ impl LeaseTable {
         is_alone
     }
 
+    /// The lease that is found by `trace` is that of its connection since second `taken`.
+    fn set_taken(&self, trace: &Trace, taken: u32) {
+        if let Some(met) = self.met(table::find(self, self.buckets(), trace)) {
+            self.mark(&met, HELD, taken);
+        }
+    }
+
     /// Gives back the lease that is found by `trace` if it is that of the connection in `owner`.
     fn give_back(&self, trace: &Trace, owner: LeaseRecord) {
         let found = self.met(table::find(self, self.buckets(), trace));
@@ -162,11 +172,11 @@ impl LeaseTable {
         }
     }
 
-    /// Marks a lease that was met, at second `now`, and leaves it alone if it has changed.
-    fn mark(&self, met: &Met, state: PinState, now: u32) {
+    /// Marks a lease that was met, of since second `since`, and leaves it alone if it has changed.
+    fn mark(&self, met: &Met, state: PinState, since: u32) {
         let Some(cell) = cell(self, met.number) else { return };
-        cell.touch(&met.pin, now);
-        self.exchange(cell, met.word, marked(met.word, &Pin::new(met.pin.server(), state, now)));
+        cell.touch(&met.pin, since);
+        self.exchange(cell, met.word, marked(met.word, &Pin::new(met.pin.server(), state, since)));
     }
 
     /// Frees a lease that was met.
@@ -224,7 +234,7 @@ impl Dataplane {
     }
 
     /// Where the lease of a connection that is at the server of `pin` is found, and whose it is then.
-    fn lease_traces(
+    pub(super) fn lease_traces(
         &self,
         owners: &Owners,
         config: &Config,
@@ -233,8 +243,7 @@ impl Dataplane {
         let local = self.numbering.end(lease)?;
         let (name, position) = owners.get(&pin.server().generation())?;
         let server = self.plan.services.get(name)?.servers.get(position)?;
-        let Trace { first, second } = config.pins.of(flow);
-        Some((config.pins.of(&back_of(server, flow, local)), LeaseRecord { first, second }))
+        Some((config.pins.of(&back_of(server, flow, local)), config.pins.of(flow).into()))
     }
 
     fn end_lease(&self, owners: &Owners, config: &Config, entry: &Entry) {
@@ -252,56 +261,78 @@ impl Dataplane {
         }
     }
 
-    /// Adds a connection that another director has told of, and its lease; false if it has an entry, another connection has
-    /// the lease, or there is no room.
-    pub(super) fn add_leased(
-        &mut self,
-        owners: &Owners,
-        config: &Config,
-        connection: (&FlowKey, &Pin, Lease),
-        now: u32,
-    ) -> bool {
-        let (flow, pin, lease) = connection;
-        let Some((trace, owner)) = self.lease_traces(owners, config, connection) else { return false };
-        let mut is_new = true;
-        if let Some((found, holder)) = self.maps.leases.find(&trace) {
-            is_new = holder != owner || Lease::unpacked(found.server()) != lease;
-            if is_new {
-                if !self.oust(owners, config, &holder, Lease::unpacked(found.server())) {
-                    return false;
-                }
-                self.maps.leases.give_back(&trace, holder);
-            }
-        }
-        if is_new && !self.maps.leases.enter(&trace, lease, owner, now) {
-            return false;
-        }
-        self.numbering.note_lease(lease.number);
-        let added = self.maps.pins.add(flow, lease, pin);
-        if !added && is_new {
-            self.maps.leases.give_back(&trace, owner);
-        }
-        added
+    /// For how many seconds the connection of an entry has had its lease; `None` if it has none, or that is void.
+    pub(super) fn lease_age(&self, owners: &Owners, config: &Config, entry: &Entry, now: u32) -> Option<u32> {
+        let (trace, owner) = self.lease_traces(owners, config, (&entry.flow, &entry.pin, entry.lease))?;
+        let (held, holder) = self.maps.leases.find(&trace)?;
+        (holder == owner).then(|| views::age(now, held.seen as u32))
     }
 
-    /// Makes room for another connection with the lease that the one in `holder` has: true if nobody has it any more. Only
-    /// one that is known here by others, and of which no packet has come, has to go: whoever takes leases of that address
-    /// has given it to somebody else, and so is done with that.
-    fn oust(&mut self, owners: &Owners, config: &Config, holder: &LeaseRecord, lease: Lease) -> bool {
-        let trace = Trace { first: holder.first, second: holder.second };
-        if !self.is_held(&trace, lease) {
-            return true;
-        }
-        let Some(entry) = self.maps.pins.traced(&trace).filter(|entry| entry.lease == lease) else {
-            return false;
-        };
-        if !self.replicas.is_idle(&entry.flow, &entry.pin) || !self.maps.pins.remove(&entry) {
+    /// The connection, other than `owner`'s, that has the lease which is found by `trace`, and for how many seconds.
+    pub(super) fn holder(&self, trace: &Trace, owner: &LeaseRecord, now: u32) -> Option<(Entry, u32)> {
+        let (held, holder) = self.maps.leases.find(trace).filter(|(_, holder)| holder != owner)?;
+        let (lease, trace) =
+            (Lease::unpacked(held.server()), Trace { first: holder.first, second: holder.second });
+        let has = |entry: &Entry| entry.lease == lease;
+        // In this order, as in `is_held`.
+        let begun = self.maps.half_open.traced(&trace).filter(has);
+        let entry = begun.or_else(|| self.maps.pins.traced(&trace).filter(has))?;
+        Some((entry, views::age(now, held.seen as u32)))
+    }
+
+    /// Takes the lease from a connection that has it and has been overruled: it is over. False if a packet of it has come in
+    /// this moment.
+    pub(super) fn oust(&mut self, owners: &Owners, entry: &Entry) -> bool {
+        if !self.maps.half_open.remove(entry) && !self.maps.pins.remove(entry) {
             return false;
         }
         self.replicas.forget(&entry.flow);
         self.uncount(owners, &entry.flow, &entry.pin);
-        self.abandon_lease(owners, config, &entry);
         true
+    }
+
+    /// Adds a connection that has had its lease since second `taken`, as another director has told; false if it has an
+    /// entry, another connection has the lease, or there is no room.
+    pub(super) fn add_leased(
+        &mut self,
+        (flow, pin, lease): (&FlowKey, &Pin, Lease),
+        (trace, owner): (&Trace, LeaseRecord),
+        taken: u32,
+    ) -> bool {
+        if let Some((found, holder)) = self.maps.leases.find(trace)
+            && (holder != owner || Lease::unpacked(found.server()) != lease)
+        {
+            let before = Trace { first: holder.first, second: holder.second };
+            if self.is_held(&before, Lease::unpacked(found.server())) {
+                return false;
+            }
+            self.maps.leases.give_back(trace, holder);
+        }
+        let is_new = self.maps.leases.enter(trace, lease, owner, taken);
+        if !is_new {
+            match self.maps.leases.find(trace) {
+                Some((_, holder)) if holder == owner => self.maps.leases.set_taken(trace, taken),
+                _ => return false,
+            }
+        }
+        self.numbering.note_lease(lease.number);
+        let added = self.maps.pins.add(flow, lease, pin);
+        if !added && is_new {
+            self.maps.leases.give_back(trace, owner);
+        }
+        added
+    }
+
+    /// The connection of an entry has its lease for `age` seconds only, as another director says at second `now`.
+    pub(super) fn rejuvenate(&self, owners: &Owners, config: &Config, entry: &Entry, age: u32, now: u32) {
+        let connection = (&entry.flow, &entry.pin, entry.lease);
+        let Some((trace, owner)) = self.lease_traces(owners, config, connection) else { return };
+        if let Some((held, holder)) = self.maps.leases.find(&trace)
+            && holder == owner
+            && views::age(now, held.seen as u32) > age.saturating_add(PRECISION)
+        {
+            self.maps.leases.set_taken(&trace, now.wrapping_sub(age));
+        }
     }
 
     /// Leases that there are: for tests and for counters.
@@ -348,7 +379,8 @@ impl Dataplane {
         let trace = Trace { first: met.owner.first, second: met.owner.second };
         match (self.is_held(&trace, lease), met.pin.state()) {
             (true, HELD) => {}
-            (true, _) => self.maps.leases.mark(met, HELD, now),
+            // It was met in the moment between the two.
+            (true, _) => self.maps.leases.mark(met, HELD, met.pin.seen as u32),
             (false, VACANT) => {
                 let is_over = u64::from(now) >= met.pin.seen + u64::from(LINGER);
                 return is_over && self.maps.leases.free(met);
@@ -360,7 +392,7 @@ impl Dataplane {
 }
 
 /// What comes back of a connection to a server.
-fn back_of(server: &Server, flow: &FlowKey, local: Endpoint) -> FlowKey {
+pub(super) fn back_of(server: &Server, flow: &FlowKey, local: Endpoint) -> FlowKey {
     FlowKey {
         source: maps::address(server.address),
         destination: local.address,

@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use aya::maps::{Array, MapData, MapError};
 use director_common::tables::{Address, Config, Endpoint, Lease, Locals, MAX_LOCAL_NUMBERS};
+use director_proto::sync::BootId;
 
 use super::error::{ApplyError, OpenError};
 use super::maps::{self, Maps, Shared, ip_address};
@@ -64,8 +65,10 @@ pub(super) struct Numbering {
     known: Vec<Address>,
     own: Vec<Address>,
     ports: Ports,
-    /// What each live director says is its own.
-    told: BTreeMap<Ipv4Addr, BTreeSet<Address>>,
+    /// What each director says is its own, and by which run.
+    told: BTreeMap<Ipv4Addr, (BootId, BTreeSet<Address>)>,
+    /// Directors that are not live: what they say does not count before they are again.
+    dead: BTreeSet<Ipv4Addr>,
     /// Numbers of which the last walk through all leases has met some, or that have got one since.
     leased: Vec<bool>,
     /// The same of the walk under way.
@@ -95,6 +98,7 @@ impl Numbering {
             own: options.locals.addresses.iter().map(|address| maps::address(*address)).collect(),
             ports: options.locals.ports,
             told: BTreeMap::new(),
+            dead: BTreeSet::new(),
             met: leased.clone(),
             leased,
             ceded: BTreeSet::new(),
@@ -134,7 +138,7 @@ impl Numbering {
         self.leased[at]
             || self.met[at]
             || self.own.contains(address)
-            || self.told.values().any(|told| told.contains(address))
+            || self.told_by_live().any(|(_, told)| told.contains(address))
     }
 
     /// What a lease stands for.
@@ -168,14 +172,34 @@ impl Numbering {
         self.leased.clone_from(&self.met);
     }
 
-    /// A director says which addresses are its own.
-    pub(super) fn tell(&mut self, from: Ipv4Addr, addresses: &[Address]) {
-        self.told.insert(from, addresses.iter().copied().collect());
+    /// A director says, by a run of this id, which addresses are its own.
+    pub(super) fn tell(&mut self, from: Ipv4Addr, boot_id: BootId, addresses: &[Address]) {
+        self.told.insert(from, (boot_id, addresses.iter().copied().collect()));
     }
 
-    /// A director is dead: its addresses are somebody's only while there are leases of them.
-    pub(super) fn forget(&mut self, from: Ipv4Addr) {
-        self.told.remove(&from);
+    /// A director is dead: its addresses are somebody's only while there are leases of them. What it has said counts again
+    /// if it lives: it says so once in a session, which outlasts its silence.
+    pub(super) fn bury(&mut self, from: Ipv4Addr) {
+        self.dead.insert(from);
+    }
+
+    /// A director lives, by a run of this id.
+    pub(super) fn revive(&mut self, from: Ipv4Addr, boot_id: BootId) {
+        self.dead.remove(&from);
+        if self.told.get(&from).is_some_and(|(by, _)| *by != boot_id) {
+            self.told.remove(&from);
+        }
+    }
+
+    /// Whether a director is dead.
+    pub(super) fn is_dead(&self, from: Ipv4Addr) -> bool {
+        self.dead.contains(&from)
+    }
+
+    /// What each live director says is its own.
+    fn told_by_live(&self) -> impl Iterator<Item = (&Ipv4Addr, &BTreeSet<Address>)> {
+        let live = self.told.iter().filter(|(from, _)| !self.dead.contains(from));
+        live.map(|(from, (_, addresses))| (from, addresses))
     }
 
     /// What the program takes leases of.
@@ -197,14 +221,14 @@ impl Numbering {
 }
 
 impl Dataplane {
-    /// Leases are taken from now on, where [`Options::holds_leases`] has kept the program from it: all that others know of
-    /// this director's own is known here.
+    /// Leases are taken from now on, where [`Options::holds_leases`] has kept the program from it, if all that others know
+    /// of this director's own is known here; else none is.
     ///
     /// # Errors
     /// [`ApplyError::Map`] if the kernel refuses.
-    pub fn allow_leases(&mut self) -> Result<(), ApplyError> {
-        self.numbering.is_allowed = true;
-        self.write_locals()
+    pub fn allow_leases(&mut self, allowed: bool) -> Result<(), ApplyError> {
+        let before = std::mem::replace(&mut self.numbering.is_allowed, allowed);
+        self.write_locals().inspect_err(|_| self.numbering.is_allowed = before)
     }
 
     /// Takes no leases any more of addresses that another director says are its own: of two that do the same ones could be
@@ -224,7 +248,7 @@ impl Dataplane {
 
     /// Own addresses that another live director says are its own, by director.
     pub fn contested_locals(&self) -> BTreeMap<Ipv4Addr, BTreeSet<IpAddr>> {
-        let Numbering { own, told, .. } = &self.numbering;
+        let own = &self.numbering.own;
         let both = |addresses: &BTreeSet<Address>| -> BTreeSet<IpAddr> {
             addresses
                 .iter()
@@ -232,16 +256,18 @@ impl Dataplane {
                 .map(|address| ip_address(*address))
                 .collect()
         };
-        let contested = told.iter().map(|(router_id, addresses)| (*router_id, both(addresses)));
+        let told = self.numbering.told_by_live();
+        let contested = told.map(|(router_id, addresses)| (*router_id, both(addresses)));
         contested.filter(|(_, addresses)| !addresses.is_empty()).collect()
     }
 
     /// Local addresses of other directors, of whose connections some are known here or may come to be: what is sent to them
     /// goes on here if it comes here.
     pub fn other_locals(&self) -> BTreeSet<IpAddr> {
-        let Numbering { known, own, told, leased, .. } = &self.numbering;
+        let Numbering { known, own, leased, .. } = &self.numbering;
+        let told = self.numbering.told_by_live().flat_map(|(_, addresses)| addresses);
         let leased = known.iter().zip(leased).filter(|(_, leased)| **leased).map(|(address, _)| address);
-        let others = leased.chain(told.values().flatten()).filter(|address| !own.contains(address));
+        let others = leased.chain(told).filter(|address| !own.contains(address));
         others.map(|address| ip_address(*address)).collect()
     }
 

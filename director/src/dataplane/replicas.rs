@@ -10,8 +10,11 @@
 //! | a replica that is | is | and is told to the others |
 //! |---|---|---|
 //! | held | as its owner says | by its owner |
-//! | ours | one that packets have come for here: a pin of our own too | by us, as well |
+//! | ours | one that packets have come for here, or that was an orphan: a pin of our own too | by us, as well |
 //! | an orphan | one whose owner is gone: kept for one more idle time | by everybody, for who joins later |
+//!
+//! Of several views of a connection by full NAT, and of several connections with one lease, [`super::views`] says which one
+//! counts, whether packets of it have come here or not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -19,10 +22,10 @@ use std::net::Ipv4Addr;
 use director_common::hash::FlowHash;
 use director_common::packet::PROTOCOL_TCP;
 use director_common::pin::{Pin, ServerId};
-use director_common::tables::{Config, FlowKey, Lease};
+use director_common::tables::{FlowKey, Lease};
 use director_proto::pins::{Begin, Server};
 use director_proto::sync::BootId;
-use syncd::pins::{Delivery, FlowMap, RemotePin};
+use syncd::pins::{Delivery, FlowMap, RemotePin, staleness};
 
 use super::Dataplane;
 use super::apply::packed;
@@ -31,6 +34,9 @@ use super::error::ApplyError;
 use super::plan::Placement;
 use super::sweep::Owners;
 use super::templates;
+use leased::Leased;
+
+mod leased;
 
 /// Seconds by which what two directors say of one connection's last packet may differ though it is the same.
 const CLOCKS: u64 = 4;
@@ -96,11 +102,14 @@ pub(super) struct Replica {
 impl Replica {
     /// A director says again that it has this connection, until then.
     fn tell(&mut self, from: Ipv4Addr, until: u32, snapshot: u32) {
-        self.snapshot = snapshot;
         match self.kind {
             Kind::Ours => self.until = self.until.max(until),
-            Kind::Orphan if self.owner != from => self.until = self.until.max(until),
-            Kind::Held | Kind::Orphan => (self.owner, self.kind, self.until) = (from, Kind::Held, until),
+            // Its owner is back. The others may have it from here: were it not told any more, it would end there.
+            Kind::Orphan if self.owner == from => (self.kind, self.until) = (Kind::Ours, until),
+            Kind::Orphan => self.until = self.until.max(until),
+            // Whoever sees its packets gives it the longest.
+            Kind::Held if self.owner != from && until <= self.until => {}
+            Kind::Held => (self.owner, self.until, self.snapshot) = (from, until, snapshot),
         }
     }
 
@@ -137,6 +146,14 @@ impl Replicas {
         self.known.get(flow).map(|replica| replica.until)
     }
 
+    /// Second until which an entry is kept that another director has told of: a lease is not free here before its
+    /// connection has had its time there, which is told only in steps.
+    pub(super) fn kept_until(&self, flow: &FlowKey) -> Option<u32> {
+        let replica = self.known.get(flow)?;
+        let later = if replica.lease.is_some() { staleness(replica.life) + CLOCKS as u32 } else { 0 };
+        Some(replica.until.saturating_add(later))
+    }
+
     /// Whether a pin that a walk has met is for us to tell the others of; of orphans only if `orphans` are asked for.
     pub(super) fn tells(&mut self, entry: &Entry, orphans: bool) -> bool {
         let Entry { flow, pin, .. } = entry;
@@ -156,9 +173,20 @@ impl Replicas {
     }
 
     /// Whether a connection is known by others alone: no packet of it has come here, as its entry `pin` says.
-    pub(super) fn is_idle(&self, flow: &FlowKey, pin: &Pin) -> bool {
+    fn is_idle(&self, flow: &FlowKey, pin: &Pin) -> bool {
         let of_others = |replica: &&Replica| replica.kind != Kind::Ours && pin.seen <= replica.seen;
         self.known.get(flow).filter(of_others).is_some()
+    }
+
+    /// Whether an entry is as `director` has told, and nobody knows better.
+    fn is_told_by(&self, director: Ipv4Addr, entry: &Entry) -> bool {
+        let tells = |replica: &&Replica| {
+            replica.kind == Kind::Held
+                && replica.owner == director
+                && replica.is(entry)
+                && entry.pin.seen <= replica.seen
+        };
+        self.known.get(&entry.flow).filter(tells).is_some()
     }
 
     /// Forgets what the kernel's map does not have any more.
@@ -222,7 +250,11 @@ impl Replicas {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) removed: Vec<FlowKey>,
-    pub(super) added: Vec<(FlowKey, Pin, Lease)>,
+    pub(super) added: Vec<(FlowKey, Pin)>,
+    /// Of connections with leases what does not agree with what is known here, or is new.
+    leased: Vec<Leased>,
+    /// Connections that have taken the lease anew that they had, as their age says.
+    younger: Vec<(FlowKey, u32)>,
     /// Services some of whose slots are looked up from now on.
     reopened: BTreeSet<String>,
 }
@@ -240,7 +272,7 @@ impl Dataplane {
             self.replicas.begin_snapshot(from, boot_id, now);
         }
         if let Some(locals) = &delivery.locals {
-            self.numbering.tell(from, locals);
+            self.numbering.tell(from, boot_id, locals);
         }
         let mut report = PinReport::default();
         let mut changes = Changes::default();
@@ -304,6 +336,10 @@ impl Dataplane {
             self.end_replicas(from, &unnamed, &mut changes)?;
         }
         self.write_replicas(changes, now, &mut report)?;
+        if self.numbering.is_dead(from) {
+            // Said before it died, and taken only now.
+            self.replicas.orphan(from, now);
+        }
         self.sweep.demand();
         Ok(report)
     }
@@ -312,15 +348,16 @@ impl Dataplane {
     /// and if it has lost all that it learns from here.
     pub fn note_run(&mut self, owner: Ipv4Addr, boot_id: BootId, now: u32) {
         if self.replicas.owners.get(&owner).is_some_and(|(known, _)| *known != boot_id) {
-            self.orphan_pins(owner, now);
+            self.replicas.orphan(owner, now);
         }
+        self.numbering.revive(owner, boot_id);
         self.export.demand();
     }
 
     /// The owner of replicas is dead at second `now`: they are nobody's then.
     pub fn orphan_pins(&mut self, owner: Ipv4Addr, now: u32) {
         self.replicas.orphan(owner, now);
-        self.numbering.forget(owner);
+        self.numbering.bury(owner);
     }
 
     /// Connections of other directors that are known here.
@@ -368,16 +405,24 @@ impl Dataplane {
         let (owners, config) = (self.owners(), self.maps.config()?);
         self.remove_pins(&owners, &config, &changes.removed);
         report.removed = changes.removed.len();
-        for (flow, pin, lease) in &changes.added {
+        for (flow, age) in &changes.younger {
+            if let Some(entry) = self.maps.pins.entry_of(flow) {
+                self.rejuvenate(&owners, &config, &entry, *age, now);
+            }
+        }
+        for leased in &changes.leased {
+            self.put_leased(&owners, &config, leased, now, report);
+        }
+        for (flow, pin) in &changes.added {
             let has_room = self.replicas.known.len() <= self.replicas.room;
-            if has_room && self.add_replica(&owners, &config, (flow, pin, *lease), now) {
+            if has_room && self.add_replica(&owners, flow, pin) {
                 report.added += 1;
                 continue;
             }
             let found = has_room.then(|| self.maps.pins.entry_of(flow)).flatten();
             match found {
                 // Ours, and the other director's as well: it lives as long as either says.
-                Some(own) if (own.pin.server(), own.lease) == (pin.server(), *lease) => {
+                Some(own) if own.pin.server() == pin.server() => {
                     if let Some(replica) = self.replicas.known.get_mut(flow) {
                         (replica.kind, replica.seen) = (Kind::Ours, own.pin.seen);
                     }
@@ -385,7 +430,7 @@ impl Dataplane {
                 Some(own) if self.is_outdated(&owners, &own, pin) => {
                     self.remove_pins(&owners, &config, &[*flow]);
                     report.removed += 1;
-                    if self.add_replica(&owners, &config, (flow, pin, *lease), now) {
+                    if self.add_replica(&owners, flow, pin) {
                         report.added += 1;
                     } else {
                         self.replicas.forget(flow);
@@ -407,26 +452,22 @@ impl Dataplane {
 }
 
 impl Dataplane {
-    /// Adds a replica to the kernel's map, with its lease if it has one, and counts it.
-    fn add_replica(
-        &mut self,
-        owners: &Owners,
-        config: &Config,
-        replica: (&FlowKey, &Pin, Lease),
-        now: u32,
-    ) -> bool {
-        let (flow, pin, lease) = replica;
-        let added = match lease.is_some() {
-            true => self.add_leased(owners, config, replica, now),
-            false => self.maps.pins.add(flow, lease, pin),
-        };
-        if let (true, Some((index, is_active))) = (added, self.counted(owners, flow, pin)) {
-            self.maps.loads.arrive(index, is_active);
+    /// Adds a replica to the kernel's map, and counts it.
+    fn add_replica(&mut self, owners: &Owners, flow: &FlowKey, pin: &Pin) -> bool {
+        let added = self.maps.pins.add(flow, Lease::NONE, pin);
+        if added {
+            self.count(owners, flow, pin);
         }
         added
     }
 
-    /// Whether what this director has of a tracked connection has been overtaken: another one has seen later packets, and
+    fn count(&self, owners: &Owners, flow: &FlowKey, pin: &Pin) {
+        if let Some((index, is_active)) = self.counted(owners, flow, pin) {
+            self.maps.loads.arrive(index, is_active);
+        }
+    }
+
+    /// Whether what this director has of a tracked connection without a lease has been overtaken: another one has seen later packets, and
     /// has it elsewhere. So it is after some time without any, as when this director was cut off, and the client has used
     /// the port anew.
     fn is_outdated(&self, owners: &Owners, own: &Entry, pin: &Pin) -> bool {
@@ -483,14 +524,20 @@ fn take(
         let same = (known.server, known.lease) == (server, lease);
         if same && is_needed && known.is_closing == pin.state.is_closing() {
             known.tell(from, until, snapshot);
+            if lease.is_some() {
+                changes.younger.push((*flow, pin.age));
+            }
             return Ok(());
         }
-        if ours {
+        if ours && !lease.is_some() {
             report.conflicts += usize::from(!same);
             return Ok(());
         }
-        changes.removed.push(*flow);
-        replicas.known.remove(flow);
+        // What has a lease goes only when it is certain that the other view counts.
+        if !lease.is_some() || same && !ours && !is_needed {
+            changes.removed.push(*flow);
+            replicas.known.remove(flow);
+        }
     }
     if !is_needed {
         report.redundant += 1;
@@ -500,8 +547,13 @@ fn take(
     let (owner, is_closing) = (from, pin.state.is_closing());
     let kind = Kind::Held;
     let replica = Replica { server, lease, owner, kind, is_closing, until, life, seen, snapshot };
-    replicas.known.insert(*flow, replica);
-    changes.added.push((*flow, Pin::new(server, pin.state, seen as u32), lease));
+    let (flow, entry) = (*flow, Pin::new(server, pin.state, seen as u32));
+    if lease.is_some() {
+        changes.leased.push(Leased { flow, pin: entry, age: pin.age, replica });
+    } else {
+        replicas.known.insert(flow, replica);
+        changes.added.push((flow, entry));
+    }
     // Should a sweep be under way, it may have passed the place where this one will be.
     if placement.is_tracked() {
         placement.slots.keep_tracked(slot, server.position());

@@ -345,7 +345,7 @@ impl Dataplane {
         let Some(placement) = self.plan.services.get_mut(name) else { return false };
         let slot = placement.slot_of(hash, flow);
         let expired = placement.timeouts.is_expired(pin, flow.protocol == PROTOCOL_TCP, now)
-            && self.replicas.until(flow).is_none_or(|until| until <= now);
+            && self.replicas.kept_until(flow).is_none_or(|until| until <= now);
         let keeps = if placement.is_tracked() && !expired {
             placement.slots.keep_tracked(slot, *position);
             true

@@ -244,13 +244,12 @@ impl Dataplane {
         }
         let idle = u32::try_from(u64::from(now).saturating_sub(pin.seen)).unwrap_or(u32::MAX);
         let until = self.replicas.until(&flow).unwrap_or(0).saturating_sub(now);
-        // What has had its time and is there is kept by connections, or goes within two sweeps. For how long nobody knows:
-        // the others are told when it ends.
-        let left = placement.life(pin.state()).saturating_sub(idle).max(until);
-        let remaining = if left == 0 { placement.window.persistent } else { left };
+        // What has had its time is kept by connections, or goes within two sweeps. The others know those connections, too,
+        // and judge by themselves: were they given more time, they would give it back, and there would be no end.
+        let remaining = placement.life(pin.state()).saturating_sub(idle).max(until).max(1);
         let flow = FlowKey { destination: identity(name), ..flow };
         let server = self.export.server(name, placement.servers.get(&position)?);
-        Some(LocalPin { flow, server, state: PinState::Open, remaining, local: None })
+        Some(LocalPin { flow, server, state: PinState::Open, remaining, local: None, age: 0 })
     }
 
     /// The keys here of what another director says is no more.
@@ -334,5 +333,5 @@ pub(super) fn take(
         changes.removed.push(flow);
     }
     replicas.note(flow, replica);
-    changes.added.push((flow, Pin::new(id, PinState::Open, seen as u32), Lease::NONE));
+    changes.added.push((flow, Pin::new(id, PinState::Open, seen as u32)));
 }

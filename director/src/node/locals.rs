@@ -12,10 +12,18 @@ use super::Node;
 impl Node {
     /// Does what follows from what the other directors have told of local addresses.
     pub(super) fn follow_locals(&mut self) {
-        if self.exchange.is_whole() && !self.leases_allowed {
-            match self.dataplane.allow_leases() {
-                Ok(()) => self.leases_allowed = true,
-                Err(error) => tracing::error!(%error, "no connection of a service with full NAT can begin"),
+        let allowed = !self.seclusion.is_cut_off();
+        // A process that has just taken over goes on with what it found.
+        let is_known = self.exchange.is_whole() || !allowed;
+        if is_known && self.leases_allowed != Some(allowed) {
+            match self.dataplane.allow_leases(allowed) {
+                Ok(()) => self.leases_allowed = Some(allowed),
+                Err(error) if allowed => {
+                    tracing::error!(%error, "no connection of a service with full NAT can begin");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "ports are still taken that another director's connection may have");
+                }
             }
         }
         self.settle_contests();

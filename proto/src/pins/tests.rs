@@ -16,8 +16,9 @@ fn record() -> impl Strategy<Value = Record> {
         Just(Lease::NONE),
         (1..=u8::MAX, 1..=u16::MAX).prop_map(|(number, port)| Lease { number, port })
     ];
-    (address(), any::<[u16; 3]>(), state, 0..=MAX_REMAINING, lease).prop_map(
-        |(client, [port, target, server], state, remaining, lease)| Record {
+    let age = prop_oneof![Just(0), NEW + 1..=MAX_AGE];
+    (address(), any::<[u16; 3]>(), state, 0..=MAX_REMAINING, lease, age).prop_map(
+        |(client, [port, target, server], state, remaining, lease, age)| Record {
             client,
             port,
             target,
@@ -25,6 +26,7 @@ fn record() -> impl Strategy<Value = Record> {
             state,
             remaining,
             lease,
+            age: if lease.is_some() { age } else { 0 },
         },
     )
 }
@@ -55,7 +57,9 @@ proptest! {
     fn a_batch_comes_back_as_it_was(records in prop::collection::vec(record(), 0..200)) {
         let mut sent = batch(records);
         // IPv4 goes before IPv6; a mapped address is IPv4. What has a lease comes after what has none.
-        sent.records.sort_by_key(|record| (record.lease.is_some(), record.client.ipv4().is_none()));
+        sent.records.sort_by_key(|record| {
+            (record.lease.is_some(), record.age > NEW, record.client.ipv4().is_none())
+        });
         sent.removals.sort_by_key(|removal| removal.client.ipv4().is_none());
         let frame = Frame::Pins(PinMessage::Batch(Box::new(sent)));
         let bytes = messages::Frame::from(&frame).encode_to_vec();
@@ -67,15 +71,17 @@ proptest! {
     fn no_bytes_break_the_decoder(v4 in prop::collection::vec(any::<u8>(), 0..100), size in 0_u32..40) {
         let message = messages::PinBatch {
             session: 1, sequence: 1, v4: v4.clone().into(), size_v4: size, removed_v6: v4.clone().into(),
-            leased_v4: v4.into(), size_leased_v4: size, ..Default::default()
+            leased_v4: v4.clone().into(), size_leased_v4: size, aged_v6: v4.into(), size_aged_v6: size,
+            ..Default::default()
         };
         let _ = Batch::try_from(message);
     }
 }
 
 #[test]
-fn an_ipv4_record_has_13_bytes_one_with_a_lease_16_and_a_removal_8() {
-    for lease in [Lease::NONE, Lease { number: 1, port: 2_000 }] {
+fn an_ipv4_record_has_13_bytes_one_with_a_lease_16_an_old_one_19_and_a_removal_8() {
+    let taken = Lease { number: 1, port: 2_000 };
+    for (lease, age) in [(Lease::NONE, 0), (taken, 0), (taken, NEW), (taken, NEW + 1), (taken, u32::MAX)] {
         let records: Vec<Record> = (0..1_000_u16)
             .map(|port| Record {
                 client: Address::from_ipv4([198, 51, 100, 7]),
@@ -85,13 +91,22 @@ fn an_ipv4_record_has_13_bytes_one_with_a_lease_16_and_a_removal_8() {
                 state: PinState::Open,
                 remaining: 900,
                 lease,
+                age,
             })
             .collect();
         let message = messages::PinBatch::from(&batch(records));
-        let (plain, leased) = if lease.is_some() { (0, 16_000) } else { (13_000, 0) };
-        let lengths = (message.v4.len(), message.leased_v4.len(), message.removed_v4.len());
-        assert_eq!(lengths, (plain, leased, 8_000));
-        assert!(message.encoded_len() < plain + leased + 8_150, "{}", message.encoded_len());
+        let expected = match (lease.is_some(), age > NEW) {
+            (false, _) => [13_000, 0, 0, 8_000],
+            (true, false) => [0, 16_000, 0, 8_000],
+            (true, true) => [0, 0, 19_000, 8_000],
+        };
+        let parts = [&message.v4, &message.leased_v4, &message.aged_v4, &message.removed_v4];
+        assert_eq!(parts.map(|part| part.len()), expected);
+        let length = expected.iter().sum::<usize>() + 150;
+        assert!(message.encoded_len() < length, "{}", message.encoded_len());
+        let again = Batch::try_from(message).expect("its own");
+        let told = if age > NEW { age.min(MAX_AGE) } else { 0 };
+        assert!(again.records.iter().all(|record| record.age == told));
     }
 }
 
@@ -105,6 +120,7 @@ fn a_later_versions_longer_records_are_read_as_far_as_they_are_known() {
         state: PinState::Finished,
         remaining: 77,
         lease: Lease::NONE,
+        age: 0,
     }]));
     let mut long = BytesMut::from(&*short.v4);
     long.put_u32(0xffff_ffff);

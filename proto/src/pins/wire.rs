@@ -6,8 +6,8 @@ use director_common::pin::PinState;
 use director_common::tables::{Address, Lease};
 
 use super::{
-    Batch, Begin, LEASED_SIZE, Local, MAX_RECORDS, MAX_REMAINING, PinMessage, Position, RECORD_SIZE,
-    REMOVAL_SIZE, Record, Removal, Server, Subscription, Target,
+    AGED_SIZE, Batch, Begin, LEASED_SIZE, Local, MAX_AGE, MAX_RECORDS, MAX_REMAINING, NEW, PinMessage,
+    Position, RECORD_SIZE, REMOVAL_SIZE, Record, Removal, Server, Subscription, Target,
 };
 use crate::sync::decode::{address, name, port};
 use crate::sync::wire::{self, frame::Body};
@@ -52,10 +52,15 @@ impl From<&Batch> for wire::PinBatch {
     fn from(batch: &Batch) -> Self {
         let (mut v4, mut v6) = (BytesMut::new(), BytesMut::new());
         let (mut leased_v4, mut leased_v6) = (BytesMut::new(), BytesMut::new());
+        let (mut aged_v4, mut aged_v6) = (BytesMut::new(), BytesMut::new());
         for record in &batch.records {
-            let Record { client, port, target, lease, .. } = *record;
-            let (short, long) =
-                if lease.is_some() { (&mut leased_v4, &mut leased_v6) } else { (&mut v4, &mut v6) };
+            let Record { client, port, target, lease, age, .. } = *record;
+            let is_aged = lease.is_some() && age > NEW;
+            let (short, long) = match (lease.is_some(), is_aged) {
+                (false, _) => (&mut v4, &mut v6),
+                (true, false) => (&mut leased_v4, &mut leased_v6),
+                (true, true) => (&mut aged_v4, &mut aged_v6),
+            };
             let out = emit_client(short, long, client, port, target);
             out.put_u16_le(record.server);
             let expiry = record.remaining.min(MAX_REMAINING) | (record.state as u32) << STATE_SHIFT;
@@ -63,6 +68,9 @@ impl From<&Batch> for wire::PinBatch {
             if lease.is_some() {
                 out.put_u8(lease.number);
                 out.put_u16_le(lease.port);
+            }
+            if is_aged {
+                out.put_uint_le(age.min(MAX_AGE).into(), 3);
             }
         }
         let (mut removed_v4, mut removed_v6) = (BytesMut::new(), BytesMut::new());
@@ -92,6 +100,10 @@ impl From<&Batch> for wire::PinBatch {
             leased_v4: leased_v4.freeze(),
             size_leased_v6: LEASED_SIZE.1 as u32,
             leased_v6: leased_v6.freeze(),
+            size_aged_v4: AGED_SIZE.0 as u32,
+            aged_v4: aged_v4.freeze(),
+            size_aged_v6: AGED_SIZE.1 as u32,
+            aged_v6: aged_v6.freeze(),
         }
     }
 }
@@ -176,17 +188,25 @@ impl TryFrom<wire::PinBatch> for Batch {
         let removed_v6 = pieces("removed_v6", &batch.removed_v6, REMOVAL_SIZE.1 as u32, REMOVAL_SIZE.1)?;
         let leased_v4 = pieces("leased_v4", &batch.leased_v4, batch.size_leased_v4, LEASED_SIZE.0)?;
         let leased_v6 = pieces("leased_v6", &batch.leased_v6, batch.size_leased_v6, LEASED_SIZE.1)?;
-        let pins = v4.len() + v6.len() + leased_v4.len() + leased_v6.len();
+        let aged_v4 = pieces("aged_v4", &batch.aged_v4, batch.size_aged_v4, AGED_SIZE.0)?;
+        let aged_v6 = pieces("aged_v6", &batch.aged_v6, batch.size_aged_v6, AGED_SIZE.1)?;
+        let leased = leased_v4.len() + leased_v6.len() + aged_v4.len() + aged_v6.len();
+        let pins = v4.len() + v6.len() + leased;
         let length = pins + removed_v4.len() + removed_v6.len();
         if length > MAX_RECORDS {
             return Err(FrameError::Length { field: "records", length });
         }
         let mut records = Vec::with_capacity(pins);
-        for (pieces, length, is_leased) in
-            [(v4, 4, false), (v6, 16, false), (leased_v4, 4, true), (leased_v6, 16, true)]
-        {
+        for (pieces, length, has) in [
+            (v4, 4, Has::Nothing),
+            (v6, 16, Has::Nothing),
+            (leased_v4, 4, Has::Lease),
+            (leased_v6, 16, Has::Lease),
+            (aged_v4, 4, Has::LeaseAndAge),
+            (aged_v6, 16, Has::LeaseAndAge),
+        ] {
             for bytes in pieces {
-                records.push(record(bytes, length, is_leased)?);
+                records.push(record(bytes, length, has)?);
             }
         }
         let removal = |bytes, length| {
@@ -238,7 +258,15 @@ fn client(mut bytes: &[u8], length: usize) -> (Address, u16, u16, &[u8]) {
     (client, port, target, bytes)
 }
 
-fn record(bytes: &[u8], length: usize, is_leased: bool) -> Result<Record, FrameError> {
+/// What follows in a record after what all have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Has {
+    Nothing,
+    Lease,
+    LeaseAndAge,
+}
+
+fn record(bytes: &[u8], length: usize, has: Has) -> Result<Record, FrameError> {
     let (client, port, target, mut rest) = client(bytes, length);
     let server = rest.get_u16_le();
     let expiry = rest.get_uint_le(3) as u32;
@@ -252,14 +280,15 @@ fn record(bytes: &[u8], length: usize, is_leased: bool) -> Result<Record, FrameE
         2 => PinState::Finished,
         _ => PinState::Reset,
     };
-    let lease = match is_leased {
-        true => Lease { number: rest.get_u8(), port: rest.get_u16_le() },
-        false => Lease::NONE,
+    let lease = match has {
+        Has::Lease | Has::LeaseAndAge => Lease { number: rest.get_u8(), port: rest.get_u16_le() },
+        Has::Nothing => Lease::NONE,
     };
-    if is_leased && (lease.number == 0 || lease.port == 0) {
+    let age = if has == Has::LeaseAndAge { rest.get_uint_le(3) as u32 } else { 0 };
+    if has != Has::Nothing && (lease.number == 0 || lease.port == 0) {
         return Err(FrameError::Range { field: "lease", value: 0 });
     }
-    Ok(Record { client, port, target, server, state, remaining, lease })
+    Ok(Record { client, port, target, server, state, remaining, lease, age })
 }
 
 fn number(value: u32) -> Result<u16, FrameError> {

@@ -24,6 +24,8 @@ pub struct RemotePin {
     pub remaining: u32,
     /// What stands for the client, by full NAT.
     pub local: Option<Endpoint>,
+    /// Seconds since that was taken.
+    pub age: u32,
 }
 
 /// Pins of another director, for the node to put into its data plane.
@@ -274,8 +276,8 @@ impl Inbox {
                 servers.push(Arc::clone(server));
                 servers.len() as u32 - 1
             });
-            let (state, remaining, local) = (record.state, record.remaining, self.end(record.lease)?);
-            pins.push(RemotePin { flow, server, state, remaining, local });
+            let (state, remaining, age) = (record.state, record.remaining, record.age);
+            pins.push(RemotePin { flow, server, state, remaining, local: self.end(record.lease)?, age });
         }
         let removed = batch
             .removals

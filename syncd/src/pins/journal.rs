@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use director_common::pin::PinState;
 use director_common::tables::{Endpoint, FlowKey};
-use director_proto::pins::Server;
+use director_proto::pins::{MAX_AGE, Server};
 
 use super::FlowMap;
 
@@ -26,6 +26,8 @@ pub struct LocalPin {
     pub remaining: u32,
     /// What stands for the client, by full NAT.
     pub local: Option<Endpoint>,
+    /// Seconds since that was taken; 0 where there is none.
+    pub age: u32,
 }
 
 /// A pin in the journal.
@@ -33,6 +35,8 @@ pub struct LocalPin {
 pub(super) struct Entry {
     pub(super) server: Arc<Server>,
     pub(super) local: Option<Endpoint>,
+    /// Second at which that was taken; before 0 if it was before this process.
+    taken: i64,
     pub(super) state: PinState,
     /// Second at which it expires.
     pub(super) until: u32,
@@ -46,6 +50,19 @@ pub(super) struct Entry {
 const REFRESH: u32 = 10;
 /// Or by this many seconds, if that is more: two clocks of whole seconds differ by as much.
 const SMALLEST_REFRESH: u32 = 4;
+
+impl Entry {
+    /// Seconds since its local address and port were taken, at second `now`.
+    pub(super) fn age(&self, now: u32) -> u32 {
+        u32::try_from((i64::from(now) - self.taken).clamp(0, MAX_AGE.into())).unwrap_or(MAX_AGE)
+    }
+}
+
+/// Seconds by which a connection that may be idle for `life` may end later at its director than that has told.
+pub const fn staleness(life: u32) -> u32 {
+    let part = life / REFRESH;
+    if part > SMALLEST_REFRESH { part } else { SMALLEST_REFRESH }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Journal {
@@ -79,19 +96,26 @@ impl Journal {
 
     /// Notes a pin at second `now`; whether the others must be told.
     pub(super) fn note(&mut self, now: u32, pin: LocalPin) -> bool {
-        let LocalPin { flow, server, state, remaining, local } = pin;
+        let LocalPin { flow, server, state, remaining, local, age } = pin;
         let (until, walk) = (now.saturating_add(remaining), self.walk);
+        let taken = i64::from(now) - i64::from(age);
         let Some(entry) = self.entries.get_mut(&flow) else {
-            self.entries.insert(flow, Entry { server, local, state, until, told: until, walk });
+            self.entries.insert(flow, Entry { server, local, taken, state, until, told: until, walk });
             return true;
         };
-        let moved_on = until.abs_diff(entry.told) >= (remaining / REFRESH).max(SMALLEST_REFRESH);
+        let moved_on = until.abs_diff(entry.told) >= staleness(remaining);
         let moved = !Arc::ptr_eq(&entry.server, &server) && entry.server != server;
-        let tells = moved_on || moved || entry.state != state || entry.local != local;
+        // The same address and port may be taken anew.
+        let is_other = local.is_some() && entry.taken.abs_diff(taken) > u64::from(SMALLEST_REFRESH);
+        let retaken = entry.local != local || is_other;
+        let tells = moved_on || moved || entry.state != state || retaken;
         if tells {
             entry.told = until;
         }
         (entry.server, entry.local) = (server, local);
+        if retaken {
+            entry.taken = taken;
+        }
         (entry.state, entry.until, entry.walk) = (state, until, walk);
         tells
     }

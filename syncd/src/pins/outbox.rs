@@ -44,8 +44,8 @@ pub(super) struct Outbox {
     session: Option<Session>,
     /// Number of the last session.
     last_session: u64,
-    /// Walks that have to have ended before a snapshot is whole.
-    walks: u32,
+    /// Walks that have to have ended before a snapshot is whole; `None` as long as nobody has said how many.
+    walks: Option<u32>,
     /// Records sent, again included.
     pub(super) records: u64,
     /// Snapshots begun.
@@ -74,7 +74,7 @@ impl Default for Outbox {
             lacks_snapshot: true,
             session: None,
             last_session: 0,
-            walks: 0,
+            walks: Some(0),
             records: 0,
             snapshots: 0,
         }
@@ -82,14 +82,19 @@ impl Default for Outbox {
 }
 
 impl Outbox {
-    /// A stream whose snapshots are not whole before so many walks have ended.
-    pub(super) fn after(walks: u32) -> Self {
-        Self { walks, ..Self::default() }
+    /// A stream whose snapshots are not whole before [`Self::inherit`] was called.
+    pub(super) fn inheriting() -> Self {
+        Self { walks: None, ..Self::default() }
+    }
+
+    /// If nothing was said of it so far, snapshots are not whole before so many walks have ended.
+    pub(super) fn inherit(&mut self, walks: u32) {
+        self.walks.get_or_insert(walks);
     }
 
     /// Whether the journal has all that belongs into a snapshot.
     fn is_ripe(&self, journal: &Journal) -> bool {
-        journal.is_whole() && journal.walks() >= self.walks
+        journal.is_whole() && self.walks.is_some_and(|walks| journal.walks() >= walks)
     }
 
     /// The other must be told of a connection.
@@ -233,7 +238,8 @@ impl Outbox {
                         Lease { number: session.numbers.local(known, &mut batch.locals), port: local.port }
                     });
                     let (state, remaining) = (entry.state, entry.until.saturating_sub(second));
-                    batch.records.push(Record { client, port, target, server, state, remaining, lease });
+                    let age = if lease.is_some() { entry.age(second) } else { 0 };
+                    batch.records.push(Record { client, port, target, server, state, remaining, lease, age });
                 }
                 None => batch.removals.push(Removal { client, port, target }),
             }

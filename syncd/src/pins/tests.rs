@@ -1,7 +1,7 @@
 //! Directors on a virtual clock, over connections that break and lose what was on them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use director_common::pin::PinState;
 use director_common::tables::{Address, Endpoint, FlowKey, Lease};
@@ -45,6 +45,12 @@ fn local(flow: &FlowKey) -> Option<Endpoint> {
     number.is_multiple_of(2).then_some(Endpoint { address, port: flow.source_port | 1, reserved: 0 })
 }
 
+/// Seconds since that was taken.
+fn age(flow: &FlowKey, now: Instant) -> u32 {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    local(flow).map_or(0, |end| 100 * u32::from(end.port % 50) + (now - *BEGIN).as_secs() as u32)
+}
+
 fn server(last: u8) -> Arc<Server> {
     Arc::new(Server { service: "web".into(), address: [10, 0, 2, last].into(), port: 80 })
 }
@@ -54,6 +60,8 @@ fn server(last: u8) -> Arc<Server> {
 struct Held {
     pins: BTreeMap<FlowKey, (Arc<Server>, Instant)>,
     named: BTreeSet<FlowKey>,
+    /// For how long its address and port were a connection's when it was told.
+    ages: BTreeMap<FlowKey, u32>,
 }
 
 struct Director {
@@ -80,6 +88,7 @@ impl Director {
             state: PinState::Open,
             remaining: (*until - now).as_secs() as u32,
             local: local(flow),
+            age: age(flow, now),
         };
         let pins = self.own.iter().map(pin).collect();
         self.machine.handle_node(now, PinInput::Met(pins), |_| true);
@@ -96,13 +105,14 @@ impl Director {
             }
             for pin in pins {
                 assert_eq!(pin.local, local(&pin.flow));
+                held.ages.insert(pin.flow, pin.age);
                 let until = now + Duration::from_secs(pin.remaining.into());
                 held.pins.insert(pin.flow, (Arc::clone(&servers[pin.server as usize]), until));
                 held.named.insert(pin.flow);
             }
             removed.iter().for_each(|flow| drop(held.pins.remove(flow)));
             if ends_snapshot {
-                let Held { pins, named } = held;
+                let Held { pins, named, .. } = held;
                 pins.retain(|flow, _| named.contains(flow));
             }
             let applied = Applied { receipt, ends_snapshot, strangers: 0 };
@@ -165,6 +175,8 @@ impl World {
         (self.directors[index].own, self.directors[index].held) = (old.own, old.held);
         for other in (0..self.directors.len()).filter(|other| *other != index) {
             self.reconnect(index, other);
+            let came = PinInput::Came { router_id: id(index), boot_id: BootId(self.boots) };
+            self.directors[other].machine.handle_node(self.now, came, |_| true);
         }
     }
 
@@ -313,6 +325,24 @@ fn a_connection_in_use_costs_a_record_for_a_tenth_of_its_life_and_none_if_it_is_
 }
 
 #[test]
+fn for_how_long_a_connection_has_its_port_is_the_same_everywhere() {
+    let mut world = World::new(2);
+    for _ in 0..4 {
+        for number in 0..100 {
+            let until = world.now + Duration::from_secs(LIFE.into());
+            world.directors[0].own.insert(flow(number), (server(1), until));
+        }
+        world.pass(Duration::from_millis(150_700));
+        world.carry(usize::MAX);
+        let held = &world.directors[1].held[&id(0)];
+        for number in 0..100 {
+            let (told, is) = (held.ages[&flow(number)], age(&flow(number), world.now));
+            assert!(told.abs_diff(is) <= 2, "{number}: {told} s, {is} s");
+        }
+    }
+}
+
+#[test]
 fn a_queue_that_overflows_is_a_snapshot_and_nothing_grows_without_bound() {
     let mut world = World::new(2);
     world.pass(Duration::from_secs(1));
@@ -363,7 +393,8 @@ fn who_is_there_again_at_once_is_told_of_what_it_has_left() {
     let mut machine = Pins::new(now, id(0), BootId(1));
     let walk = |machine: &mut Pins, number: u32| {
         let (flow, state) = (flow(number), PinState::Open);
-        let pin = LocalPin { flow, server: server(1), state, remaining: LIFE, local: local(&flow) };
+        let (server, local) = (server(1), local(&flow));
+        let pin = LocalPin { flow, server, state, remaining: LIFE, local, age: 0 };
         machine.handle_node(now, PinInput::Met(vec![pin]), |_| true);
         machine.handle_node(now, PinInput::WalkEnded, |_| true);
     };
@@ -384,18 +415,27 @@ fn who_is_there_again_at_once_is_told_of_what_it_has_left() {
     told(&mut machine, 2);
     subscribe(&mut machine, 2);
     assert_eq!(told(&mut machine, 2), (1, true), "what was never here has left nothing");
+    let node = |machine: &mut Pins, input: PinInput| machine.handle_node(now, input, |_| true);
+    let came = |boot: u64| PinInput::Came { router_id: id(1), boot_id: BootId(boot) };
     told(&mut machine, 3);
     subscribe(&mut machine, 3);
     assert_eq!(told(&mut machine, 3), (1, false));
+    (0..4).for_each(|_| walk(&mut machine, 1));
+    assert_eq!(told(&mut machine, 3), (0, false), "the node may not have taken it over yet");
+    node(&mut machine, came(2));
+    node(&mut machine, came(3));
     walk(&mut machine, 1);
     assert_eq!(told(&mut machine, 3), (0, false), "it may have begun before");
     walk(&mut machine, 2);
     assert_eq!(told(&mut machine, 3), (1, true));
     // After a while there is nothing to wait for.
     machine.handle_members(now, [], Some([0; 16]));
+    node(&mut machine, PinInput::Left { router_id: id(1) });
     (0..2).for_each(|_| walk(&mut machine, 2));
     told(&mut machine, 4);
     subscribe(&mut machine, 4);
+    assert!(!told(&mut machine, 4).1);
+    node(&mut machine, came(4));
     assert!(told(&mut machine, 4).1);
 }
 
@@ -466,6 +506,7 @@ fn liars_are_not_heard_for_a_while_and_then_start_anew() {
         state: PinState::Open,
         remaining: 1,
         lease: Lease::NONE,
+        age: 0,
     };
     let address = Address::from_ipv4([10, 0, 2, 1]);
     let unleased = Batch {

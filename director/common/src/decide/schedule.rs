@@ -225,11 +225,16 @@ fn begun<'a>(
 /// NAT: what comes next may begin it anew.
 #[inline(always)]
 pub(super) fn end(tables: &impl Tables, flow: &FlowKey, index: u32) {
-    if let Some(cell) = tables.pin(flow) {
-        let state = cell.load().state();
-        if tables.remove_pin(flow) {
-            count(tables, flow, state, index, -1);
-        }
+    let mut is_half = 0_u32;
+    let mut cell = tables.pin(flow);
+    if cell.is_none() {
+        cell = tables.half_open(flow);
+        is_half = 1;
+    }
+    let Some(cell) = cell else { return };
+    let state = cell.load().state();
+    if remove(tables, flow, is_half) {
+        count(tables, flow, state, index, -1);
     }
 }
 

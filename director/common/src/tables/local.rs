@@ -5,7 +5,7 @@
 
 use super::{Address, FlowKey, Plain, ReplyEntry};
 use crate::pin::ServerId;
-use crate::pin::table::WAYS;
+use crate::pin::table::{Trace, WAYS};
 
 /// Most local addresses that leases are taken from, of each family.
 pub const MAX_LOCALS: usize = 16;
@@ -185,6 +185,13 @@ pub struct LeaseRecord {
     pub first: u64,
     /// As in the trace.
     pub second: u64,
+}
+
+impl From<Trace> for LeaseRecord {
+    #[inline(always)]
+    fn from(trace: Trace) -> Self {
+        Self { first: trace.first, second: trace.second }
+    }
 }
 
 const _: () = assert!(size_of::<LeaseRecord>() == 16);
