@@ -6,6 +6,7 @@ mod externals;
 mod flooding;
 mod fuzz;
 mod graceful;
+mod hello;
 mod inspection;
 mod interfaces;
 mod liveness;
