@@ -10,6 +10,7 @@ mod hello;
 mod inspection;
 mod interfaces;
 mod liveness;
+mod opaque;
 mod passive;
 mod protocol;
 mod reconfiguration;
