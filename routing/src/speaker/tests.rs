@@ -19,6 +19,7 @@ mod reminder;
 mod restart;
 mod scale;
 mod simulator;
+mod stubby;
 mod version_3;
 
 use std::{net::Ipv4Addr, time::Duration};
