@@ -18,6 +18,7 @@ mod recording;
 mod reminder;
 mod restart;
 mod scale;
+mod sequence;
 mod simulator;
 mod stubby;
 mod version_3;
