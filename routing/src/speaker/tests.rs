@@ -2,6 +2,7 @@
 
 mod areas;
 mod authentication;
+mod broadcast;
 mod externals;
 mod flooding;
 mod fuzz;
