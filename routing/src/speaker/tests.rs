@@ -16,6 +16,7 @@ mod passive;
 mod protocol;
 mod reconfiguration;
 mod recording;
+mod refusals;
 mod reminder;
 mod restart;
 mod scale;
