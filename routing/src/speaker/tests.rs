@@ -3,6 +3,7 @@
 mod areas;
 mod authentication;
 mod broadcast;
+mod details;
 mod externals;
 mod flooding;
 mod fuzz;
