@@ -15,6 +15,7 @@ mod liveness;
 mod opaque;
 mod passive;
 mod protocol;
+mod random;
 mod reconfiguration;
 mod recording;
 mod refusals;
