@@ -40,6 +40,9 @@ fn captured_packet_reads_as_its_sender_meant_it() {
     assert_eq!(packet.emit(), CAPTURED);
 }
 
+/// A sentence, packets that break it, and the name of that.
+type Rule<'a> = (&'a str, &'a [(&'a str, &'a [u8])], Discard);
+
 /// The list of RFC 5880 section 6.8.6 as far as it needs no session, sentence by sentence.
 #[test]
 fn each_broken_rule_is_refused_by_its_name() {
@@ -52,7 +55,7 @@ fn each_broken_rule_is_refused_by_its_name() {
     let mut authenticated = with(1, 0xc4).to_vec();
     authenticated[3] = 26;
     authenticated.extend([1, 2]);
-    let cases: [(&str, &[(&str, &[u8])], Discard); 9] = [
+    let cases: [Rule<'_>; 9] = [
         (
             "(the mandatory section is 24 octets, section 4.1)",
             &[("empty", &[]), ("one octet short", &CAPTURED[..23])],

@@ -66,8 +66,11 @@ fn stranger(number: u8, sequence: i32) -> Lsa {
     Lsa::build(key, OPTION_E, sequence, &[255, 255, 255, 255, 0, 0, 0, 1]).expect("short")
 }
 
-/// Where to, and how many LSAs: updates and acknowledgements.
-fn summary(said: &[(Duration, Ipv4Addr, Body)]) -> (Vec<(Ipv4Addr, usize)>, Vec<(Ipv4Addr, usize)>) {
+/// Where packets of one type went, and how many LSAs each was about.
+type Sendings = Vec<(Ipv4Addr, usize)>;
+
+/// Updates and acknowledgements.
+fn summary(said: &[(Duration, Ipv4Addr, Body)]) -> (Sendings, Sendings) {
     let (mut updates, mut acks) = (Vec::new(), Vec::new());
     for (_, destination, body) in said {
         match body {

@@ -318,7 +318,7 @@ impl<V: Hosts> World<V> {
     /// What is not as it should be, if anything.
     fn difference(&self) -> Option<String> {
         if !self.sim.databases_agree() {
-            return Some("the databases differ".into());
+            return Some(self.disagreement());
         }
         let living = (0..self.alive.len()).filter(|node| self.alive[*node]);
         living.map(|node| (node, self.found(node), self.expected(node))).find_map(
@@ -332,6 +332,30 @@ impl<V: Hosts> World<V> {
                 })
             },
         )
+    }
+
+    /// The LSAs that are not the same everywhere, with who has which instance at which age.
+    fn disagreement(&self) -> String {
+        let living: Vec<_> = (0..self.alive.len()).filter(|node| self.alive[*node]).collect();
+        let mut holders = BTreeMap::<_, Vec<_>>::new();
+        for node in &living {
+            for lsa in self.sim.status(*node).lsdb.iter().filter(|lsa| !lsa.scope.starts_with("link")) {
+                let instance = (lsa.sequence.cast_signed(), lsa.checksum, lsa.age);
+                holders.entry((lsa.kind, lsa.id, lsa.router)).or_default().push((*node, instance));
+            }
+        }
+        let differs = |held: &Vec<(usize, (i32, u16, u16))>| {
+            let instances: BTreeSet<_> = held.iter().map(|(_, (number, sum, _))| (number, sum)).collect();
+            held.len() != living.len() || instances.len() != 1
+        };
+        holders.retain(|_, held| differs(held));
+        let states = |node: &usize| {
+            let neighbors = self.sim.status(*node).neighbors.into_iter();
+            let state = neighbors.map(|n| (n.router_id, n.state, n.requested, n.unacknowledged));
+            format!("\n{node}: {:?}", state.collect::<Vec<_>>())
+        };
+        let neighbors: String = living.iter().map(states).collect();
+        format!("the databases differ: {holders:?}{neighbors}")
     }
 
     fn found(&self, node: usize) -> Routes {
