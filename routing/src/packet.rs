@@ -10,7 +10,7 @@ mod lsa;
 mod message;
 mod reader;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod v2;
 pub mod v3;
 mod version;

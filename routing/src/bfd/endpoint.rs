@@ -28,6 +28,8 @@ use super::socket::{Datagram, Listener, TIME_TO_LIVE};
 use super::status::Event;
 
 mod commands;
+#[cfg(test)]
+mod tests;
 
 /// A wake-up later than this after its deadline makes detection wait for [`SETTLE`].
 const LATE: Duration = Duration::from_millis(5);

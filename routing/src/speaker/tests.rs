@@ -2,20 +2,29 @@
 
 mod areas;
 mod authentication;
+mod broadcast;
+mod details;
 mod externals;
 mod flooding;
 mod fuzz;
 mod graceful;
+mod hello;
 mod inspection;
 mod interfaces;
 mod liveness;
+mod opaque;
+mod passive;
 mod protocol;
+mod random;
 mod reconfiguration;
 mod recording;
+mod refusals;
 mod reminder;
 mod restart;
 mod scale;
+mod sequence;
 mod simulator;
+mod stubby;
 mod version_3;
 
 use std::{net::Ipv4Addr, time::Duration};

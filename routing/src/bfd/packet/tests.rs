@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::{Diagnostic, Packet, State};
 use crate::bfd::discard::Discard;
+use crate::packet::tests::{Frame, captures, frames};
 
 /// The first packet of a public capture of two routers (single hop, Up, 300 ms x 3).
 const CAPTURED: [u8; 24] = [
@@ -39,6 +40,10 @@ fn captured_packet_reads_as_its_sender_meant_it() {
     assert_eq!(packet.emit(), CAPTURED);
 }
 
+/// A sentence, packets that break it, and the name of that.
+type Rule<'a> = (&'a str, &'a [(&'a str, &'a [u8])], Discard);
+
+/// The list of RFC 5880 section 6.8.6 as far as it needs no session, sentence by sentence.
 #[test]
 fn each_broken_rule_is_refused_by_its_name() {
     let mut no_mine = CAPTURED;
@@ -50,23 +55,61 @@ fn each_broken_rule_is_refused_by_its_name() {
     let mut authenticated = with(1, 0xc4).to_vec();
     authenticated[3] = 26;
     authenticated.extend([1, 2]);
-    let cases: [(&str, &[u8], Discard); 13] = [
-        ("empty", &[], Discard::Truncated),
-        ("one octet short", &CAPTURED[..23], Discard::Truncated),
-        ("version 0", &with(0, 0x00), Discard::Version),
-        ("version 2", &with(0, 0x40), Discard::Version),
-        ("length below the minimum", &with(3, 23), Discard::LengthTooSmall),
-        ("length below the minimum with A", &with(1, 0xc4), Discard::LengthTooSmall),
-        ("length behind the end", &with(3, 25), Discard::LengthTooLarge),
-        ("multiplier 0", &with(2, 0), Discard::ZeroMultiplier),
-        ("multipoint", &with(1, 0xc1), Discard::Multipoint),
-        ("my discriminator 0", &no_mine, Discard::ZeroMyDiscriminator),
-        ("your discriminator 0 in Up", &no_yours, Discard::ZeroYourDiscriminator),
-        ("your discriminator 0 in Init", &no_yours_in_init, Discard::ZeroYourDiscriminator),
-        ("authentication", &authenticated, Discard::Authentication),
+    let cases: [Rule<'_>; 9] = [
+        (
+            "(the mandatory section is 24 octets, section 4.1)",
+            &[("empty", &[]), ("one octet short", &CAPTURED[..23])],
+            Discard::Truncated,
+        ),
+        (
+            "If the version number is not correct (1), the packet MUST be discarded.",
+            &[("version 0", &with(0, 0x00)), ("version 2", &with(0, 0x40)), ("version 7", &with(0, 0xe0))],
+            Discard::Version,
+        ),
+        (
+            "If the Length field is less than the minimum correct value (24 if the A bit is clear, or 26 if the A \
+             bit is set), the packet MUST be discarded.",
+            &[("23", &with(3, 23)), ("0", &with(3, 0)), ("24 with the A bit", &with(1, 0xc4))],
+            Discard::LengthTooSmall,
+        ),
+        (
+            "If the Length field is greater than the payload of the encapsulating protocol, the packet MUST be \
+             discarded.",
+            &[("25", &with(3, 25)), ("255", &with(3, 255))],
+            Discard::LengthTooLarge,
+        ),
+        (
+            "If the Detect Mult field is zero, the packet MUST be discarded.",
+            &[("zero", &with(2, 0))],
+            Discard::ZeroMultiplier,
+        ),
+        (
+            "If the Multipoint (M) bit is nonzero, the packet MUST be discarded.",
+            &[("set", &with(1, 0xc1))],
+            Discard::Multipoint,
+        ),
+        (
+            "If the My Discriminator field is zero, the packet MUST be discarded.",
+            &[("zero", &no_mine)],
+            Discard::ZeroMyDiscriminator,
+        ),
+        (
+            "If the Your Discriminator field is zero and the State field is not Down or AdminDown, the packet MUST \
+             be discarded.",
+            &[("in Up", &no_yours), ("in Init", &no_yours_in_init)],
+            Discard::ZeroYourDiscriminator,
+        ),
+        (
+            "If the A bit is set and no authentication is in use (bfd.AuthType is zero), the packet MUST be \
+             discarded.",
+            &[("26 octets", &authenticated)],
+            Discard::Authentication,
+        ),
     ];
-    for (what, octets, reason) in cases {
-        assert_eq!(Packet::parse(octets), Err(reason), "{what}");
+    for (sentence, packets, reason) in cases {
+        for (what, octets) in packets {
+            assert_eq!(Packet::parse(octets), Err(reason), "{sentence}: {what}");
+        }
     }
 }
 
@@ -77,6 +120,47 @@ fn your_discriminator_may_be_unknown_while_the_sender_is_down() {
         octets[8..12].fill(0);
         assert_eq!(Packet::parse(&octets).unwrap().state, state);
     }
+}
+
+/// UDP payloads over IPv4 of a capture file, by destination port.
+fn datagrams(file: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    let datagram = |frame: &Frame| {
+        let ip = frame.network(0x0800)?;
+        let udp = ip.get(usize::from(ip[0] & 15) * 4..).filter(|_| ip[9] == 17)?;
+        let word = |at: usize| u16::from_be_bytes([udp[at], udp[at + 1]]);
+        Some((word(2), udp[8..usize::from(word(4))].to_vec()))
+    };
+    frames(file).iter().filter_map(datagram).collect()
+}
+
+/// What other implementations send, byte for byte: over one hop and several, over a member of a bundle (RFC 7130), and
+/// with authentication, which is refused by its name.
+#[test]
+fn captured_packets_round_trip_byte_for_byte() {
+    let Some(files) = captures() else { return };
+    let mut seen = Vec::new();
+    for (path, file) in files {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if !name.starts_with("bfd-") {
+            continue;
+        }
+        let (mut accepted, mut refused) = (0, 0);
+        for (port, octets) in datagrams(&file) {
+            assert!([3784, 4784, 6784].contains(&port), "{name}: port {port}");
+            match Packet::parse(&octets) {
+                Ok(packet) => {
+                    assert_eq!(packet.emit()[..], octets[..], "{name}");
+                    accepted += 1;
+                }
+                Err(Discard::Authentication) => refused += 1,
+                Err(other) => panic!("{name}: {other}: {octets:02x?}"),
+            }
+        }
+        seen.push((name, accepted, refused));
+    }
+    seen.sort();
+    let expected = [("bfd-lag.pcap", 5, 0), ("bfd-multihop.pcap", 40, 0), ("bfd-raw-auth-md5.pcap", 0, 31)];
+    assert_eq!(seen, expected.map(|(name, accepted, refused)| (name.to_owned(), accepted, refused)));
 }
 
 #[test]

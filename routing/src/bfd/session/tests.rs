@@ -151,6 +151,8 @@ fn longer_transmit_interval_waits_for_the_final() {
     assert_eq!(session.transmit_interval(), ms(400));
 }
 
+/// "If either bfd.DesiredMinTxInterval is changed or bfd.RequiredMinRxInterval is changed, a Poll Sequence MUST be
+/// initiated" (RFC 5880 section 6.8.3); only where the transmit interval "is increased" does its use wait for the end.
 #[test]
 fn shorter_transmit_interval_is_used_at_once() {
     let now = Instant::now();
@@ -177,6 +179,8 @@ fn shorter_receive_interval_waits_for_the_final_and_a_longer_one_does_not() {
     assert_eq!(session.detection_time(), ms(600));
 }
 
+/// "When the system sending the Poll sequence receives a packet with Final, the Poll Sequence is terminated, and any
+/// subsequent BFD Control packets are sent with the P bit cleared." (RFC 5880 section 6.5)
 #[test]
 fn second_change_waits_until_a_final_could_only_mean_it() {
     let now = Instant::now();
@@ -194,6 +198,9 @@ fn second_change_waits_until_a_final_could_only_mean_it() {
     assert_eq!(session.transmit_interval(), ms(100));
 }
 
+/// "When it is desired to change the detect multiplier, the value of bfd.DetectMult can be changed to any nonzero value.
+/// The new value will be transmitted with the next BFD Control packet, and the use of a Poll Sequence is not necessary."
+/// (RFC 5880 section 6.8.12)
 #[test]
 fn multiplier_alone_needs_no_poll() {
     let now = Instant::now();
@@ -203,6 +210,9 @@ fn multiplier_alone_needs_no_poll() {
     assert_eq!((packet.len(), packet[0].poll, packet[0].multiplier.get()), (1, false, 5));
 }
 
+/// "If the local system reduces its transmit interval due to bfd.RemoteMinRxInterval being reduced …, and the remote system
+/// is not in Demand mode, the local system MUST honor the new interval immediately. In other words, the local system cannot
+/// wait longer than the new interval between the previous packet transmission and the next one." (RFC 5880 section 6.8.3)
 #[test]
 fn remote_interval_that_shrinks_is_honoured_from_the_last_packet_on() {
     let now = Instant::now();
@@ -214,6 +224,9 @@ fn remote_interval_that_shrinks_is_honoured_from_the_last_packet_on() {
     assert_eq!(sent(&mut session, now + ms(500)).len(), 1);
 }
 
+/// "If received state is AdminDown, if bfd.SessionState is not Down, set bfd.LocalDiag to 3 (Neighbor signaled session
+/// down), set bfd.SessionState to Down" (RFC 5880 section 6.8.6); "AdminDown state has no semantic implications for the
+/// availability of the forwarding path." (section 6.2)
 #[test]
 fn remote_admin_down_is_no_failure_of_the_path() {
     let now = Instant::now();
@@ -228,6 +241,9 @@ fn remote_admin_down_is_no_failure_of_the_path() {
     assert_eq!(session.handle_packet(now, &from_peer(State::Up)).unwrap().path, Path::Up);
 }
 
+/// "AdminDown state means that the session is being held administratively down. This causes the remote system to enter Down
+/// state, and remain there until the local system exits AdminDown state." (RFC 5880 section 6.2) From then on nothing is
+/// known of the path.
 #[test]
 fn admin_down_after_a_failure_withdraws_the_verdict() {
     let now = Instant::now();
@@ -237,6 +253,8 @@ fn admin_down_after_a_failure_withdraws_the_verdict() {
     assert_eq!((change.state, change.path), (State::Down, Path::Unknown));
 }
 
+/// In Up: "If received State is Down, set bfd.LocalDiag to 3 (Neighbor signaled session down), set bfd.SessionState to Down"
+/// (RFC 5880 section 6.8.6). Init says that the two hear each other again, Up that both know.
 #[test]
 fn failure_lasts_until_up_again() {
     let now = Instant::now();
@@ -271,6 +289,9 @@ fn disabled_session_says_so_three_times_and_hears_nothing() {
     assert_eq!(session.handle_packet(now + ms(120), &from_peer(State::Init)).unwrap().path, Path::Up);
 }
 
+/// "A BFD Control packet SHOULD be transmitted during the interval between periodic Control packet transmissions when the
+/// contents of that packet would differ from that in the previously transmitted packet (other than the Poll and Final bits)
+/// in order to more rapidly communicate a change in state." (RFC 5880 section 6.8.7)
 #[test]
 fn path_failure_is_told_to_the_peer_at_once() {
     let now = Instant::now();

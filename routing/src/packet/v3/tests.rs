@@ -3,15 +3,11 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::packet::tests::{captures, frames};
+use crate::packet::tests::{Frame, captures, frames};
 
 /// OSPF packets over plain IPv6, with their addresses.
-fn payload(frame: &[u8]) -> Option<(Bytes, Ipv6Addr, Ipv6Addr)> {
-    // Ethernet, or Frame Relay as Cisco encapsulates: a DLCI of two bytes and an Ethertype.
-    let ip = match frame {
-        [_, _, 0x86, 0xdd, ip @ ..] => ip,
-        frame => frame.get(14..).filter(|_| frame[12..14] == [0x86, 0xdd])?,
-    };
+fn payload(frame: &Frame) -> Option<(Bytes, Ipv6Addr, Ipv6Addr)> {
+    let ip = frame.network(0x86dd)?;
     let address = |at: usize| {
         let octets: [u8; 16] = ip.get(at..at + 16)?.try_into().ok()?;
         Some(Ipv6Addr::from(octets))
@@ -21,12 +17,28 @@ fn payload(frame: &[u8]) -> Option<(Bytes, Ipv6Addr, Ipv6Addr)> {
     Some((Bytes::copy_from_slice(payload), address(8)?, address(24)?))
 }
 
+/// A body written again, where there is an emitter for it.
+fn written_again(body: &body::LsaBody) -> Option<BytesMut> {
+    use body::LsaBody::{
+        External, InterAreaPrefix, InterAreaRouter, IntraAreaPrefix, Link, Network, Router, Unknown,
+    };
+    match body {
+        Router(body) => Some(body.emit()),
+        Network(body) => Some(body.emit()),
+        External(body) => Some(body.emit()),
+        Link(body) => Some(body.emit()),
+        IntraAreaPrefix(body) => Some(body.emit()),
+        InterAreaPrefix { .. } | InterAreaRouter { .. } | Unknown => None,
+    }
+}
+
 #[test]
 fn captured_packets_round_trip_byte_for_byte() {
     let Some(files) = captures() else { return };
     let (mut parsed, mut lsas, mut refused) = (0, 0, Vec::new());
+    let mut bodies = std::collections::BTreeSet::new();
     for (path, file) in files {
-        for (bytes, source, destination) in frames(&file).iter().filter_map(|frame| payload(frame)) {
+        for (bytes, source, destination) in frames(&file).iter().filter_map(payload) {
             match Packet::parse(&bytes, source, destination) {
                 Ok(packet) => {
                     let emitted = packet.emit(source, destination);
@@ -35,7 +47,11 @@ fn captured_packets_round_trip_byte_for_byte() {
                     if let Body::Update(update) = &packet.body {
                         for lsa in update {
                             assert!(lsa.verify(), "{} in {}", lsa.header.key, path.display());
-                            body::LsaBody::parse(lsa).expect("a body");
+                            let body = body::LsaBody::parse(lsa).expect("a body");
+                            if let Some(again) = written_again(&body) {
+                                assert_eq!(again, lsa.body(), "{} in {}", lsa.header.key, path.display());
+                                bodies.insert(lsa.header.key.kind);
+                            }
                             lsas += 1;
                         }
                     }
@@ -44,7 +60,9 @@ fn captured_packets_round_trip_byte_for_byte() {
             }
         }
     }
-    eprintln!("{parsed} packets with {lsas} LSAs; refused: {refused:?}");
+    eprintln!("{parsed} packets with {lsas} LSAs; bodies of types {bodies:?}; refused: {refused:?}");
+    let seen = [ROUTER, NETWORK, LINK, INTRA_AREA_PREFIX];
+    assert!(seen.iter().all(|kind| bodies.contains(kind)), "{bodies:?}");
     assert!(parsed >= 100, "only {parsed} packets parsed");
     // One file is malformed, and an authentication trailer takes the place of the checksum.
     let odd =

@@ -94,6 +94,8 @@ struct Node<V: Protocol> {
     interfaces: Vec<(InterfaceConfig, Link<V>)>,
     speaker: Option<Machine<V>>,
     born: Duration,
+    /// When the speaker wants to be asked again.
+    deadline: Option<Duration>,
     routes: Vec<Route>,
     watched: BTreeSet<Watched>,
     events: Vec<Event>,
@@ -112,6 +114,16 @@ struct Delivery<V: Protocol> {
     payload: Vec<u8>,
 }
 
+/// A packet on its way, whoever it reaches.
+#[derive(Debug)]
+pub(super) struct Sent<V: Protocol> {
+    pub(super) at: Duration,
+    pub(super) node: usize,
+    pub(super) interface: InterfaceId,
+    pub(super) destination: V::Address,
+    pub(super) payload: Vec<u8>,
+}
+
 /// Source, destination and payload of a packet.
 pub(super) type Heard<V> = (<V as Version>::Address, <V as Version>::Address, Vec<u8>);
 
@@ -127,8 +139,12 @@ pub(super) struct Network<V: Family> {
     sent: u64,
     random: u64,
     trace: Vec<String>,
+    /// Whether outputs are written down for [`Network::trace`].
+    pub(super) is_traced: bool,
     /// What node 0 sends, where somebody wants to see it.
     pub(super) said: Option<Vec<Vec<u8>>>,
+    /// Everything that anybody sends, lost or not, where somebody wants to see it.
+    pub(super) wire: Option<Vec<Sent<V>>>,
     /// Deliveries to node 0, where somebody wants to see them: source, destination, payload.
     pub(super) tap: Option<Vec<Heard<V>>>,
     /// What time of day nodes that start believe it was when the simulation began.
@@ -153,7 +169,9 @@ impl<V: Family> Network<V> {
             sent: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             trace: Vec::new(),
+            is_traced: true,
             said: None,
+            wire: None,
             tap: None,
             time_of_day: START,
             largest: 0,
@@ -163,7 +181,8 @@ impl<V: Family> Network<V> {
         }
     }
 
-    fn draw(&mut self, below: u64) -> u64 {
+    /// A number below another one.
+    pub(super) fn draw(&mut self, below: u64) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
@@ -182,6 +201,7 @@ impl<V: Family> Network<V> {
                     interfaces: Vec::new(),
                     speaker: None,
                     born: Duration::ZERO,
+                    deadline: None,
                     routes: Vec::new(),
                     watched: BTreeSet::new(),
                     events: Vec::new(),
@@ -242,7 +262,7 @@ impl<V: Family> Network<V> {
     }
 
     pub(super) fn kill(&mut self, node: usize) {
-        self.nodes[node].speaker = None;
+        (self.nodes[node].speaker, self.nodes[node].deadline) = (None, None);
     }
 
     pub(super) fn stop(&mut self, node: usize, stop: Stop) {
@@ -306,10 +326,15 @@ impl<V: Family> Network<V> {
         self.input(node, Input::Link { interface: InterfaceId(at), link });
     }
 
-    /// The body of an area's LSA as a node holds it.
+    /// The body of a backbone area's LSA as a node holds it.
     pub(super) fn body_of(&self, node: usize, kind: V::Kind, router: Ipv4Addr) -> Vec<u8> {
+        self.body_in(node, Ipv4Addr::UNSPECIFIED, kind, router)
+    }
+
+    /// The same of any area's.
+    pub(super) fn body_in(&self, node: usize, area: Ipv4Addr, kind: V::Kind, router: Ipv4Addr) -> Vec<u8> {
         let speaker = self.nodes[node].speaker.as_ref().expect("alive");
-        let mut held = speaker.living(Scope::Area(Ipv4Addr::UNSPECIFIED));
+        let mut held = speaker.living(Scope::Area(area));
         let (_, lsa) = held.find(|(key, _)| key.kind == kind && key.router == router).expect("held");
         lsa.body().to_vec()
     }
@@ -347,6 +372,7 @@ impl<V: Family> Network<V> {
         let pending = recorder.map(|recorder| recorder.note(speaker, time, &input));
         speaker.handle(time, input);
         let outputs: Vec<_> = std::iter::from_fn(|| speaker.poll_output()).collect();
+        node.deadline = speaker.next_deadline().map(|deadline| node.born + deadline.since_start());
         if let Some(((recorder, lines), pending)) = node.recording.as_mut().zip(pending) {
             let line = recorder.as_mut().and_then(|recorder| recorder.step(speaker, &pending, &outputs));
             lines.push_str(&line.unwrap_or_else(|| {
@@ -355,7 +381,9 @@ impl<V: Family> Network<V> {
             }));
         }
         for output in outputs {
-            self.trace.push(format!("{now:?} {at} {output:?}"));
+            if self.is_traced {
+                self.trace.push(format!("{now:?} {at} {output:?}"));
+            }
             match output {
                 Output::Send { interface, destination, payload } => {
                     self.transmit(at, interface, destination, &payload);
@@ -373,6 +401,10 @@ impl<V: Family> Network<V> {
     fn transmit(&mut self, from: usize, interface: InterfaceId, destination: V::Address, payload: &[u8]) {
         if let Some(said) = self.said.as_mut().filter(|_| from == 0) {
             said.push(payload.to_vec());
+        }
+        if let Some(wire) = &mut self.wire {
+            let payload = payload.to_vec();
+            wire.push(Sent { at: self.now, node: from, interface, destination, payload });
         }
         let on = |members: &Vec<(usize, InterfaceId)>| members.contains(&(from, interface));
         let Some(segment) =
@@ -404,10 +436,7 @@ impl<V: Family> Network<V> {
 
     /// The next thing that happens, not after `limit`; false if there is none.
     fn step(&mut self, limit: Duration) -> bool {
-        let timer = |(at, node): (usize, &Node<V>)| {
-            let deadline = node.speaker.as_ref()?.next_deadline()?;
-            Some((node.born + deadline.since_start(), at))
-        };
+        let timer = |(at, node): (usize, &Node<V>)| Some((node.deadline?, at));
         let timer = self.nodes.iter().enumerate().filter_map(timer).min();
         let packet = self.queue.first_key_value().map(|((at, _), _)| *at);
         let next = timer.map(|(at, _)| at).into_iter().chain(packet).min();
@@ -541,6 +570,11 @@ impl<V: Family> Network<V> {
     pub(super) fn sequence(&self, node: usize, router: Ipv4Addr) -> Option<u32> {
         let (lsdb, kind) = (self.status(node).lsdb, V::ROUTER.into());
         lsdb.iter().find(|l| l.kind == kind && l.router == router).map(|l| l.sequence)
+    }
+
+    /// What a node last handed out for its kernel.
+    pub(super) fn routes(&self, node: usize) -> &[Route] {
+        &self.nodes[node].routes
     }
 
     pub(super) fn hops(&self, node: usize, prefix: V::Net) -> usize {

@@ -47,7 +47,7 @@ fn adjacent() -> Simulator6 {
     sim
 }
 
-fn deliver(sim: &mut Simulator6, instance: u8, body: Body) {
+pub(super) fn deliver(sim: &mut Simulator6, instance: u8, body: Body) {
     let (source, destination) = ("fe80::2".parse().expect("an address"), V3::ALL_SPF_ROUTERS);
     let packet = Packet { router: id(1), area: Ipv4Addr::UNSPECIFIED, instance, body };
     let payload = packet.emit(source, destination).to_vec();
