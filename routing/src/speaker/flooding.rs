@@ -108,8 +108,10 @@ impl<V: Protocol> Machine<V> {
         let header = lsa.header;
         let own = V::is_own(self, &header.key);
         let entry = self.database(scope).and_then(|db| db.get(&header.key));
-        // Copies of our own LSAs are exempt: they must be superseded at once (section 13.4).
-        if !own && entry.is_some_and(|e| e.flooded && self.now.since(e.installed) < MIN_LS_ARRIVAL) {
+        // Copies of our own LSAs are exempt: they must be superseded at once (section 13.4). So is the end of what is held:
+        // refused, it is sent again at the very pace at which the living copy goes round among those who have forgotten.
+        let ends = header.age_seconds() == MAX_AGE;
+        if !own && !ends && entry.is_some_and(|e| e.flooded && self.now.since(e.installed) < MIN_LS_ARRIVAL) {
             let detail = || format!("{}: second instance within a second", header.key);
             self.refuse(id, source, Refusal::LsaTooSoon, detail);
             return Receipt::None;
