@@ -211,6 +211,7 @@ impl Node {
             Some(wanted) => {
                 let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
                 routing.protect(plan::vips(&config));
+                routing.keep_numbers(&config.node.state_dir).await;
                 routing.resume(&graces);
                 Some(routing)
             }

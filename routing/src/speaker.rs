@@ -82,6 +82,7 @@ pub use self::{
 };
 use crate::{
     announce::Announcement,
+    auth::Numbers,
     config::{AreaKind, Config, ConfigError, Places},
     packet::{
         MAX_AGE, V2,
@@ -151,6 +152,9 @@ pub enum Input<V: Protocol> {
     /// The time of day as a span since 1970 (UTC). Keys go by it, and cryptographic sequence numbers; until
     /// the first of these inputs it is 1970.
     TimeOfDay(Duration),
+    /// Cryptographic sequence numbers are kept for the next life ([`Output::Reserve`]), and an earlier one may have used
+    /// all up to this; none if nothing is known of it. Before [`Input::Enable`], or the first packets go by the clock.
+    Numbers(Option<u64>),
     /// Start to speak. Before this nothing is sent.
     Enable,
     /// A link came, went, or changed.
@@ -235,6 +239,12 @@ pub enum Output<V: Protocol> {
     Routes(Vec<Route>),
     /// The neighbours to watch by BFD; replaces the previous list.
     Watch(BTreeSet<Watched>),
+    /// Keep it for the next life that numbers up to this one may have been used. Comes ahead of need: nothing waits for
+    /// it.
+    Reserve {
+        /// The highest of them.
+        highest: u64,
+    },
     /// Something to tell the operator.
     Event(Event),
     /// Every neighbour knows that we restart, or why it is better not to. Comes once for each
@@ -361,6 +371,7 @@ pub struct Machine<V: Protocol> {
     /// A time of day and when it was that.
     time_of_day: (Time, Duration),
     enabled: bool,
+    numbers: Numbers,
     /// Seed of the next database exchange.
     seed: u32,
     interfaces: BTreeMap<InterfaceId, Interface<V>>,
@@ -409,6 +420,7 @@ impl<V: Protocol> Machine<V> {
             now: Time::ZERO,
             time_of_day: (Time::ZERO, Duration::ZERO),
             enabled: false,
+            numbers: Numbers::default(),
             seed,
             interfaces,
             databases: BTreeMap::new(),
@@ -439,6 +451,7 @@ impl<V: Protocol> Machine<V> {
         match input {
             Input::Timer => {}
             Input::TimeOfDay(time_of_day) => self.time_of_day = (self.now, time_of_day),
+            Input::Numbers(earlier) => self.numbers.keep(earlier),
             Input::Enable => self.enable(),
             Input::Link { interface, link } => self.handle_link(interface, link),
             Input::Packet { interface, source, destination, payload } if self.enabled => {
@@ -503,6 +516,7 @@ impl<V: Protocol> Machine<V> {
         self.sweep_max_age();
         self.advance_preparation();
         self.advance_stop();
+        self.reserve_numbers();
     }
 
     fn enable(&mut self) {

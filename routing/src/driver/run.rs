@@ -87,6 +87,7 @@ pub(super) fn start<V: Transport>(
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
         preparing: None,
+        highest: None,
         stopped: false,
         recording: None,
     };
@@ -120,6 +121,8 @@ struct Driver<V: Transport> {
     adoption: Option<Duration>,
     /// Who waits for the outcome of a restart that is being prepared.
     preparing: Option<oneshot::Sender<Result<Grace, RestartRefused>>>,
+    /// Where the cryptographic sequence numbers go that are to be kept.
+    highest: Option<watch::Sender<Option<u64>>>,
     stopped: bool,
     recording: Option<Recording<V>>,
 }
@@ -175,6 +178,11 @@ impl<V: Transport> Driver<V> {
                     }
                     Some(Command::CancelRestart) => self.handle(Input::CancelRestart),
                     Some(Command::Resume(grace)) => self.handle(Input::Resume(grace)),
+                    Some(Command::KeepNumbers(earlier, highest, answer)) => {
+                        self.highest = Some(highest);
+                        self.handle(Input::Numbers(earlier));
+                        let _ = answer.send(()); // nobody waits any more
+                    }
                     Some(Command::Record { span, limit, lines }) => self.record(span, limit, lines),
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
@@ -352,6 +360,11 @@ impl<V: Transport> Driver<V> {
             Output::Watch(neighbors) => {
                 if let Some(liveness) = &self.liveness {
                     liveness.watch(V::IS_V6, neighbors);
+                }
+            }
+            Output::Reserve { highest } => {
+                if let Some(kept) = &self.highest {
+                    kept.send_replace(Some(highest));
                 }
             }
             Output::Event(event) => {
