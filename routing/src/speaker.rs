@@ -349,6 +349,11 @@ pub enum Event {
         /// Flushed rather than changed.
         flushed: bool,
     },
+    /// The checksum of an LSA in the database no longer holds, though it did when the LSA came (RFC 2328 section 14).
+    Damaged {
+        /// Which; it is forgotten, and replaced.
+        lsa: String,
+    },
     /// Another router seems to originate LSAs under our router id.
     RouterIdContested {
         /// The LSA that keeps coming back newer.
@@ -388,6 +393,8 @@ pub struct Machine<V: Protocol> {
     prefix_ids: BTreeMap<IpNet, u32>,
     protected: BTreeSet<IpNet>,
     refusals: Refusals,
+    /// When checksums were last verified.
+    checked: Time,
     spf: SpfTimer,
     #[serde(skip)]
     calculation: Calculation,
@@ -431,6 +438,7 @@ impl<V: Protocol> Machine<V> {
             prefix_ids: BTreeMap::new(),
             protected: BTreeSet::new(),
             refusals: Refusals::default(),
+            checked: Time::ZERO,
             calculation: Calculation::default(),
             routes: Vec::new(),
             watched: BTreeSet::new(),
@@ -497,7 +505,7 @@ impl<V: Protocol> Machine<V> {
         let databases = self.databases.values().filter_map(Lsdb::next_expiry);
         let own = [self.originator.due(), self.spf.due(), self.stop_deadline(), self.restart_deadline()];
         let own = own.into_iter().flatten();
-        interfaces.chain(databases).chain(own).min()
+        interfaces.chain(databases).chain(self.check_deadline()).chain(own).min()
     }
 
     /// Runs the timers that are due, then brings out what follows from the new state.
@@ -507,6 +515,7 @@ impl<V: Protocol> Machine<V> {
         self.run_neighbor_timers();
         self.tell_watched();
         self.expire_lsas();
+        self.check_lsas();
         self.advance_restart();
         self.originate();
         self.send_floods();

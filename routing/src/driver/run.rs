@@ -473,6 +473,15 @@ fn log(version: u8, event: &Event) {
         Event::Originated { lsa, sequence, flushed } => {
             tracing::debug!(version, lsa, sequence, flushed, "OSPF LSA originated");
         }
+        Event::Damaged { lsa } => {
+            let remedy = "test the memory of this machine, and restart the director";
+            tracing::error!(
+                version,
+                lsa,
+                remedy,
+                "an LSA has changed in memory: forgotten, and asked for again"
+            );
+        }
         Event::RouterIdContested { lsa } => {
             let remedy = "change one of the two";
             tracing::error!(version, lsa, remedy, "another router originates LSAs under our router id");

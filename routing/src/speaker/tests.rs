@@ -1,5 +1,6 @@
 //! Whole networks of speakers on one virtual clock.
 
+mod ageing;
 mod areas;
 mod authentication;
 mod externals;
