@@ -31,6 +31,9 @@ use crate::{
 const PROTOCOL: i32 = 89;
 /// Class selector 6, internetwork control, in the place of the type of service or the traffic class.
 const TOS: u32 = 0xc0;
+/// Priority of what is sent, for the queues of the kernel and the 802.1p bits of a VLAN: the highest that needs no
+/// privilege. In IPv4 the kernel derives one from the TOS, and makes best effort of this one.
+pub(super) const PRIORITY: u32 = 6;
 /// Receive buffer asked for, in bytes: a neighbour may send its whole database at once.
 const RECEIVE_BUFFER: usize = 2 << 20;
 
@@ -109,7 +112,8 @@ impl Transport for V2 {
         socket.set_multicast_ttl_v4(device.hops())?;
         socket.set_multicast_if_v4(&attached.addr())?;
         socket.set_ttl_v4(device.hops())?;
-        socket.set_tos_v4(TOS)
+        socket.set_tos_v4(TOS)?;
+        socket.set_priority(PRIORITY) // behind the TOS, which sets one as well
     }
 
     fn membership(socket: &SockRef<'_>, index: u32, group: Ipv4Addr, join: bool) -> io::Result<()> {
@@ -169,6 +173,7 @@ impl Transport for V3 {
         socket.set_unicast_hops_v6(device.hops())?;
         socket.set_recv_hoplimit_v6(true)?;
         socket.set_tclass_v6(TOS)?;
+        socket.set_priority(PRIORITY)?;
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         socket.bind(&SocketAddrV6::new(attached.link_local, 0, 0, index).into())
     }
@@ -233,32 +238,4 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::speaker::ALL_SPF_ROUTERS;
-    use proptest::prelude::*;
-
-    #[test]
-    fn payload_ends_where_the_ip_header_says() {
-        let mut bytes = vec![0; 30];
-        bytes[0] = 0x45;
-        bytes[3] = 26;
-        bytes[9] = 89;
-        bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 224, 0, 0, 5]);
-        bytes[8] = 255;
-        let Some(Received { source, destination, hops, payload }) = behind_ip_header(&bytes) else {
-            panic!("not taken");
-        };
-        assert_eq!(hops, 255);
-        assert_eq!((source, destination, payload.len()), ([10, 0, 0, 1].into(), ALL_SPF_ROUTERS, 6));
-        bytes[9] = 17;
-        assert!(behind_ip_header(&bytes).is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let _ = behind_ip_header(&bytes);
-        }
-    }
-}
+mod tests;
