@@ -37,3 +37,10 @@ pub(crate) fn ip(words: &str) -> String {
 pub(crate) fn index_of(device: &str) -> u32 {
     nix::net::if_::if_nametoindex(device).expect("it is there")
 }
+
+/// Makes a device that is up in the namespace of this thread; what is sent on it is heard by nobody.
+pub(crate) fn device(name: &str) {
+    ip(&format!("link add {name} type veth peer name {name}-peer"));
+    ip(&format!("link set {name} up"));
+    ip(&format!("link set {name}-peer up"));
+}

@@ -162,6 +162,8 @@ pub(super) struct OspfInterface {
     pub(super) keys: Option<Spanned<Vec<OspfKey>>>,
     #[serde(default)]
     pub(super) ttl_security: bool,
+    #[serde(default)]
+    pub(super) unnumbered: bool,
 }
 
 #[derive(Deserialize)]

@@ -17,6 +17,7 @@ mod reminder;
 mod restart;
 mod scale;
 mod simulator;
+mod unnumbered;
 mod version_3;
 
 use std::{net::Ipv4Addr, time::Duration};

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
-    Extent, InterfaceId, InterfaceState, Link, Machine, Refusal,
+    Extent, InterfaceId, InterfaceState, Machine, Refusal,
     calculation::External,
     external::link_state_ids,
     interface::Interface,
@@ -53,8 +53,10 @@ impl Protocol for V2 {
         before == after
     }
 
-    fn mark(link: &Link<Self>) -> u32 {
-        link.address.map_or(0, |net| net.netmask().into())
+    /// The network mask, 0 of an unnumbered link (section 9.5).
+    fn mark(interface: &Interface<Self>) -> u32 {
+        let numbered = |net: &Ipv4Net| interface.is_broadcast() || !is_host(net);
+        interface.link.address.filter(numbered).map_or(0, |net| net.netmask().into())
     }
 
     fn identity(_: Ipv4Addr, address: Ipv4Addr) -> Ipv4Addr {
@@ -86,12 +88,12 @@ impl Protocol for V2 {
     }
 
     fn foreign_source(net: &Ipv4Net, source: Ipv4Addr) -> Option<String> {
-        let foreign = net.prefix_len() < 32 && !net.contains(&source);
+        let foreign = !is_host(net) && !net.contains(&source);
         foreign.then(|| format!("source {source} is not in {}", net.trunc()))
     }
 
     fn foreign_mark(interface: &Interface<Self>, mark: u32) -> Option<String> {
-        let ours = Self::mark(&interface.link);
+        let ours = Self::mark(interface);
         let foreign = interface.is_broadcast() && mark != ours;
         let mask = Ipv4Addr::from;
         foreign.then(|| format!("network mask: they say {}, we say {}", mask(mark), mask(ours)))
@@ -356,16 +358,25 @@ fn forwarding_address(machine: &Machine<V2>, area: Ipv4Addr) -> Option<Ipv4Addr>
     machine.forwarding_interfaces(area).find_map(Interface::address)
 }
 
+/// Whether an address has no subnet: on a point-to-point network that makes the link unnumbered.
+fn is_host(net: &Ipv4Net) -> bool {
+    net.prefix_len() == 32
+}
+
 fn describe_interface(interface: &Interface<V2>, links: &mut Vec<RouterLink>) {
     let Some(net) = interface.link.address else { return };
-    let link = |kind, id| RouterLink { kind, id, data: net.addr(), metric: MAX_LINK_METRIC };
+    let link = |kind, id, data| RouterLink { kind, id, data, metric: MAX_LINK_METRIC };
     match interface.state {
         InterfaceState::Down => {}
         InterfaceState::PointToPoint => {
-            links.extend(interface.full().map(|neighbor| link(LinkKind::PointToPoint, neighbor.router)));
-            links.push(stub(net, interface.config.cost));
+            // "For unnumbered point-to-point networks, the Link Data field should specify the interface's MIB-II ifIndex
+            // value", and there is no stub link for them (section 12.4.1.1).
+            let data = if is_host(&net) { Ipv4Addr::from(interface.link.index) } else { net.addr() };
+            let full = interface.full();
+            links.extend(full.map(|neighbor| link(LinkKind::PointToPoint, neighbor.router, data)));
+            links.extend((!is_host(&net)).then(|| stub(net, interface.config.cost)));
         }
-        _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr)),
+        _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr, net.addr())),
         _ => links.push(stub(net, interface.config.cost)),
     }
 }
