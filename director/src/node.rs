@@ -543,12 +543,8 @@ impl Node {
         for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             tracing::info!(%prefix, "withdrawn");
         }
-        let told = |announcement: &Announcement| routing::Announcement {
-            metric: announcement.metric,
-            kind: announcement.announce,
-        };
         let prefixes: BTreeMap<IpNet, routing::Announcement> =
-            wanted.iter().map(|(prefix, announcement)| (*prefix, told(announcement))).collect();
+            wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.into())).collect();
         match routing.announce(prefixes) {
             Ok(()) => self.announced = wanted,
             Err(error) => tracing::error!(%error, "announcements unchanged"),

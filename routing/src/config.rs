@@ -61,7 +61,7 @@ impl AreaKind {
 }
 
 /// Metric type of external routes (RFC 2328 section 2.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum MetricType {
     /// E1: the distance to us is added to the metric.
     #[serde(rename = "1")]
@@ -72,8 +72,8 @@ pub enum MetricType {
     Two,
 }
 
-/// What external announcements have in common. Their metrics are their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What external announcements have in common, unless one says otherwise. Their metrics are their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ExternalConfig {
     /// Type of their metrics.
     pub metric_type: MetricType,

@@ -301,6 +301,8 @@ pub(super) struct Service {
     /// As what OSPF announces the VIP.
     #[serde(default)]
     pub(super) announce: Announce,
+    /// How, if it is external and not as `[ospf]` says.
+    pub(super) external: Option<Spanned<External>>,
     pub(super) health: Option<super::health::Raw>,
     /// Live real servers it takes to announce the VIP.
     #[serde(default = "default_quorum")]

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     announce::AnnounceAs,
-    config::{AreaKind, Config, InterfaceConfig, Metric, MetricType, Network},
+    config::{AreaKind, Config, ExternalConfig, InterfaceConfig, Metric, MetricType, Network},
     packet::{
         EXTERNAL, ExternalBody, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK,
         NSSA, NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ParseError,
@@ -313,19 +313,22 @@ fn router_lsa(machine: &Machine<V2>, area: Ipv4Addr, kind: AreaKind, with_announ
 
 /// Sections 12.4.4 and RFC 3101 section 2.4: each external prefix once for all normal areas, and once for each NSSA.
 fn add_external_lsas(machine: &Machine<V2>, wanted: &mut Wanted<V2>) {
-    let externals: Vec<(Ipv4Net, Metric)> = machine
-        .announced_as(AnnounceAs::External)
-        .filter_map(|(net, metric)| if let IpNet::V4(net) = net { Some((*net, metric)) } else { None })
+    let externals: Vec<(Ipv4Net, Metric, ExternalConfig)> = machine
+        .announced_externals()
+        .filter_map(|(net, metric, external)| match net {
+            IpNet::V4(net) => Some((*net, metric, external)),
+            IpNet::V6(_) => None,
+        })
         .collect();
     if externals.is_empty() {
         return;
     }
-    let ids = link_state_ids(externals.iter().map(|(net, _)| *net));
+    let ids = link_state_ids(externals.iter().map(|(net, ..)| *net));
     let router = machine.config.router_id;
     let mut add = |scope, kind, options, forwarding| {
-        for (net, metric) in &externals {
+        for (net, metric, external) in &externals {
             let Some(id) = ids.get(net) else { continue };
-            let body = external_body(machine, *net, *metric, forwarding);
+            let body = external_body(*net, *metric, *external, forwarding);
             wanted.insert((scope, LsaKey { kind, id: *id, router }), (options, body.emit()));
         }
     };
@@ -341,8 +344,12 @@ fn add_external_lsas(machine: &Machine<V2>, wanted: &mut Wanted<V2>) {
     }
 }
 
-fn external_body(machine: &Machine<V2>, net: Ipv4Net, metric: Metric, forwarding: Ipv4Addr) -> ExternalBody {
-    let external = machine.config.external;
+fn external_body(
+    net: Ipv4Net,
+    metric: Metric,
+    external: ExternalConfig,
+    forwarding: Ipv4Addr,
+) -> ExternalBody {
     let type_2 = external.metric_type == MetricType::Two;
     ExternalBody { mask: net.netmask(), type_2, metric: metric.into(), forwarding, tag: external.tag }
 }
