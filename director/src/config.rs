@@ -176,6 +176,8 @@ pub struct OspfInterface {
     pub authentication: routing::Authentication,
     /// Send with a TTL of 255, and take nothing that has less (RFC 5082).
     pub ttl_security: bool,
+    /// Send from the router id or the loopback's address where the device has none of its own.
+    pub unnumbered: bool,
 }
 
 /// `bfd` of an `[[ospf.interface]]`
@@ -444,6 +446,11 @@ fn ospf(
             let message = "bfd on a passive interface watches nobody; leave one of the two out";
             return Err(source.at(&interface.name, message));
         }
+        if interface.unnumbered && matches!(interface.network, file::Network::Broadcast) {
+            let message =
+                "unnumbered is for point-to-point networks; give the device an address, or change network";
+            return Err(source.at(&interface.name, message));
+        }
         if *interface.cost.get_ref() == 0 {
             return Err(source.at(&interface.cost, "cost must be from 1 to 65535"));
         }
@@ -453,6 +460,7 @@ fn ospf(
         interfaces.push(OspfInterface {
             authentication: authentication::authentication(source, simple, keys, ipv6)?,
             ttl_security: interface.ttl_security,
+            unnumbered: interface.unnumbered,
             name: interface.name.into_inner(),
             area,
             area_kind,

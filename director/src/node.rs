@@ -213,6 +213,7 @@ impl Node {
             Some(wanted) => {
                 let (routing, _task) = routing::spawn(wanted, cluster::seed()).context("OSPF")?;
                 routing.protect(plan::vips(&config));
+                routing.keep_numbers(&config.node.state_dir).await;
                 routing.resume(&graces);
                 Some(routing)
             }
@@ -536,12 +537,8 @@ impl Node {
         for prefix in self.announced.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             tracing::info!(%prefix, "withdrawn");
         }
-        let told = |announcement: &Announcement| routing::Announcement {
-            metric: announcement.metric,
-            kind: announcement.announce,
-        };
         let prefixes: BTreeMap<IpNet, routing::Announcement> =
-            wanted.iter().map(|(prefix, announcement)| (*prefix, told(announcement))).collect();
+            wanted.iter().map(|(prefix, announcement)| (*prefix, announcement.into())).collect();
         match routing.announce(prefixes) {
             Ok(()) => self.announced = wanted,
             Err(error) => tracing::error!(%error, "announcements unchanged"),

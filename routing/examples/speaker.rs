@@ -20,8 +20,8 @@ use std::{
 
 use ipnet::IpNet;
 use routing::{
-    AnnounceAs, Announcement, AreaKind, Authentication, BfdConfig, Config, InterfaceConfig, Key, MetricType,
-    Network, Secret, Stop, Window,
+    Announcement, AreaKind, Authentication, BfdConfig, Config, InterfaceConfig, Key, MetricType, Network,
+    Secret, Stop, Window,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -84,8 +84,10 @@ fn prefixes<'a>(words: impl Iterator<Item = &'a str>) -> Result<BTreeMap<IpNet, 
     let prefix = |word: &str| -> Result<(IpNet, Announcement)> {
         let (net, metric) = word.split_once('=').ok_or_else(|| format!("{word}: expected PREFIX=METRIC"))?;
         let external = metric.strip_suffix('e');
-        let kind = if external.is_some() { AnnounceAs::External } else { AnnounceAs::Stub };
-        Ok((net.parse()?, Announcement { metric: external.unwrap_or(metric).parse()?, kind }))
+        let metric = external.unwrap_or(metric).parse()?;
+        let as_external = external.is_some();
+        let announcement = if as_external { Announcement::external } else { Announcement::stub };
+        Ok((net.parse()?, announcement(metric)))
     };
     words.map(prefix).collect()
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Metric;
+use crate::config::{ExternalConfig, Metric};
 
 /// The kind of LSA that carries an announced prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,19 +28,22 @@ pub struct Announcement {
     /// Kind of LSA.
     #[serde(rename = "as")]
     pub kind: AnnounceAs,
+    /// Metric type and tag as an external route, where they are not those of all ([`crate::Config::external`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalConfig>,
 }
 
 impl Announcement {
     /// A stub link.
     #[must_use]
     pub const fn stub(metric: Metric) -> Self {
-        Self { metric, kind: AnnounceAs::Stub }
+        Self { metric, kind: AnnounceAs::Stub, external: None }
     }
 
     /// An external route.
     #[must_use]
     pub const fn external(metric: Metric) -> Self {
-        Self { metric, kind: AnnounceAs::External }
+        Self { metric, kind: AnnounceAs::External, external: None }
     }
 }
 
@@ -51,7 +54,8 @@ impl From<Metric> for Announcement {
 }
 
 /// The prefixes to tell others: one for all that lie in an aggregate, the rest as they are. An aggregate has the
-/// lowest metric of those it stands for, and is a stub link if one of them is.
+/// lowest metric of those it stands for, and is a stub link if one of them is; metric type and tag are theirs where all agree,
+/// or else those of the configuration.
 pub(crate) fn aggregated(
     prefixes: BTreeMap<IpNet, Announcement>,
     aggregates: &[IpNet],
@@ -68,6 +72,7 @@ pub(crate) fn aggregated(
                 let present: &mut Announcement = place.get_mut();
                 present.metric = present.metric.min(announcement.metric);
                 present.kind = present.kind.min(announcement.kind);
+                present.external = present.external.filter(|ours| announcement.external == Some(*ours));
             }
         }
     }
@@ -105,6 +110,24 @@ mod tests {
         ]);
         assert_eq!(told, expected);
         assert!(aggregated(BTreeMap::new(), &pool).is_empty(), "nothing inside, nothing told");
+    }
+
+    #[test]
+    fn aggregate_has_the_type_and_tag_that_all_inside_it_have() {
+        let with = |tag| {
+            let external = Some(ExternalConfig { tag, ..ExternalConfig::default() });
+            Announcement { external, ..Announcement::external(1) }
+        };
+        let pool = [net("203.0.113.0/24")];
+        for (one, other, told) in [
+            (with(7), with(7), with(7)),
+            (with(7), with(8), Announcement::external(1)),
+            (with(7), Announcement::external(1), Announcement::external(1)),
+            (Announcement::external(1), with(7), Announcement::external(1)),
+        ] {
+            let inside = all(&[("203.0.113.1/32", one), ("203.0.113.2/32", other)]);
+            assert_eq!(aggregated(inside, &pool), all(&[("203.0.113.0/24", told)]));
+        }
     }
 
     #[test]

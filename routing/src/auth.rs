@@ -25,9 +25,10 @@ pub use self::{
     calendar::{days_since_epoch, rfc_3339},
     guard::SendingKey,
     key::{Algorithm, Authentication, Key, KeyError, Secret, Window},
+    sequence::Number,
     wire::{Authenticated, Claim},
 };
 pub(crate) use self::{
     guard::{Guard, Refused},
-    sequence::{Heard, Proof},
+    sequence::{Heard, Numbers, Proof},
 };

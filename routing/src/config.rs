@@ -61,7 +61,7 @@ impl AreaKind {
 }
 
 /// Metric type of external routes (RFC 2328 section 2.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum MetricType {
     /// E1: the distance to us is added to the metric.
     #[serde(rename = "1")]
@@ -72,8 +72,8 @@ pub enum MetricType {
     Two,
 }
 
-/// What external announcements have in common. Their metrics are their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What external announcements have in common, unless one says otherwise. Their metrics are their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ExternalConfig {
     /// Type of their metrics.
     pub metric_type: MetricType,
@@ -137,6 +137,10 @@ pub struct InterfaceConfig {
     /// Send with an IP TTL of 255 and take nothing that has less, which can only come from the link itself
     /// (RFC 5082); the neighbours must send with 255 as well.
     pub ttl_security: bool,
+    /// Point-to-point without an address of its own: version 2 sends from the router id, if that is an address of this
+    /// machine, or else from that of its loopback. An address that the device does have goes first. Version 3 needs
+    /// none.
+    pub unnumbered: bool,
 }
 
 impl InterfaceConfig {
@@ -159,6 +163,7 @@ impl InterfaceConfig {
             bfd: None,
             authentication: Authentication::None,
             ttl_security: false,
+            unnumbered: false,
         }
     }
 
@@ -256,6 +261,14 @@ pub enum ConfigError {
     /// BFD where nobody can be watched.
     #[error("interface {name}: bfd on a passive interface watches nobody; leave one of the two out")]
     PassiveBfd {
+        /// The interface.
+        name: String,
+    },
+    /// A broadcast network whose routers could not tell each other's addresses.
+    #[error(
+        "interface {name}: unnumbered is for point-to-point networks; give the device an address, or change network"
+    )]
+    UnnumberedBroadcast {
         /// The interface.
         name: String,
     },
@@ -365,6 +378,9 @@ impl InterfaceConfig {
         if self.passive && self.bfd.is_some() {
             return Err(ConfigError::PassiveBfd { name: self.name.clone() });
         }
+        if self.unnumbered && self.network == Network::Broadcast {
+            return Err(ConfigError::UnnumberedBroadcast { name: self.name.clone() });
+        }
         self.bfd.map_or(Ok(()), |bfd| bfd.validate(&place))
     }
 
@@ -426,6 +442,11 @@ mod tests {
             c.interfaces[0].bfd = bfd(50);
         });
         assert!(watches_nobody.contains("eth1: bfd on a passive interface"));
+        let broadcast = refusal(|c| {
+            c.interfaces[0].network = Network::Broadcast;
+            c.interfaces[0].unnumbered = true;
+        });
+        assert!(broadcast.contains("eth1: unnumbered is for point-to-point"));
         let version_3 = |change: fn(&mut InterfaceConfig)| {
             refusal(|c| {
                 c.ipv6 = true;

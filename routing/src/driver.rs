@@ -6,6 +6,7 @@
 mod kernel_routes;
 mod links;
 mod liveness;
+mod numbers;
 mod port;
 mod run;
 mod transport;
@@ -14,13 +15,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::Ipv4Addr,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ipnet::IpNet;
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -185,6 +187,8 @@ enum Command {
     PrepareRestart(u32, oneshot::Sender<Result<Grace, RestartRefused>>),
     CancelRestart,
     Resume(Grace),
+    /// What an earlier life left of its sequence numbers, and where what is to be kept goes.
+    KeepNumbers(Option<u64>, watch::Sender<Option<u64>>, oneshot::Sender<()>),
     Record {
         span: Duration,
         limit: usize,
@@ -454,6 +458,24 @@ impl Handle {
             let grace = graces.iter().find(|grace| grace.version == version);
             if let Some((commands, grace)) = commands.as_ref().zip(grace) {
                 Self::send(commands, Command::Resume(grace.clone()));
+            }
+        }
+    }
+
+    /// Keeps the cryptographic sequence numbers of both versions in files of a folder, so that the next process begins
+    /// above them, whatever its clock says (RFC 2328 section D.4.3, RFC 7166 section 4.1). Before [`Handle::enable`];
+    /// without it, and where the files cannot be read or written, which is logged, numbers go by the clock.
+    pub async fn keep_numbers(&self, folder: &Path) {
+        for (version, commands) in [(2, &self.v2), (3, &self.v3)] {
+            let Some(commands) = commands else { continue };
+            let file = numbers::file_of(folder, version);
+            let path = file.clone();
+            let earlier = tokio::task::spawn_blocking(move || numbers::read(&path)).await.unwrap_or_default();
+            let (highest, kept) = watch::channel(None);
+            let (answer, done) = oneshot::channel();
+            Self::send(commands, Command::KeepNumbers(earlier, highest, answer));
+            if done.await.is_ok() {
+                numbers::keep(file, kept).await;
             }
         }
     }

@@ -14,6 +14,8 @@ pub mod auth;
 pub mod bfd;
 pub mod config;
 pub mod driver;
+#[cfg(test)]
+mod namespace;
 pub mod packet;
 mod serial;
 pub mod speaker;

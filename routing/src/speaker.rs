@@ -13,6 +13,7 @@
 mod ageing;
 mod calculation;
 mod election;
+mod event;
 mod exchange;
 mod external;
 mod flooding;
@@ -65,6 +66,7 @@ use self::{
     stop::Stopping,
 };
 pub use self::{
+    event::Event,
     graceful::HelpEnd,
     history::{Extent, LsaAction, LsaEvent, SpfEvent, StateEvent},
     inspection::{LsaDetail, RouteHop, RouteStatus, Selection},
@@ -82,6 +84,7 @@ pub use self::{
 };
 use crate::{
     announce::Announcement,
+    auth::Numbers,
     config::{AreaKind, Config, ConfigError, Places},
     packet::{
         MAX_AGE, V2,
@@ -151,6 +154,9 @@ pub enum Input<V: Protocol> {
     /// The time of day as a span since 1970 (UTC). Keys go by it, and cryptographic sequence numbers; until
     /// the first of these inputs it is 1970.
     TimeOfDay(Duration),
+    /// Cryptographic sequence numbers are kept for the next life ([`Output::Reserve`]), and an earlier one may have used
+    /// all up to this; none if nothing is known of it. Before [`Input::Enable`], or the first packets go by the clock.
+    Numbers(Option<u64>),
     /// Start to speak. Before this nothing is sent.
     Enable,
     /// A link came, went, or changed.
@@ -235,6 +241,12 @@ pub enum Output<V: Protocol> {
     Routes(Vec<Route>),
     /// The neighbours to watch by BFD; replaces the previous list.
     Watch(BTreeSet<Watched>),
+    /// Keep it for the next life that numbers up to this one may have been used. Comes ahead of need: nothing waits for
+    /// it.
+    Reserve {
+        /// The highest of them.
+        highest: u64,
+    },
     /// Something to tell the operator.
     Event(Event),
     /// Every neighbour knows that we restart, or why it is better not to. Comes once for each
@@ -242,108 +254,6 @@ pub enum Output<V: Protocol> {
     RestartPrepared(Result<Grace, RestartRefused>),
     /// The stop is complete; nothing will be sent any more.
     Stopped,
-}
-
-/// News for logs and for those who wait.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
-    /// A neighbour changed its state.
-    Neighbor {
-        /// Name of the interface.
-        interface: String,
-        /// Router id of the neighbour.
-        router: Ipv4Addr,
-        /// Its address.
-        address: IpAddr,
-        /// State before.
-        from: NeighborState,
-        /// State now.
-        to: NeighborState,
-        /// What happened.
-        event: NeighborEvent,
-    },
-    /// An interface changed its state.
-    Interface {
-        /// Name of the interface.
-        interface: String,
-        /// State before.
-        from: InterfaceState,
-        /// State now.
-        to: InterfaceState,
-    },
-    /// Something received was refused; paced per interface and reason.
-    Refused {
-        /// Name of the interface.
-        interface: String,
-        /// IP source.
-        source: IpAddr,
-        /// Why.
-        reason: Refusal,
-        /// What each side says.
-        detail: String,
-    },
-    /// A neighbour restarts gracefully: its adjacency is kept (RFC 3623).
-    Helping {
-        /// Name of the interface.
-        interface: String,
-        /// Router id of the neighbour.
-        router: Ipv4Addr,
-        /// For how long at most.
-        seconds: u64,
-    },
-    /// From now on its adjacency is what its state says.
-    HelpEnded {
-        /// Name of the interface.
-        interface: String,
-        /// Router id of the neighbour.
-        router: Ipv4Addr,
-        /// Why.
-        reason: HelpEnd,
-    },
-    /// We have restarted, and the neighbours have not noticed: nothing is originated until that is over (RFC 3623).
-    Resuming {
-        /// At most for so long.
-        seconds: u64,
-    },
-    /// Our graceful restart is over.
-    Resumed {
-        /// Why.
-        reason: RestartEnd,
-    },
-    /// A neighbour says nothing new since the adjacency became full: our Router-LSA goes out again, with its links in
-    /// another order, so that the neighbour calculates its routes.
-    Reminded {
-        /// Name of the interface.
-        interface: String,
-        /// Router id of the neighbour.
-        router: Ipv4Addr,
-    },
-    /// An interface sends with another key than before, or with one that has expired because there is no
-    /// other (RFC 2328 section D.3).
-    SendingKey {
-        /// Name of the interface.
-        interface: String,
-        /// The id of the key.
-        key: u8,
-        /// The name of its algorithm.
-        algorithm: String,
-        /// Its time is over, or has not come.
-        expired: bool,
-    },
-    /// An own LSA was sent out in a new instance, or flushed.
-    Originated {
-        /// Which.
-        lsa: String,
-        /// Sequence number.
-        sequence: i32,
-        /// Flushed rather than changed.
-        flushed: bool,
-    },
-    /// Another router seems to originate LSAs under our router id.
-    RouterIdContested {
-        /// The LSA that keeps coming back newer.
-        lsa: String,
-    },
 }
 
 /// One OSPFv2 router.
@@ -361,6 +271,7 @@ pub struct Machine<V: Protocol> {
     /// A time of day and when it was that.
     time_of_day: (Time, Duration),
     enabled: bool,
+    numbers: Numbers,
     /// Seed of the next database exchange.
     seed: u32,
     interfaces: BTreeMap<InterfaceId, Interface<V>>,
@@ -377,6 +288,8 @@ pub struct Machine<V: Protocol> {
     prefix_ids: BTreeMap<IpNet, u32>,
     protected: BTreeSet<IpNet>,
     refusals: Refusals,
+    /// When checksums were last verified.
+    checked: Time,
     spf: SpfTimer,
     #[serde(skip)]
     calculation: Calculation,
@@ -409,6 +322,7 @@ impl<V: Protocol> Machine<V> {
             now: Time::ZERO,
             time_of_day: (Time::ZERO, Duration::ZERO),
             enabled: false,
+            numbers: Numbers::default(),
             seed,
             interfaces,
             databases: BTreeMap::new(),
@@ -419,6 +333,7 @@ impl<V: Protocol> Machine<V> {
             prefix_ids: BTreeMap::new(),
             protected: BTreeSet::new(),
             refusals: Refusals::default(),
+            checked: Time::ZERO,
             calculation: Calculation::default(),
             routes: Vec::new(),
             watched: BTreeSet::new(),
@@ -439,6 +354,7 @@ impl<V: Protocol> Machine<V> {
         match input {
             Input::Timer => {}
             Input::TimeOfDay(time_of_day) => self.time_of_day = (self.now, time_of_day),
+            Input::Numbers(earlier) => self.numbers.keep(earlier),
             Input::Enable => self.enable(),
             Input::Link { interface, link } => self.handle_link(interface, link),
             Input::Packet { interface, source, destination, payload } if self.enabled => {
@@ -484,7 +400,7 @@ impl<V: Protocol> Machine<V> {
         let databases = self.databases.values().filter_map(Lsdb::next_expiry);
         let own = [self.originator.due(), self.spf.due(), self.stop_deadline(), self.restart_deadline()];
         let own = own.into_iter().flatten();
-        interfaces.chain(databases).chain(own).min()
+        interfaces.chain(databases).chain(self.check_deadline()).chain(own).min()
     }
 
     /// Runs the timers that are due, then brings out what follows from the new state.
@@ -494,6 +410,7 @@ impl<V: Protocol> Machine<V> {
         self.run_neighbor_timers();
         self.tell_watched();
         self.expire_lsas();
+        self.check_lsas();
         self.advance_restart();
         self.originate();
         self.send_floods();
@@ -503,6 +420,7 @@ impl<V: Protocol> Machine<V> {
         self.sweep_max_age();
         self.advance_preparation();
         self.advance_stop();
+        self.reserve_numbers();
     }
 
     fn enable(&mut self) {

@@ -162,6 +162,8 @@ pub(super) struct OspfInterface {
     pub(super) keys: Option<Spanned<Vec<OspfKey>>>,
     #[serde(default)]
     pub(super) ttl_security: bool,
+    #[serde(default)]
+    pub(super) unnumbered: bool,
 }
 
 #[derive(Deserialize)]
@@ -303,6 +305,8 @@ pub(super) struct Service {
     /// As what OSPF announces the VIP.
     #[serde(default)]
     pub(super) announce: Announce,
+    /// How, if it is external and not as `[ospf]` says.
+    pub(super) external: Option<Spanned<External>>,
     pub(super) health: Option<super::health::Raw>,
     /// Live real servers it takes to announce the VIP.
     #[serde(default = "default_quorum")]

@@ -10,7 +10,7 @@ use director_common::schedulers::{MAX_WHEEL, Method};
 use director_common::tables::MAX_SERVICE_NAME;
 use director_proto::tables::MAX_SERVICES;
 use ipnet::IpNet;
-use routing::AnnounceAs;
+use routing::{AnnounceAs, ExternalConfig};
 use toml::Spanned;
 
 use super::address::{self, Protocol, VirtualAddress};
@@ -20,7 +20,7 @@ use super::nat;
 use super::overlap::{self, Claim};
 use super::persistence::{self, Persistence};
 use super::real::{self, Real};
-use super::{ConfigError, Node, Source, file};
+use super::{ConfigError, Node, Source, areas, file};
 use crate::health::{Check, Quorum};
 use crate::slots::{Member, Scheduler};
 
@@ -47,6 +47,8 @@ pub struct Service {
     pub metric: u16,
     /// As what OSPF announces the VIPs.
     pub announce: AnnounceAs,
+    /// Metric type and tag as externals; `None`: those of `[ospf]`.
+    pub external: Option<ExternalConfig>,
     /// How real servers are checked; `None`: not at all.
     pub health: Option<HealthCheck>,
     /// Live real servers it takes to announce the VIPs.
@@ -308,7 +310,17 @@ fn service(
         let message = "metric 65535 says \"unreachable\" (RFC 6987); use a lower one";
         return Err(source.at(&entry.metric, message));
     }
+    let external = match &entry.external {
+        Some(place) if matches!(entry.announce, file::Announce::Stub) => {
+            let message =
+                "external has a meaning beside announce = \"external\" alone; add that, or leave it out";
+            return Err(source.at(place, message));
+        }
+        Some(external) => Some(areas::external(source, Some(external.get_ref()))?),
+        None => None,
+    };
     let mut service = Service {
+        external,
         timeouts: timeouts(source, &addresses, entry.timeouts.as_ref())?,
         datagrams: datagrams(source, &addresses, entry.one_packet.as_ref(), entry.quic.as_ref())?,
         addresses,

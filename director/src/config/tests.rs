@@ -422,6 +422,17 @@ fn areas_and_announcements_are_as_the_file_says() {
     assert_eq!((read.external.metric_type, read.external.tag), (MetricType::One, 7));
     assert_eq!(read.aggregates, ["203.0.113.0/24".parse().expect("a prefix")]);
     assert_eq!(config.services["web"].announce, AnnounceAs::External);
+    assert_eq!(config.services["web"].external, None, "as [ospf] says");
+    let own = (
+        "scheduler = \"mh\"",
+        "scheduler = \"mh\"\nannounce = \"external\"\nexternal = { type = 2, tag = 9 }",
+    );
+    let config = parse(&edited(&[("hello_interval = 1", ospf), ("cost = 10", second), own])).expect("valid");
+    let own = config.services["web"].external.expect("its own");
+    assert_eq!((own.metric_type, own.tag), (MetricType::Two, 9));
+    let idle = ("scheduler = \"mh\"", "scheduler = \"mh\"\nexternal = { tag = 9 }");
+    let refused = parse(&edited(&[idle])).expect_err("a stub link has no tag");
+    assert!(refused.contains("beside announce"), "{refused}");
     let stub = "hello_interval = 1\narea = \"0.0.0.1\"\narea_type = \"totally-stubby\"";
     let refused = parse(&edited(&[("hello_interval = 1", stub), external])).expect_err("no area takes it");
     assert!(refused.contains("\"web\"") && refused.contains("nssa"), "{refused}");

@@ -196,6 +196,7 @@ pub(super) fn routing_config(config: &Config) -> Option<routing::Config> {
         }),
         authentication: interface.authentication.clone(),
         ttl_security: interface.ttl_security,
+        unnumbered: interface.unnumbered,
         ..routing::InterfaceConfig::new(
             &interface.name,
             if interface.broadcast { routing::Network::Broadcast } else { routing::Network::PointToPoint },

@@ -199,6 +199,7 @@ fn lsa_event(event: LsaEvent) -> wire::Event {
         LsaAction::Received => "received",
         LsaAction::Withdrawn => "withdrawn",
         LsaAction::Expired => "expired",
+        LsaAction::Damaged => "damaged",
     };
     let kind = match event.version {
         2 => event.kind.to_string(),

@@ -7,7 +7,7 @@ use director_proto::definitions::Definitions;
 use director_proto::health::{Health, RealId};
 use director_proto::tables::{ServiceTable, TableReal, TableSet};
 use ipnet::IpNet;
-use routing::AnnounceAs;
+use routing::{AnnounceAs, ExternalConfig, MetricType};
 use syncd::HealthView;
 
 use super::cluster;
@@ -155,8 +155,16 @@ pub(super) struct Announcement {
     pub(super) metric: u16,
     /// As what OSPF announces it.
     pub(super) announce: AnnounceAs,
+    /// Metric type and tag as an external; `None`: those of `[ospf]`.
+    pub(super) external: Option<ExternalConfig>,
     /// For whom.
     pub(super) purpose: Purpose,
+}
+
+impl From<&Announcement> for routing::Announcement {
+    fn from(said: &Announcement) -> Self {
+        Self { metric: said.metric, kind: said.announce, external: said.external }
+    }
 }
 
 /// For whom a prefix is announced.
@@ -231,8 +239,9 @@ pub(super) fn announcements(
 ) -> BTreeMap<IpNet, Announcement> {
     let mut announcements = BTreeMap::new();
     for prefix in config.ospf.iter().flat_map(|ospf| &ospf.announce) {
-        announcements
-            .insert(*prefix, Announcement { metric: 0, announce: AnnounceAs::Stub, purpose: Purpose::Node });
+        let node =
+            Announcement { metric: 0, announce: AnnounceAs::Stub, external: None, purpose: Purpose::Node };
+        announcements.insert(*prefix, node);
     }
     if !serving {
         return announcements;
@@ -249,10 +258,13 @@ pub(super) fn announcements(
                 .and_modify(|present: &mut Announcement| {
                     present.metric = present.metric.min(service.metric);
                     present.announce = present.announce.min(service.announce);
+                    // Of the first by name that says something.
+                    present.external = present.external.or(service.external);
                 })
                 .or_insert_with(|| Announcement {
                     metric: service.metric,
                     announce: service.announce,
+                    external: service.external,
                     purpose: Purpose::Service(name.clone()),
                 });
         }
@@ -276,7 +288,7 @@ pub(super) fn announce_locals(
         let mut reals = config.services.values().flat_map(|service| &service.reals);
         !vips.iter().any(|vip| vip.contains(address)) && !reals.any(|real| real.address == *address)
     };
-    let of = |metric, purpose| Announcement { metric, announce: AnnounceAs::Stub, purpose };
+    let of = |metric, purpose| Announcement { metric, announce: AnnounceAs::Stub, external: None, purpose };
     for address in own {
         match serving {
             true => announcements.insert(IpNet::from(*address), of(0, Purpose::Local)),
@@ -424,11 +436,11 @@ fn draining(real: &Real) -> &'static str {
 
 /// Everything of a service but its real servers, by name, as text. The pattern is exhaustive on purpose: a new
 /// setting must get its line.
-fn settings(service: &Service) -> [(&'static str, String); 12] {
+fn settings(service: &Service) -> [(&'static str, String); 13] {
     let Service {
         addresses, forwarding, scheduler: _, tracking, slots, hash_port, timeouts, datagrams, ..
     } = service;
-    let Service { metric, announce, health, quorum, reals: _, .. } = service;
+    let Service { metric, announce, external, health, quorum, reals: _, .. } = service;
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     [
         ("addresses", addresses.join(", ")),
@@ -441,9 +453,18 @@ fn settings(service: &Service) -> [(&'static str, String); 12] {
         ("datagrams", datagrams.to_string()),
         ("metric", metric.to_string()),
         ("announce", if *announce == AnnounceAs::External { "external" } else { "stub" }.to_owned()),
+        ("external", external.map_or("as [ospf] says".to_owned(), external_in_words)),
         ("health check", health.as_ref().map_or("none".to_owned(), ToString::to_string)),
         ("quorum", format!("{}, hysteresis {}", quorum.needed, quorum.hysteresis)),
     ]
+}
+
+fn external_in_words(ExternalConfig { metric_type, tag }: ExternalConfig) -> String {
+    let number = match metric_type {
+        MetricType::One => 1,
+        MetricType::Two => 2,
+    };
+    format!("type {number}, tag {tag}")
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    Algorithm, Authenticated, Authentication, Claim, Key, Proof, Secret, digest,
+    Algorithm, Authenticated, Authentication, Claim, Key, Numbers, Proof, Secret, digest,
     selection::{Acceptance, to_accept, to_send},
 };
 use crate::{
@@ -54,10 +54,6 @@ pub struct SendingKey {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Guard {
     authentication: Authentication,
-    /// When the first packet was sealed.
-    started: Option<Duration>,
-    /// The number of the last packet.
-    sequence: Option<u64>,
     sending: Option<SendingKey>,
     /// The sending key is another one since the last look.
     is_news: bool,
@@ -68,9 +64,14 @@ impl Guard {
         Self { authentication, ..Self::default() }
     }
 
-    /// Authenticates differently from now on. Sequence numbers go on.
+    /// Authenticates differently from now on.
     pub(crate) fn replace(&mut self, authentication: Authentication) {
         self.authentication = authentication;
+    }
+
+    /// Whether packets that are sent have numbers.
+    pub(crate) fn is_numbered(&self) -> bool {
+        matches!(self.authentication, Authentication::Keys(_))
     }
 
     /// How the interface authenticates, in words without secrets.
@@ -148,10 +149,11 @@ impl Guard {
         std::mem::take(&mut self.is_news).then_some(self.sending).flatten()
     }
 
-    /// Authenticates a packet on its way out, which must be sent before the next one. None where that cannot
-    /// be done; nothing is sent without authentication then.
+    /// Authenticates a packet on its way out with the next of the speaker's numbers; it must be sent before the next
+    /// one. None where that cannot be done; nothing is sent without authentication then.
     pub(crate) fn seal<V: Authenticated>(
         &mut self,
+        numbers: &mut Numbers,
         now: Duration,
         packet: Bytes,
         source: V::Address,
@@ -166,10 +168,7 @@ impl Guard {
         let sending = Some(SendingKey { id, algorithm, expired: choice.stretched });
         self.is_news |= self.sending != sending;
         self.sending = sending;
-        let started = *self.started.get_or_insert(now);
-        let sequence = V::next_sequence(self.sequence, started, now);
-        self.sequence = Some(sequence);
-        let mut out = V::with_claim(&packet, id, algorithm, sequence);
+        let mut out = V::with_claim(&packet, id, algorithm, numbers.next(now));
         let digest = digest_of::<V>(choice.key, &out, source);
         out.extend_from_slice(&digest);
         Some(out.freeze())

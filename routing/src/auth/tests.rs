@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Algorithm, Authenticated, Authentication, Guard, Heard, Key, Refused, Secret, Window};
+use super::{Algorithm, Authenticated, Authentication, Guard, Heard, Key, Numbers, Refused, Secret, Window};
 use crate::{
     packet::{
         V2,
@@ -74,7 +74,7 @@ fn keyed(algorithm: Algorithm, secret: &str) -> Authentication {
 }
 
 fn sealed<V: Family>(authentication: Authentication, packet: Bytes) -> Bytes {
-    Guard::new(authentication).seal::<V>(NOW, packet, V::HERE).expect("sealed")
+    Guard::new(authentication).seal::<V>(&mut Numbers::default(), NOW, packet, V::HERE).expect("sealed")
 }
 
 fn refusal<V: Family>(authentication: Authentication, payload: &[u8]) -> Refused {
@@ -88,7 +88,8 @@ fn passes<V: Family>(algorithm: Algorithm) {
     let receiver = Guard::new(keyed(algorithm, "swordfish"));
     for packet in [hello::<V>(), acknowledgement::<V>()] {
         let plain = V::open(&packet, V::HERE, V::THERE).expect("well formed");
-        let payload = sender.seal::<V>(NOW, packet.clone(), V::HERE).expect("sealed");
+        let payload =
+            sender.seal::<V>(&mut Numbers::default(), NOW, packet.clone(), V::HERE).expect("sealed");
         assert_eq!(payload.len(), packet.len() + sender.overhead::<V>(), "{algorithm}");
         let (envelope, body, proof) = receiver.open::<V>(NOW, &payload, V::HERE, V::THERE).expect("opened");
         assert_eq!(envelope, plain.0);
@@ -123,7 +124,11 @@ fn a_password_is_compared_in_full() {
     for wrong in ["sesam", "sesame1", "simsim"] {
         assert_eq!(open(wrong).expect_err("refused").reason, Refusal::AuthenticationDigest, "{wrong}");
     }
-    assert!(Guard::new(simple("sesame")).seal::<V3>(NOW, hello::<V3>(), V3::HERE).is_none());
+    assert!(
+        Guard::new(simple("sesame"))
+            .seal::<V3>(&mut Numbers::default(), NOW, hello::<V3>(), V3::HERE)
+            .is_none()
+    );
 }
 
 #[test]
@@ -294,8 +299,9 @@ fn an_lls_block_behind_a_version_2_digest_is_left_alone() {
 fn a_replayed_packet_is_seen_by_its_number() {
     let mut sender = Guard::new(keyed(Algorithm::HmacSha256, "swordfish"));
     let receiver = Guard::new(keyed(Algorithm::HmacSha256, "swordfish"));
+    let mut numbers = Numbers::default();
     let mut send = || {
-        let payload = sender.seal::<V3>(NOW, hello::<V3>(), V3::HERE).expect("sealed");
+        let payload = sender.seal::<V3>(&mut numbers, NOW, hello::<V3>(), V3::HERE).expect("sealed");
         let (_, _, proof) = receiver.open::<V3>(NOW, &payload, V3::HERE, V3::THERE).expect("opened");
         proof.expect("numbered")
     };
@@ -313,7 +319,9 @@ fn the_sending_key_is_news_once() {
     let keys = vec![key(7, Algorithm::HmacSha256, "a"), next];
     let mut guard = Guard::new(Authentication::Keys(keys));
     let mut at = |seconds| {
-        guard.seal::<V2>(NOW + Duration::from_secs(seconds), hello::<V2>(), V2::HERE).expect("sealed");
+        guard
+            .seal::<V2>(&mut Numbers::default(), NOW + Duration::from_secs(seconds), hello::<V2>(), V2::HERE)
+            .expect("sealed");
         guard.take_news().map(|news| (news.id, news.expired))
     };
     let seen: Vec<_> = [0, 1, 10, 11].map(&mut at).into();
@@ -366,7 +374,9 @@ fn discloses_nothing<V: Family>(spoil: impl Fn(&mut Vec<u8>)) {
     let keys = |secret| Authentication::Keys(vec![Key::new(7, Algorithm::HmacSha256, Secret::new(secret))]);
     for theirs in [Authentication::None, Authentication::Simple(Secret::new("theirs!!")), keys("theirs")] {
         for ours in [Authentication::None, keys("ours")] {
-            let Some(sealed) = Guard::new(theirs.clone()).seal::<V>(NOW, hello::<V>(), V::HERE) else {
+            let Some(sealed) =
+                Guard::new(theirs.clone()).seal::<V>(&mut Numbers::default(), NOW, hello::<V>(), V::HERE)
+            else {
                 continue;
             };
             let mut sent = sealed.to_vec();

@@ -1,11 +1,11 @@
 //! Version 2: 8 bytes in the header, and a digest behind the packet that its length does not count
 //! (RFC 2328 section D.4). An LLS block (RFC 5613) comes behind the digest and is not covered.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Algorithm, Authenticated, Claim, digest, sequence};
+use super::{Algorithm, Authenticated, Claim, Number, digest};
 use crate::packet::{Body, HEADER_LEN, Packet, ParseError, V2, VERSION, checksum, wire::Envelope};
 
 /// Where the checksum is in the header.
@@ -27,10 +27,6 @@ impl Authenticated for V2 {
         algorithm.digest_len()
     }
 
-    fn next_sequence(last: Option<u64>, _: Duration, now: Duration) -> u64 {
-        sequence::next_32(last, now)
-    }
-
     fn lane(_: u8) -> usize {
         0
     }
@@ -48,7 +44,7 @@ impl Authenticated for V2 {
         Some(out.freeze())
     }
 
-    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, sequence: u64) -> BytesMut {
+    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, number: Number) -> BytesMut {
         let length = algorithm.digest_len();
         let mut out = BytesMut::with_capacity(packet.len() + length);
         out.put_slice(packet);
@@ -58,7 +54,7 @@ impl Authenticated for V2 {
         field.put_u16(0);
         field.put_u8(id);
         field.put_u8(u8::try_from(length).expect("invariant: digests are short"));
-        field.put_u32(u32::try_from(sequence).unwrap_or(u32::MAX));
+        field.put_u32(number.of_32_bits());
         out
     }
 

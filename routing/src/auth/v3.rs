@@ -2,11 +2,11 @@
 //! the options of Hellos and database descriptions. An LLS block (RFC 5613) comes before the trailer and is
 //! covered. The packet's checksum is left out.
 
-use std::{net::Ipv6Addr, time::Duration};
+use std::net::Ipv6Addr;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Algorithm, Authenticated, Claim, digest, sequence};
+use super::{Algorithm, Authenticated, Claim, Number, digest};
 use crate::packet::{
     ParseError,
     v3::{Body, HEADER_LEN, Packet, V3, VERSION},
@@ -95,10 +95,6 @@ impl Authenticated for V3 {
         TRAILER_LEN + algorithm.digest_len()
     }
 
-    fn next_sequence(last: Option<u64>, started: Duration, now: Duration) -> u64 {
-        sequence::next_64(last, started, now)
-    }
-
     /// Receivers may put some packet types first (RFC 4222): numbers are ordered within a type.
     fn lane(kind: u8) -> usize {
         usize::from(kind).saturating_sub(1)
@@ -108,7 +104,7 @@ impl Authenticated for V3 {
         None
     }
 
-    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, sequence: u64) -> BytesMut {
+    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, number: Number) -> BytesMut {
         let length = Self::overhead(algorithm);
         let mut out = BytesMut::with_capacity(packet.len() + length);
         out.put_slice(packet);
@@ -122,7 +118,7 @@ impl Authenticated for V3 {
         out.put_u16(u16::try_from(length).expect("invariant: digests are short"));
         out.put_u16(0);
         out.put_u16(id.into());
-        out.put_u64(sequence);
+        out.put_u64(number.of_64_bits());
         out
     }
 

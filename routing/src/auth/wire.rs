@@ -1,11 +1,11 @@
 //! The seam between the versions as far as authentication goes: what a packet says of it, and where it puts
 //! a digest.
 
-use std::{ops::Range, time::Duration};
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::Algorithm;
+use super::{Algorithm, Number};
 use crate::packet::{
     ParseError,
     wire::{Body, Envelope, Version},
@@ -62,9 +62,6 @@ pub trait Authenticated: Version {
     /// Bytes that a digest adds to a packet.
     fn overhead(algorithm: Algorithm) -> usize;
 
-    /// The sequence number after `last`, at a time of day and of a speaker that started at another.
-    fn next_sequence(last: Option<u64>, started: Duration, now: Duration) -> u64;
-
     /// Packet types with the same lane share a sequence of numbers.
     fn lane(kind: u8) -> usize;
 
@@ -72,7 +69,7 @@ pub trait Authenticated: Version {
     fn with_password(packet: &[u8], password: &[u8]) -> Option<Bytes>;
 
     /// The packet as far as a digest covers it, which is to follow directly.
-    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, sequence: u64) -> BytesMut;
+    fn with_claim(packet: &[u8], id: u8, algorithm: Algorithm, number: Number) -> BytesMut;
 
     /// What stands in the place of the digest while it is computed.
     fn pad(algorithm: Algorithm, source: Self::Address) -> Vec<u8>;

@@ -20,6 +20,10 @@ pub(super) const TIME_TO_LIVE: u8 = 255;
 /// Class selector 6, network control.
 const TRAFFIC_CLASS: u32 = 0xc0;
 
+/// Priority of what is sent, for the queues of the kernel and the 802.1p bits of a VLAN: the highest that needs no
+/// privilege.
+const PRIORITY: u32 = 6;
+
 /// Octets the kernel queues for a listener: some hundred packets, the bookkeeping of the kernel included.
 const RECEIVE_BUFFER: usize = 256 * 1024;
 
@@ -225,6 +229,7 @@ impl Sender {
             socket.set_ttl_v4(TIME_TO_LIVE.into())?;
             socket.set_tos_v4(TRAFFIC_CLASS)?;
         }
+        socket.set_priority(PRIORITY)?; // behind the type of service, from which the kernel derives one
         Ok(socket)
     }
 
@@ -239,5 +244,55 @@ impl Sender {
     /// The source port, unique to the session.
     pub(super) const fn source_port(&self) -> u16 {
         self.source_port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, time::Duration};
+
+    use super::*;
+    use crate::namespace::{in_namespace, index_of, ip};
+
+    /// What a session sends to `address` on the loopback, with the IP header in IPv4.
+    fn sent_to(address: &str) -> (u32, [u8; 64], Option<i32>) {
+        let address: IpAddr = address.parse().expect("an address");
+        let domain = if address.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
+        let listener = Socket::new(domain, Type::RAW, Some(Protocol::UDP)).expect("root");
+        listener.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        if address.is_ipv6() {
+            setsockopt(&listener, sockopt::Ipv6RecvTClass, &true).expect("set");
+        }
+        let sender =
+            Sender::open("lo", index_of("lo"), address, address, SOURCE_PORTS).expect("a source port");
+        sender.send(&[0; 24]).expect("sent");
+        let mut buffer = [0; 64];
+        let mut class = None;
+        if address.is_ipv6() {
+            let mut space = nix::cmsg_space!(libc::c_int);
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let flags = MsgFlags::empty();
+            let message =
+                recvmsg::<SockaddrStorage>(listener.as_raw_fd(), &mut parts, Some(&mut space), flags);
+            class = message.expect("a packet").cmsgs().expect("whole").find_map(|control| match control {
+                ControlMessageOwned::Ipv6TClass(class) => Some(class),
+                _ => None,
+            });
+        } else {
+            let mut reader = &listener;
+            let _ = reader.read(&mut buffer).expect("a packet");
+        }
+        (sender.socket.priority().expect("read"), buffer, class)
+    }
+
+    #[test]
+    fn control_packets_are_sent_as_network_control() {
+        in_namespace(|| {
+            ip("addr add fe80::1/64 dev lo nodad");
+            let (priority, packet, _) = sent_to("127.0.0.1");
+            assert_eq!((priority, u32::from(packet[1])), (PRIORITY, TRAFFIC_CLASS));
+            let (priority, _, class) = sent_to("fe80::1");
+            assert_eq!((priority, class), (PRIORITY, i32::try_from(TRAFFIC_CLASS).ok()));
+        });
     }
 }

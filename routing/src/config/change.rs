@@ -140,7 +140,7 @@ impl InterfaceConfig {
     fn changes_to(&self, next: &Self) -> Result<Vec<String>, ChangeError> {
         let Self { name, network, area, area_kind, cost, hello_interval, dead_interval, .. } = self;
         let Self { retransmit_interval, priority, passive, mtu_ignore, instance, bfd, .. } = self;
-        let Self { authentication, ttl_security, .. } = self;
+        let Self { authentication, ttl_security, unnumbered, .. } = self;
         let mut lines = Lines::at(format!("interface {name:?}: "));
         lines.fixed("network", network.name(), next.network.name())?;
         lines.fixed("area", *area, next.area)?;
@@ -149,6 +149,7 @@ impl InterfaceConfig {
         lines.fixed("passive", *passive, next.passive)?;
         lines.fixed("instance", *instance, next.instance)?;
         lines.fixed("ttl_security", *ttl_security, next.ttl_security)?;
+        lines.fixed("unnumbered", *unnumbered, next.unnumbered)?;
         lines.free("area_type", area_kind, &next.area_kind, |kind| {
             if *kind == AreaKind::TotallyStubby { "totally-stubby" } else { "stub" }.to_owned()
         });
@@ -263,7 +264,7 @@ mod tests {
     #[test]
     fn what_cannot_change_is_refused_by_name_with_the_remedy() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 7] = [
+        let rows: [(Change, &str); 8] = [
             (|c| c.router_id = Ipv4Addr::LOCALHOST, "router_id changes from 10.255.0.1 to 127.0.0.1"),
             (|c| c.ipv6 = true, "ipv6 changes from false to true"),
             (|c| c.table = 7, "table changes from 254 to 7"),
@@ -277,6 +278,7 @@ mod tests {
                 "network changes from broadcast to point-to-point",
             ),
             (|c| c.interfaces[0].ttl_security = true, "ttl_security changes"),
+            (|c| c.interfaces[0].unnumbered = true, "interface \"eth1\": unnumbered changes"),
         ];
         for (change, said) in rows {
             let refused = changes(change).expect_err(said);

@@ -12,7 +12,10 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteProtocol, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags,
+        RouteProtocol, RouteType,
+    },
 };
 use rtnetlink::{Handle, RouteMessageBuilder, RouteNextHopBuilder};
 use tokio::{
@@ -23,8 +26,19 @@ use tokio::{
 /// Time between two looks at the kernel's table when nothing changes.
 const VERIFY: Duration = Duration::from_secs(10);
 
-/// Next hops as the kernel knows them: device index and gateway.
-pub(super) type Hops = BTreeSet<(u32, IpAddr)>;
+/// A next hop as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hop {
+    /// Index of the device.
+    pub(super) index: u32,
+    /// Address of the neighbour.
+    pub(super) gateway: IpAddr,
+    /// The kernel need not find the address on the link by a route: that is how an unnumbered link is.
+    pub(super) onlink: bool,
+}
+
+/// Next hops of one route.
+pub(super) type Hops = BTreeSet<Hop>;
 
 /// What should be in the kernel.
 #[derive(Clone, Debug, Default)]
@@ -194,19 +208,21 @@ fn message(place: Place, prefix: IpNet, hops: &Hops) -> Option<RouteMessage> {
         .priority(place.metric);
     let mut single = hops.iter();
     match (single.next(), single.next()) {
-        (Some((index, gateway)), None) => {
-            Some(route.output_interface(*index).gateway(*gateway).ok()?.build())
+        (Some(Hop { index, gateway, onlink }), None) => {
+            let route = route.output_interface(*index).gateway(*gateway).ok()?;
+            Some(if *onlink { route.onlink() } else { route }.build())
         }
         _ => Some(route.multipath(hops.iter().map(next_hop).collect::<Option<_>>()?).build()),
     }
 }
 
-fn next_hop((index, gateway): &(u32, IpAddr)) -> Option<RouteNextHop> {
+fn next_hop(Hop { index, gateway, onlink }: &Hop) -> Option<RouteNextHop> {
     let hop = match gateway {
         IpAddr::V4(_) => RouteNextHopBuilder::new_ipv4(),
         IpAddr::V6(_) => RouteNextHopBuilder::new_ipv6(),
     };
-    Some(hop.interface(*index).via(*gateway).ok()?.build())
+    let hop = hop.interface(*index).via(*gateway).ok()?;
+    Some(if *onlink { hop.onlink() } else { hop }.build())
 }
 
 fn table(route: &RouteMessage) -> u32 {
@@ -258,12 +274,20 @@ fn hops(route: &RouteMessage) -> Hops {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
-    hops.extend(device.zip(gateway(&route.attributes)));
+    let onlink = route.header.flags.contains(RouteFlags::Onlink);
+    let single = device.zip(gateway(&route.attributes));
+    hops.extend(single.map(|(index, gateway)| Hop { index, gateway, onlink }));
     for attribute in &route.attributes {
         if let RouteAttribute::MultiPath(paths) = attribute {
-            let hop = |path: &RouteNextHop| Some((path.interface_index, gateway(&path.attributes)?));
+            let hop = |path: &RouteNextHop| {
+                let onlink = path.flags.contains(RouteNextHopFlags::Onlink);
+                Some(Hop { index: path.interface_index, gateway: gateway(&path.attributes)?, onlink })
+            };
             hops.extend(paths.iter().filter_map(hop));
         }
     }
     hops
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Watches the configured devices through rtnetlink. Every event, lost ones included (ENOBUFS), leads to a
 //! look at the whole state, so there is nothing to get out of step with.
 
-use std::{io, time::Duration};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use netlink_packet_route::{
@@ -17,24 +17,35 @@ use crate::speaker::{Input, InterfaceId, Link};
 /// Even without an event the state is looked at this often.
 const RECHECK: Duration = Duration::from_secs(10);
 
-/// Starts to watch the devices called `names`, in the order of their interface ids; more names may follow behind them.
-/// Changes go to `inputs`.
+/// A device to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    /// Its name.
+    pub(super) name: String,
+    /// Without an address of its own it borrows one.
+    pub(super) unnumbered: bool,
+}
+
+/// Starts to watch devices, in the order of their interface ids; more may follow behind them. Changes go to `inputs`.
+/// `router` is our router id.
 ///
 /// # Errors
 /// The netlink socket cannot be opened.
 pub(super) fn watch<V: Transport>(
-    names: watch::Receiver<Vec<String>>,
+    router: Ipv4Addr,
+    names: watch::Receiver<Vec<Named>>,
     inputs: mpsc::Sender<Input<V>>,
 ) -> io::Result<()> {
     let groups = [MulticastGroup::Link, V::ADDRESS_GROUP];
     let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(connection);
-    tokio::spawn(run(names, handle, messages, inputs));
+    tokio::spawn(run(router, names, handle, messages, inputs));
     Ok(())
 }
 
 async fn run<V: Transport, M>(
-    mut names: watch::Receiver<Vec<String>>,
+    router: Ipv4Addr,
+    mut names: watch::Receiver<Vec<Named>>,
     handle: Handle,
     mut messages: UnboundedReceiver<M>,
     inputs: mpsc::Sender<Input<V>>,
@@ -43,7 +54,7 @@ async fn run<V: Transport, M>(
     loop {
         let watched = names.borrow_and_update().clone();
         known.resize(watched.len(), Link::default());
-        match look(&watched, &handle).await {
+        match look(router, &watched, &handle).await {
             Ok(links) => {
                 for (at, link) in links.into_iter().enumerate() {
                     if known[at] == link {
@@ -78,13 +89,22 @@ async fn run<V: Transport, M>(
 }
 
 /// The state of all devices now.
-async fn look<V: Transport>(names: &[String], handle: &Handle) -> Result<Vec<Link<V>>, rtnetlink::Error> {
+pub(super) async fn look<V: Transport>(
+    router: Ipv4Addr,
+    names: &[Named],
+    handle: &Handle,
+) -> Result<Vec<Link<V>>, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let addresses: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;
-    Ok(names.iter().map(|name| state(name, &links, &addresses)).collect())
+    Ok(names.iter().map(|named| state(router, named, &links, &addresses)).collect())
 }
 
-fn state<V: Transport>(name: &str, links: &[LinkMessage], addresses: &[AddressMessage]) -> Link<V> {
+fn state<V: Transport>(
+    router: Ipv4Addr,
+    Named { name, unnumbered }: &Named,
+    links: &[LinkMessage],
+    addresses: &[AddressMessage],
+) -> Link<V> {
     let named = |link: &&LinkMessage| {
         link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(n) if n == name))
     };
@@ -94,11 +114,17 @@ fn state<V: Transport>(name: &str, links: &[LinkMessage], addresses: &[AddressMe
         _ => None,
     });
     let index = link.header.index;
-    let own = addresses.iter().filter(|a| a.header.index == index && a.header.family == V::FAMILY);
+    let all = || addresses.iter().filter(|address| address.header.family == V::FAMILY);
+    let on_loopback = |address: &AddressMessage| {
+        let there = links.iter().find(|link| link.header.index == address.header.index);
+        there.is_some_and(|link| link.header.flags.contains(LinkFlags::Loopback))
+    };
+    let borrowed = || V::borrowed(router, all().map(|address| (on_loopback(address), address)));
+    let own = V::attached(all().filter(|address| address.header.index == index));
     Link {
         up: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         index,
         mtu: mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
-        address: V::attached(own),
+        address: own.or_else(|| unnumbered.then(borrowed).flatten()),
     }
 }

@@ -1,6 +1,6 @@
 //! One raw socket per interface, and the task that reads it.
 
-use std::{io, marker::PhantomData, sync::Arc};
+use std::{io, sync::Arc};
 
 use socket2::SockRef;
 use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::JoinHandle};
@@ -13,12 +13,12 @@ const DATAGRAM: usize = 65_535;
 
 /// An open socket and the task that reads it.
 #[derive(Debug)]
-pub(super) struct Port<V> {
+pub(super) struct Port<V: Transport> {
     /// A raw socket. tokio has no type for those; the calls that we use are the same for both.
     socket: Arc<UdpSocket>,
     index: u32,
+    attached: V::Attached,
     reader: JoinHandle<()>,
-    version: PhantomData<V>,
 }
 
 impl<V: Transport> Port<V> {
@@ -38,13 +38,12 @@ impl<V: Transport> Port<V> {
         V::membership(&SockRef::from(&socket), index, V::ALL_SPF_ROUTERS, true)?;
         let socket = Arc::new(UdpSocket::from_std(socket.into())?);
         let reader = tokio::spawn(read(Arc::clone(&socket), interface, ttl_security, packets));
-        Ok(Self { socket, index, reader, version: PhantomData })
+        Ok(Self { socket, index, attached: attached.clone(), reader })
     }
 
     /// Sends a packet. A full send buffer counts as loss: OSPF repeats what matters.
     pub(super) fn send(&self, destination: V::Address, payload: &[u8]) -> io::Result<()> {
-        let to = V::target(destination, self.index).into();
-        SockRef::from(&*self.socket).send_to(payload, &to).map(drop)
+        V::send(&self.socket, self.index, &self.attached, destination, payload)
     }
 
     /// Joins or leaves the group of the designated routers.
@@ -53,7 +52,7 @@ impl<V: Transport> Port<V> {
     }
 }
 
-impl<V> Drop for Port<V> {
+impl<V: Transport> Drop for Port<V> {
     fn drop(&mut self) {
         self.reader.abort();
     }

@@ -13,8 +13,8 @@ use tokio::{
 
 use super::{
     Command, INPUT_QUEUE, StartError,
-    kernel_routes::{self, Place, Report, Wanted},
-    links,
+    kernel_routes::{self, Hop, Place, Report, Wanted},
+    links::{self, Named},
     liveness::{Liveness, PathDown},
     port::Port,
     transport::{Device, Transport, raw_socket},
@@ -51,8 +51,8 @@ pub(super) fn start<V: Transport>(
     raw_socket::<V>().map_err(StartError::RawSocket)?;
     let (inputs_in, inputs) = mpsc::channel(INPUT_QUEUE);
     let places = Places::new(&config.interfaces);
-    let (devices, watched_devices) = watch::channel(places.names().to_vec());
-    links::watch::<V>(watched_devices, inputs_in.clone()).map_err(StartError::Netlink)?;
+    let (devices, watched_devices) = watch::channel(devices(&places, config));
+    links::watch::<V>(config.router_id, watched_devices, inputs_in.clone()).map_err(StartError::Netlink)?;
     // A socket of its own: the kernel runs one dump per socket at a time.
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(StartError::Netlink)?;
     tokio::spawn(connection);
@@ -87,6 +87,7 @@ pub(super) fn start<V: Transport>(
         purge_at: None,
         adoption: Some(config.interfaces.iter().map(|i| i.dead()).max().unwrap_or_default() + ADOPTION),
         preparing: None,
+        highest: None,
         stopped: false,
         recording: None,
     };
@@ -99,8 +100,8 @@ struct Driver<V: Transport> {
     /// When the speaker was last told the time of day.
     time_of_day_at: Option<Instant>,
     places: Places,
-    /// The names that are watched, by id.
-    devices: watch::Sender<Vec<String>>,
+    /// The devices that are watched, by id.
+    devices: watch::Sender<Vec<Named>>,
     /// The interfaces of the configuration, and whether each has TTL security.
     spoken_on: BTreeMap<InterfaceId, bool>,
     links: Vec<Link<V>>,
@@ -120,6 +121,8 @@ struct Driver<V: Transport> {
     adoption: Option<Duration>,
     /// Who waits for the outcome of a restart that is being prepared.
     preparing: Option<oneshot::Sender<Result<Grace, RestartRefused>>>,
+    /// Where the cryptographic sequence numbers go that are to be kept.
+    highest: Option<watch::Sender<Option<u64>>>,
     stopped: bool,
     recording: Option<Recording<V>>,
 }
@@ -175,6 +178,11 @@ impl<V: Transport> Driver<V> {
                     }
                     Some(Command::CancelRestart) => self.handle(Input::CancelRestart),
                     Some(Command::Resume(grace)) => self.handle(Input::Resume(grace)),
+                    Some(Command::KeepNumbers(earlier, highest, answer)) => {
+                        self.highest = Some(highest);
+                        self.handle(Input::Numbers(earlier));
+                        let _ = answer.send(()); // nobody waits any more
+                    }
                     Some(Command::Record { span, limit, lines }) => self.record(span, limit, lines),
                     Some(Command::Shutdown(stop, answer)) => {
                         flush = stop == Stop::Flush;
@@ -297,6 +305,7 @@ impl<V: Transport> Driver<V> {
         let ids = self.places.admit(&config.interfaces);
         let spoken_on = ids.iter().copied().zip(config.interfaces.iter().map(|i| i.ttl_security)).collect();
         self.links.resize(self.places.names().len(), Link::default());
+        let devices = devices(&self.places, &config);
         self.handle(Input::Reconfigure(config)); // takes leave where we go
         let before = std::mem::replace(&mut self.spoken_on, spoken_on);
         self.ports.retain(|id, _| self.spoken_on.contains_key(id));
@@ -306,7 +315,7 @@ impl<V: Transport> Driver<V> {
                 self.handle(Input::Link { interface: id, link });
             }
         }
-        self.devices.send_replace(self.places.names().to_vec());
+        self.devices.send_replace(devices);
     }
 
     /// Opens, closes or reopens the socket of an interface.
@@ -354,6 +363,11 @@ impl<V: Transport> Driver<V> {
                     liveness.watch(V::IS_V6, neighbors);
                 }
             }
+            Output::Reserve { highest } => {
+                if let Some(kept) = &self.highest {
+                    kept.send_replace(Some(highest));
+                }
+            }
             Output::Event(event) => {
                 log(V::NUMBER, &event);
                 let _ = self.events.send(event); // nobody may listen
@@ -368,10 +382,13 @@ impl<V: Transport> Driver<V> {
     }
 
     fn publish_routes(&mut self) {
-        let device =
-            |id: InterfaceId| self.links.get(id.0).map(|link| link.index).filter(|index| *index != 0);
+        let device = |id: InterfaceId| self.links.get(id.0).filter(|link| link.index != 0);
         let hops = |route: &Route| {
-            let hop = |hop: &crate::speaker::NextHop| Some((device(hop.interface)?, hop.gateway?));
+            let hop = |hop: &crate::speaker::NextHop| {
+                let (link, gateway) = (device(hop.interface)?, hop.gateway?);
+                let beyond = |attached| V::is_beyond_prefix(attached, gateway);
+                Some(Hop { index: link.index, gateway, onlink: link.address.as_ref().is_some_and(beyond) })
+            };
             (route.prefix, route.next_hops.iter().filter_map(hop).collect::<BTreeSet<_>>())
         };
         let routes: BTreeMap<_, _> =
@@ -398,6 +415,15 @@ impl<V: Transport> Driver<V> {
         self.purge_at = None;
         self.wanted.send_modify(|wanted| wanted.complete = true);
     }
+}
+
+/// What is to be known of every device that there ever was, by interface id.
+fn devices(places: &Places, config: &Config) -> Vec<Named> {
+    let named = |name: &String| {
+        let unnumbered = config.interface(name).is_some_and(|interface| interface.unnumbered);
+        Named { name: name.clone(), unnumbered }
+    };
+    places.names().iter().map(named).collect()
 }
 
 /// Why the kernel does not have a route that is meant for it.
@@ -459,6 +485,15 @@ fn log(version: u8, event: &Event) {
         }
         Event::Originated { lsa, sequence, flushed } => {
             tracing::debug!(version, lsa, sequence, flushed, "OSPF LSA originated");
+        }
+        Event::Damaged { lsa } => {
+            let remedy = "test the memory of this machine, and restart the director";
+            tracing::error!(
+                version,
+                lsa,
+                remedy,
+                "an LSA has changed in memory: forgotten, and asked for again"
+            );
         }
         Event::RouterIdContested { lsa } => {
             let remedy = "change one of the two";

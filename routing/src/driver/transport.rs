@@ -4,19 +4,22 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     num::NonZeroU32,
     os::fd::AsRawFd,
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
 };
 use nix::{
     cmsg_space, libc,
-    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recv, recvmsg, setsockopt, sockopt},
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, recv, recvmsg, sendmsg,
+        setsockopt, sockopt,
+    },
 };
 use rtnetlink::MulticastGroup;
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol as IpProtocol, SockRef, Socket, Type};
@@ -31,6 +34,9 @@ use crate::{
 const PROTOCOL: i32 = 89;
 /// Class selector 6, internetwork control, in the place of the type of service or the traffic class.
 const TOS: u32 = 0xc0;
+/// Priority of what is sent, for the queues of the kernel and the 802.1p bits of a VLAN: the highest that needs no
+/// privilege. In IPv4 the kernel derives one from the TOS, and makes best effort of this one.
+pub(super) const PRIORITY: u32 = 6;
 /// Receive buffer asked for, in bytes: a neighbour may send its whole database at once.
 const RECEIVE_BUFFER: usize = 2 << 20;
 
@@ -78,8 +84,24 @@ pub(super) trait Transport: Protocol {
     /// Joins or leaves a multicast group.
     fn membership(socket: &SockRef<'_>, index: u32, group: Self::Address, join: bool) -> io::Result<()>;
 
-    /// Where to send a packet for `destination`.
-    fn target(destination: Self::Address, index: u32) -> SocketAddr;
+    /// Sends a packet from the device and the address that the socket is for.
+    fn send(
+        socket: &UdpSocket,
+        index: u32,
+        attached: &Self::Attached,
+        destination: Self::Address,
+        payload: &[u8],
+    ) -> io::Result<()>;
+
+    /// Whether the kernel has to be told that a neighbour's address is on the link, for none of our prefixes says so.
+    fn is_beyond_prefix(attached: &Self::Attached, gateway: IpAddr) -> bool;
+
+    /// What a device without an address of its own is for OSPF: an address that another device has, each with whether
+    /// that is a loopback.
+    fn borrowed<'a>(
+        router: Ipv4Addr,
+        addresses: impl Iterator<Item = (bool, &'a AddressMessage)>,
+    ) -> Option<Self::Attached>;
 
     /// Takes a packet from the socket; none if it is not OSPF.
     fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received<Self::Address>>>;
@@ -102,14 +124,15 @@ impl Transport for V2 {
     const FAMILY: AddressFamily = AddressFamily::Inet;
     const ADDRESS_GROUP: MulticastGroup = MulticastGroup::Ipv4Ifaddr;
 
-    fn set_up(socket: &Socket, device: Device, attached: &Ipv4Net) -> io::Result<()> {
+    /// Not bound to an address, for then no multicast would come in; every packet says its source.
+    fn set_up(socket: &Socket, device: Device, _: &Ipv4Net) -> io::Result<()> {
         socket.bind_device_by_index_v4(NonZeroU32::new(device.index))?;
         socket.set_multicast_all_v4(false)?;
         socket.set_multicast_loop_v4(false)?;
         socket.set_multicast_ttl_v4(device.hops())?;
-        socket.set_multicast_if_v4(&attached.addr())?;
         socket.set_ttl_v4(device.hops())?;
-        socket.set_tos_v4(TOS)
+        socket.set_tos_v4(TOS)?;
+        socket.set_priority(PRIORITY) // behind the TOS, which sets one as well
     }
 
     fn membership(socket: &SockRef<'_>, index: u32, group: Ipv4Addr, join: bool) -> io::Result<()> {
@@ -117,8 +140,46 @@ impl Transport for V2 {
         if join { socket.join_multicast_v4_n(&group, &on) } else { socket.leave_multicast_v4_n(&group, &on) }
     }
 
-    fn target(destination: Ipv4Addr, _: u32) -> SocketAddr {
-        SocketAddrV4::new(destination, 0).into()
+    /// The source and the device are said with each packet (ip(7), `IP_PKTINFO`): left to the kernel, the source would
+    /// be what the route prefers, and an address that several devices have would not name one.
+    fn send(
+        socket: &UdpSocket,
+        index: u32,
+        attached: &Ipv4Net,
+        destination: Ipv4Addr,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        let address = |address: Ipv4Addr| libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) };
+        let from = libc::in_pktinfo {
+            ipi_ifindex: i32::try_from(index).map_err(io::Error::other)?,
+            ipi_spec_dst: address(attached.addr()),
+            ipi_addr: address(Ipv4Addr::UNSPECIFIED),
+        };
+        let (parts, control) = ([io::IoSlice::new(payload)], [ControlMessage::Ipv4PacketInfo(&from)]);
+        let to = SockaddrIn::from(SocketAddrV4::new(destination, 0));
+        sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&to))?;
+        Ok(())
+    }
+
+    fn is_beyond_prefix(attached: &Ipv4Net, gateway: IpAddr) -> bool {
+        !IpNet::V4(*attached).contains(&gateway)
+    }
+
+    /// The router id where it is an address here, else the first of a loopback: a host address in any case, so that the
+    /// link is unnumbered (RFC 2328 section 12.4.1.1).
+    fn borrowed<'a>(
+        router: Ipv4Addr,
+        addresses: impl Iterator<Item = (bool, &'a AddressMessage)>,
+    ) -> Option<Ipv4Net> {
+        let usable = |(is_loopback, message): (bool, &AddressMessage)| match address(message)? {
+            IpAddr::V4(address) => {
+                let fits = address == router || (is_loopback && !address.is_loopback());
+                fits.then_some((address != router, address))
+            }
+            IpAddr::V6(_) => None,
+        };
+        // The first of those that are equally good.
+        addresses.filter_map(usable).min_by_key(|(other, _)| *other).map(|(_, address)| address.into())
     }
 
     fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received<Ipv4Addr>>> {
@@ -126,15 +187,17 @@ impl Transport for V2 {
         Ok(behind_ip_header(&buffer[..length]))
     }
 
-    /// The primary address: `Local` where there is one (the other is then the peer's).
-    fn attached<'a>(mut addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Ipv4Net> {
-        addresses.find_map(|message| {
+    /// The first primary address that has a subnet, for a host address beside it is a VIP as a rule, or else the first
+    /// primary address.
+    fn attached<'a>(addresses: impl Iterator<Item = &'a AddressMessage>) -> Option<Ipv4Net> {
+        let primary = addresses.filter_map(|message| {
             let secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
             match address(message).filter(|_| !secondary)? {
                 IpAddr::V4(address) => Ipv4Net::new(address, message.header.prefix_len).ok(),
                 IpAddr::V6(_) => None,
             }
-        })
+        });
+        primary.min_by_key(|net| net.prefix_len() == 32) // of equal ones the first
     }
 }
 
@@ -169,6 +232,7 @@ impl Transport for V3 {
         socket.set_unicast_hops_v6(device.hops())?;
         socket.set_recv_hoplimit_v6(true)?;
         socket.set_tclass_v6(TOS)?;
+        socket.set_priority(PRIORITY)?;
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         socket.bind(&SocketAddrV6::new(attached.link_local, 0, 0, index).into())
     }
@@ -177,8 +241,25 @@ impl Transport for V3 {
         if join { socket.join_multicast_v6(&group, index) } else { socket.leave_multicast_v6(&group, index) }
     }
 
-    fn target(destination: Ipv6Addr, index: u32) -> SocketAddr {
-        SocketAddrV6::new(destination, 0, 0, index).into()
+    fn send(
+        socket: &UdpSocket,
+        index: u32,
+        _: &Attached6,
+        destination: Ipv6Addr,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        let to = SocketAddrV6::new(destination, 0, 0, index).into();
+        SockRef::from(socket).send_to(payload, &to).map(drop)
+    }
+
+    /// Neighbours have link-local addresses.
+    fn is_beyond_prefix(_: &Attached6, _: IpAddr) -> bool {
+        false
+    }
+
+    /// Every device has a link-local address of its own.
+    fn borrowed<'a>(_: Ipv4Addr, _: impl Iterator<Item = (bool, &'a AddressMessage)>) -> Option<Attached6> {
+        None
     }
 
     /// IPv6 sockets hand out the payload; the destination comes beside it.
@@ -233,32 +314,4 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::speaker::ALL_SPF_ROUTERS;
-    use proptest::prelude::*;
-
-    #[test]
-    fn payload_ends_where_the_ip_header_says() {
-        let mut bytes = vec![0; 30];
-        bytes[0] = 0x45;
-        bytes[3] = 26;
-        bytes[9] = 89;
-        bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 224, 0, 0, 5]);
-        bytes[8] = 255;
-        let Some(Received { source, destination, hops, payload }) = behind_ip_header(&bytes) else {
-            panic!("not taken");
-        };
-        assert_eq!(hops, 255);
-        assert_eq!((source, destination, payload.len()), ([10, 0, 0, 1].into(), ALL_SPF_ROUTERS, 6));
-        bytes[9] = 17;
-        assert!(behind_ip_header(&bytes).is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let _ = behind_ip_header(&bytes);
-        }
-    }
-}
+mod tests;

@@ -185,6 +185,14 @@ impl<V: Version> Lsa<V> {
         Self { header: LsaHeader { age, ..self.header }, bytes: bytes.freeze() }
     }
 
+    /// The same with a bit of one byte turned over, as memory may do it.
+    #[cfg(test)]
+    pub(crate) fn damaged(&self, at: usize) -> Self {
+        let mut bytes = BytesMut::from(&self.bytes[..]);
+        bytes[at] ^= 0x10;
+        Self { header: self.header, bytes: bytes.freeze() }
+    }
+
     /// Age in seconds once `held` has gone by since the instance came in.
     #[must_use]
     pub fn age_after(&self, held: Duration) -> u16 {

@@ -269,8 +269,11 @@ impl<V: Protocol> Machine<V> {
             let Some(interface) = self.interfaces.get_mut(&id) else { continue };
             let again = self.now + interface.config.retransmit();
             let Some(neighbor) = interface.neighbors.get_mut(&key) else { continue };
-            let ready = matches!(neighbor.state, NeighborState::Exchange | NeighborState::Loading);
-            if !ready || neighbor.requests.is_empty() || !neighbor.asked.is_empty() {
+            // Even in Full: an LSA that was damaged in memory is asked for again.
+            if neighbor.state < NeighborState::Exchange
+                || neighbor.requests.is_empty()
+                || !neighbor.asked.is_empty()
+            {
                 continue;
             }
             let keys: Vec<_> = neighbor.requests.keys().copied().take(room).collect();

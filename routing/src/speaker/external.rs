@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{Interface, InterfaceState, Machine, Protocol};
 use crate::{
     announce::AnnounceAs,
-    config::{AreaKind, Metric},
+    config::{AreaKind, ExternalConfig, Metric},
 };
 
 impl<V: Protocol> Machine<V> {
@@ -21,6 +21,12 @@ impl<V: Protocol> Machine<V> {
             .iter()
             .filter(move |(_, announcement)| announcement.kind == kind)
             .map(|(prefix, announcement)| (prefix, announcement.metric))
+    }
+
+    /// Announced externals, with their metrics and what else their LSAs say.
+    pub(super) fn announced_externals(&self) -> impl Iterator<Item = (&IpNet, Metric, ExternalConfig)> {
+        let externals = self.announced.iter().filter(|(_, said)| said.kind == AnnounceAs::External);
+        externals.map(|(net, said)| (net, said.metric, said.external.unwrap_or(self.config.external)))
     }
 
     /// Whether AS-external-LSAs have an area to be flooded in.

@@ -34,7 +34,7 @@ impl<V: Protocol> Machine<V> {
         interface.last_hello = Some(now);
         let config = &interface.config;
         let hello = Greeting {
-            mark: V::mark(&interface.link),
+            mark: V::mark(interface),
             hello_interval: config.hello_interval,
             options: V::capabilities(config),
             priority: config.priority,

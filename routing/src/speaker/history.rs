@@ -31,6 +31,8 @@ pub enum LsaAction {
     Withdrawn,
     /// It reached MaxAge here.
     Expired,
+    /// Its checksum no longer held; forgotten.
+    Damaged,
 }
 
 /// One change of a database.

@@ -162,7 +162,7 @@ impl<V: Protocol> Machine<V> {
         self.databases.remove(&Scope::Link(id));
         if let Some(interface) = self.interfaces.get_mut(&id) {
             let (config, link) = (interface.config.clone(), interface.link.clone());
-            let guard = std::mem::take(&mut interface.guard); // numbers go on
+            let guard = std::mem::take(&mut interface.guard); // its key is no news
             *interface = Interface { link, guard, ..Interface::new(config) };
         }
     }

@@ -130,13 +130,21 @@ impl<V: Protocol> Machine<V> {
         let packet = V::seal(envelope, body, source, destination);
         let now = self.time_of_day();
         let Some(interface) = self.interfaces.get_mut(&id) else { return };
-        let sealed = interface.guard.seal::<V>(now, packet, source);
+        let sealed = interface.guard.seal::<V>(&mut self.numbers, now, packet, source);
         if let Some(SendingKey { id: key, algorithm, expired }) = interface.guard.take_news() {
             let (interface, algorithm) = (interface.config.name.clone(), algorithm.to_string());
             self.event(Event::SendingKey { interface, key, algorithm, expired });
         }
         let Some(payload) = sealed else { return };
         self.outputs.push_back(Output::Send { interface: id, destination, payload });
+    }
+
+    /// Asks for the next block of cryptographic sequence numbers to be kept, when it is time and somebody numbers.
+    pub(super) fn reserve_numbers(&mut self) {
+        if self.interfaces.values().any(|interface| interface.guard.is_numbered()) {
+            let reserved = self.numbers.reserve(self.time_of_day());
+            self.outputs.extend(reserved.map(|highest| Output::Reserve { highest }));
+        }
     }
 
     /// Where packets to one neighbour go: on point-to-point networks to everybody (section 8.1).

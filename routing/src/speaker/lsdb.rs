@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    ops::Bound,
     time::Duration,
 };
 
@@ -64,6 +65,8 @@ pub(super) struct Lsdb<V: Version> {
     expiry: BTreeSet<(Time, LsaKey<V>)>,
     /// LSAs of MaxAge, waiting to be acknowledged by all and then forgotten.
     dying: BTreeSet<LsaKey<V>>,
+    /// The LSA whose checksum was verified last.
+    verified: Option<LsaKey<V>>,
 }
 
 impl<V: Version> Lsdb<V> {
@@ -97,6 +100,20 @@ impl<V: Version> Lsdb<V> {
             self.expiry.remove(&(entry.expires(), *key));
             self.dying.remove(key);
         }
+    }
+
+    /// Verifies the checksums of the next `1/parts` of the LSAs, round and round, and returns those where it does not
+    /// hold.
+    pub(super) fn verify_next(&mut self, parts: usize) -> Vec<LsaKey<V>> {
+        let count = self.entries.len().div_ceil(parts.max(1));
+        let behind = match self.verified {
+            Some(key) => self.entries.range((Bound::Excluded(key), Bound::Unbounded)),
+            None => self.entries.range(..),
+        };
+        let next: Vec<_> = behind.chain(self.entries.iter()).take(count).collect();
+        let damaged = next.iter().filter(|(_, entry)| !entry.lsa.verify()).map(|(key, _)| **key).collect();
+        self.verified = next.last().map(|(key, _)| **key);
+        damaged
     }
 
     /// LSAs of MaxAge.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The format of recordings that is written and read here. It changes with anything that a speaker remembers.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Why a recording ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

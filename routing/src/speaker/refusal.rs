@@ -91,6 +91,9 @@ pub enum Refusal {
     LsaTooSoon,
     /// Own LSA in a newer instance than ours, superseded.
     LsaOwnNewer,
+    /// LSA that was in order when it came, and whose checksum no longer holds: memory is failing, or a program writes
+    /// where it should not. Forgotten, and asked for again.
+    LsaDamaged,
     /// Grace-LSA that is malformed, or of a neighbour that cannot be helped.
     Grace,
 }

@@ -1,5 +1,6 @@
 //! Whole networks of speakers on one virtual clock.
 
+mod ageing;
 mod areas;
 mod authentication;
 mod broadcast;
@@ -25,6 +26,7 @@ mod scale;
 mod sequence;
 mod simulator;
 mod stubby;
+mod unnumbered;
 mod version_3;
 
 use std::{net::Ipv4Addr, time::Duration};

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
-    Extent, InterfaceId, InterfaceState, Link, Machine, Refusal,
+    Extent, InterfaceId, InterfaceState, Machine, Refusal,
     calculation::External,
     external::link_state_ids,
     interface::Interface,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     announce::AnnounceAs,
-    config::{AreaKind, Config, InterfaceConfig, Metric, MetricType, Network},
+    config::{AreaKind, Config, ExternalConfig, InterfaceConfig, Metric, MetricType, Network},
     packet::{
         EXTERNAL, ExternalBody, FLAG_EXTERNAL, LinkKind, Lsa, LsaBody, LsaKey, MAX_LINK_METRIC, NETWORK,
         NSSA, NetworkBody, OPAQUE_AREA, OPAQUE_AS, OPAQUE_LINK, OPTION_E, OPTION_NP, OPTION_O, ParseError,
@@ -53,8 +53,10 @@ impl Protocol for V2 {
         before == after
     }
 
-    fn mark(link: &Link<Self>) -> u32 {
-        link.address.map_or(0, |net| net.netmask().into())
+    /// The network mask, 0 of an unnumbered link (section 9.5).
+    fn mark(interface: &Interface<Self>) -> u32 {
+        let numbered = |net: &Ipv4Net| interface.is_broadcast() || !is_host(net);
+        interface.link.address.filter(numbered).map_or(0, |net| net.netmask().into())
     }
 
     fn identity(_: Ipv4Addr, address: Ipv4Addr) -> Ipv4Addr {
@@ -86,12 +88,12 @@ impl Protocol for V2 {
     }
 
     fn foreign_source(net: &Ipv4Net, source: Ipv4Addr) -> Option<String> {
-        let foreign = net.prefix_len() < 32 && !net.contains(&source);
+        let foreign = !is_host(net) && !net.contains(&source);
         foreign.then(|| format!("source {source} is not in {}", net.trunc()))
     }
 
     fn foreign_mark(interface: &Interface<Self>, mark: u32) -> Option<String> {
-        let ours = Self::mark(&interface.link);
+        let ours = Self::mark(interface);
         let foreign = interface.is_broadcast() && mark != ours;
         let mask = Ipv4Addr::from;
         foreign.then(|| format!("network mask: they say {}, we say {}", mask(mark), mask(ours)))
@@ -311,19 +313,22 @@ fn router_lsa(machine: &Machine<V2>, area: Ipv4Addr, kind: AreaKind, with_announ
 
 /// Sections 12.4.4 and RFC 3101 section 2.4: each external prefix once for all normal areas, and once for each NSSA.
 fn add_external_lsas(machine: &Machine<V2>, wanted: &mut Wanted<V2>) {
-    let externals: Vec<(Ipv4Net, Metric)> = machine
-        .announced_as(AnnounceAs::External)
-        .filter_map(|(net, metric)| if let IpNet::V4(net) = net { Some((*net, metric)) } else { None })
+    let externals: Vec<(Ipv4Net, Metric, ExternalConfig)> = machine
+        .announced_externals()
+        .filter_map(|(net, metric, external)| match net {
+            IpNet::V4(net) => Some((*net, metric, external)),
+            IpNet::V6(_) => None,
+        })
         .collect();
     if externals.is_empty() {
         return;
     }
-    let ids = link_state_ids(externals.iter().map(|(net, _)| *net));
+    let ids = link_state_ids(externals.iter().map(|(net, ..)| *net));
     let router = machine.config.router_id;
     let mut add = |scope, kind, options, forwarding| {
-        for (net, metric) in &externals {
+        for (net, metric, external) in &externals {
             let Some(id) = ids.get(net) else { continue };
-            let body = external_body(machine, *net, *metric, forwarding);
+            let body = external_body(*net, *metric, *external, forwarding);
             wanted.insert((scope, LsaKey { kind, id: *id, router }), (options, body.emit()));
         }
     };
@@ -339,8 +344,12 @@ fn add_external_lsas(machine: &Machine<V2>, wanted: &mut Wanted<V2>) {
     }
 }
 
-fn external_body(machine: &Machine<V2>, net: Ipv4Net, metric: Metric, forwarding: Ipv4Addr) -> ExternalBody {
-    let external = machine.config.external;
+fn external_body(
+    net: Ipv4Net,
+    metric: Metric,
+    external: ExternalConfig,
+    forwarding: Ipv4Addr,
+) -> ExternalBody {
     let type_2 = external.metric_type == MetricType::Two;
     ExternalBody { mask: net.netmask(), type_2, metric: metric.into(), forwarding, tag: external.tag }
 }
@@ -356,16 +365,25 @@ fn forwarding_address(machine: &Machine<V2>, area: Ipv4Addr) -> Option<Ipv4Addr>
     machine.forwarding_interfaces(area).find_map(Interface::address)
 }
 
+/// Whether an address has no subnet: on a point-to-point network that makes the link unnumbered.
+fn is_host(net: &Ipv4Net) -> bool {
+    net.prefix_len() == 32
+}
+
 fn describe_interface(interface: &Interface<V2>, links: &mut Vec<RouterLink>) {
     let Some(net) = interface.link.address else { return };
-    let link = |kind, id| RouterLink { kind, id, data: net.addr(), metric: MAX_LINK_METRIC };
+    let link = |kind, id, data| RouterLink { kind, id, data, metric: MAX_LINK_METRIC };
     match interface.state {
         InterfaceState::Down => {}
         InterfaceState::PointToPoint => {
-            links.extend(interface.full().map(|neighbor| link(LinkKind::PointToPoint, neighbor.router)));
-            links.push(stub(net, interface.config.cost));
+            // "For unnumbered point-to-point networks, the Link Data field should specify the interface's MIB-II ifIndex
+            // value", and there is no stub link for them (section 12.4.1.1).
+            let data = if is_host(&net) { Ipv4Addr::from(interface.link.index) } else { net.addr() };
+            let full = interface.full();
+            links.extend(full.map(|neighbor| link(LinkKind::PointToPoint, neighbor.router, data)));
+            links.extend((!is_host(&net)).then(|| stub(net, interface.config.cost)));
         }
-        _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr)),
+        _ if interface.is_on_transit() => links.push(link(LinkKind::Transit, interface.dr, net.addr())),
         _ => links.push(stub(net, interface.config.cost)),
     }
 }

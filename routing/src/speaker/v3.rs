@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use self::origination::designated_interface;
 use super::{
-    Extent, InterfaceId, Link, Machine, Refusal,
+    Extent, InterfaceId, Machine, Refusal,
     calculation::External,
     interface::Interface,
     lsdb::Scope,
@@ -74,8 +74,8 @@ impl Protocol for V3 {
         before.link_local == after.link_local
     }
 
-    fn mark(link: &Link<Self>) -> u32 {
-        link.index
+    fn mark(interface: &Interface<Self>) -> u32 {
+        interface.link.index
     }
 
     fn identity(router: Ipv4Addr, _: Ipv6Addr) -> Ipv4Addr {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Extent, Link, Machine, Refusal,
+    Extent, Machine, Refusal,
     calculation::External,
     interface::Interface,
     lsdb::Scope,
@@ -51,7 +51,7 @@ pub trait Protocol: Authenticated {
     fn is_same_link(before: &Self::Attached, after: &Self::Attached) -> bool;
 
     /// What a Hello says of the link it is sent over.
-    fn mark(link: &Link<Self>) -> u32;
+    fn mark(interface: &Interface<Self>) -> u32;
 
     /// How designated routers are named: by interface address, or by router id.
     fn identity(router: Ipv4Addr, address: Self::Address) -> Ipv4Addr;

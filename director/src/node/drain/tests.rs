@@ -17,7 +17,7 @@ fn announcement(service: &str, metric: u16) -> Announcement {
         "backup" => Purpose::Backup,
         name => Purpose::Service(name.to_owned()),
     };
-    Announcement { metric, announce: routing::AnnounceAs::Stub, purpose }
+    Announcement { metric, announce: routing::AnnounceAs::Stub, external: None, purpose }
 }
 
 fn net(text: &str) -> IpNet {

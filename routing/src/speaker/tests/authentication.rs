@@ -10,7 +10,7 @@ use crate::{
     auth::{Algorithm, Authentication, Key, Secret, Window},
     config::InterfaceConfig,
     packet::{V2, v3::V3},
-    speaker::{Event, Input, NeighborState, Refusal, Time},
+    speaker::{Event, Input, NeighborState, Output, Refusal, Time},
 };
 
 fn key(id: u8, secret: &str) -> Key {
@@ -57,6 +57,49 @@ fn lives_and_comes_back<V: Family>() {
 fn numbers_of_a_restarted_speaker_are_not_behind() {
     lives_and_comes_back::<V2>();
     lives_and_comes_back::<V3>();
+}
+
+/// RFC 2328 section D.3 and RFC 7166 section 4.1: no neighbour hears a number twice, or a smaller one, not even of a
+/// speaker that restarts at once, in the middle of its exchange, with a clock that was set back.
+fn numbers_grow_over_restarts<V: Family>(number: impl Fn(&[u8]) -> u64) {
+    let mut sim = Network::<V>::new(1);
+    sim.segment(&[(0, with(vec![key(1, "same")])), (1, with(vec![key(1, "same")]))]);
+    sim.keeps_numbers = true;
+    sim.start();
+    sim.said = Some(Vec::new());
+    for life in 0..5 {
+        sim.until(seconds(30), |sim| sim.all_full(2));
+        sim.run(Duration::from_millis(7 * life));
+        sim.time_of_day -= seconds(86_400);
+        sim.restart(0);
+    }
+    sim.until(seconds(30), |sim| sim.all_full(2));
+    let said: Vec<_> = sim.said.take().expect("listened").iter().map(|packet| number(packet)).collect();
+    assert!(said.len() > 30 && said.is_sorted_by(|one, next| one < next), "{said:?}");
+    assert_eq!(refused(&sim, 1, Refusal::AuthenticationSequence), 0);
+}
+
+#[test]
+fn numbers_grow_over_restarts_and_clocks_that_go_back() {
+    numbers_grow_over_restarts::<V2>(|packet| {
+        u32::from_be_bytes(*packet[20..].first_chunk().expect("a header")).into()
+    });
+    numbers_grow_over_restarts::<V3>(|packet| {
+        let at = packet.len() - 32 - 8; // before the digest
+        u64::from_be_bytes(*packet[at..].first_chunk().expect("a trailer"))
+    });
+}
+
+#[test]
+fn numbers_are_kept_only_where_there_are_keys() {
+    let reserves = |config: InterfaceConfig| {
+        let config = crate::config::Config::new(std::net::Ipv4Addr::new(10, 255, 0, 1), vec![config]);
+        let mut machine = crate::speaker::Speaker::new(config, 1).expect("valid");
+        machine.handle(Time::ZERO, Input::Numbers(None));
+        std::iter::from_fn(|| machine.poll_output()).any(|output| matches!(output, Output::Reserve { .. }))
+    };
+    assert!(!reserves(p2p()));
+    assert!(reserves(with(vec![key(1, "one")])));
 }
 
 fn strangers_stay_strangers<V: Family>() {

@@ -6,15 +6,16 @@ use ipnet::Ipv4Net;
 
 use super::{
     fabric, net, p2p, seconds,
-    simulator::{Simulator, id},
+    simulator::{Family, Network, Simulator, id},
 };
 use crate::{
     announce::Announcement,
+    config::{ExternalConfig, MetricType},
     packet::{
         Body, EXTERNAL, ExternalBody, FLAG_BORDER, FLAG_EXTERNAL, LS_INFINITY, Lsa, LsaKey, OPTION_E, Packet,
-        ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK,
+        ROUTER, SUMMARY_ASBR, SUMMARY_NETWORK, V2, v3::V3,
     },
-    speaker::{ALL_SPF_ROUTERS, Event, Extent, Input, InterfaceId, LsaAction},
+    speaker::{ALL_SPF_ROUTERS, Event, Extent, Input, InterfaceId, LsaAction, Scope},
 };
 
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 255, 9, 9);
@@ -176,4 +177,34 @@ fn one_of_a_thousand_externals_is_withdrawn_without_touching_the_others() {
     sim.announce_as(2, &[]);
     sim.until(Duration::from_millis(400), |sim| vips[1..].iter().all(|(vip, _)| sim.hops(0, *vip) == 1));
     assert_eq!(sim.sequence(0, id(2)), router);
+}
+
+fn says_its_own<V: Family>(nets: [V::Net; 2]) {
+    let mut sim = Network::<V>::new(403);
+    sim.external = ExternalConfig { metric_type: MetricType::Two, tag: 7 };
+    sim.segment(&[(0, p2p()), (1, p2p())]);
+    sim.start();
+    let own = ExternalConfig { metric_type: MetricType::One, tag: 9 };
+    let told = |external| Announcement { external, ..Announcement::external(20) };
+    sim.announce_as(0, &[(nets[0], told(None)), (nets[1], told(Some(own)))]);
+    sim.until(seconds(5), |sim| nets.iter().all(|net| sim.hops(1, *net) == 1));
+    // Of type 1 the way counts as well, of type 2 the metric alone.
+    assert_eq!(nets.map(|net| sim.cost(1, net)), [Some(20), Some(30)]);
+    let said = |sim: &mut Network<V>| -> Vec<String> {
+        sim.machine(1).living(Scope::Domain).map(|(_, lsa)| V::describe(lsa).join(" ")).collect()
+    };
+    let tagged = |sim: &mut Network<V>, tag: &str| said(sim).iter().filter(|text| text.contains(tag)).count();
+    assert_eq!([tagged(&mut sim, "tag 7"), tagged(&mut sim, "tag 9")], [1, 1], "{:?}", said(&mut sim));
+    // It changes like a metric.
+    sim.run(seconds(3));
+    sim.announce_as(0, &[(nets[0], told(None)), (nets[1], told(None))]);
+    sim.until(seconds(5), |sim| sim.cost(1, nets[1]) == Some(20));
+    assert_eq!([tagged(&mut sim, "tag 7"), tagged(&mut sim, "tag 9")], [2, 0]);
+}
+
+#[test]
+fn an_external_has_a_metric_type_and_a_tag_of_its_own() {
+    says_its_own::<V2>([net("203.0.113.10/32"), net("203.0.113.11/32")]);
+    let net6 = |text: &str| text.parse().expect("a prefix");
+    says_its_own::<V3>([net6("2001:db8:f::10/128"), net6("2001:db8:f::11/128")]);
 }

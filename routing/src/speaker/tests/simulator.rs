@@ -101,6 +101,8 @@ struct Node<V: Protocol> {
     events: Vec<Event>,
     stopped: bool,
     prepared: Option<Result<Grace, RestartRefused>>,
+    /// What it asked to keep of its sequence numbers, over its lives.
+    reserved: Option<u64>,
     /// What was recorded, and the recorder unless it has ended.
     recording: Option<(Option<Recorder<V>>, String)>,
     runs: u32,
@@ -149,6 +151,8 @@ pub(super) struct Network<V: Family> {
     pub(super) tap: Option<Vec<Heard<V>>>,
     /// What time of day nodes that start believe it was when the simulation began.
     pub(super) time_of_day: Duration,
+    /// Whether nodes have a place for their sequence numbers that outlives them.
+    pub(super) keeps_numbers: bool,
     /// Bytes of the largest packet that was sent.
     pub(super) largest: usize,
     pub(super) faults: Faults,
@@ -174,6 +178,7 @@ impl<V: Family> Network<V> {
             wire: None,
             tap: None,
             time_of_day: START,
+            keeps_numbers: false,
             largest: 0,
             faults: Faults::default(),
             external: ExternalConfig::default(),
@@ -207,6 +212,7 @@ impl<V: Family> Network<V> {
                     events: Vec::new(),
                     stopped: false,
                     prepared: None,
+                    reserved: None,
                     recording: None,
                     runs: 0,
                 });
@@ -252,6 +258,10 @@ impl<V: Family> Network<V> {
         node.routes.clear();
         let links: Vec<_> = node.interfaces.iter().map(|(_, link)| link.clone()).collect();
         self.input(at, Input::TimeOfDay(self.time_of_day + now));
+        if self.keeps_numbers {
+            let earlier = self.nodes[at].reserved;
+            self.input(at, Input::Numbers(earlier));
+        }
         if let Some(grace) = grace {
             self.input(at, Input::Resume(grace));
         }
@@ -393,6 +403,7 @@ impl<V: Family> Network<V> {
                 Output::RestartPrepared(outcome) => self.nodes[at].prepared = Some(outcome),
                 Output::Stopped => self.nodes[at].stopped = true,
                 Output::Watch(watched) => self.nodes[at].watched = watched,
+                Output::Reserve { highest } => self.nodes[at].reserved = Some(highest),
                 Output::DesignatedGroup { .. } => {}
             }
         }

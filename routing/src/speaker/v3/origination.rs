@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::{LINK_PREFIXES, graph::is_unicast};
 use crate::{
     announce::AnnounceAs,
-    config::{InterfaceConfig, Metric, MetricType},
+    config::{ExternalConfig, InterfaceConfig, Metric, MetricType},
     packet::{
         FLAG_EXTERNAL, MAX_LINK_METRIC,
         v3::{
@@ -84,9 +84,11 @@ fn announced(machine: &Machine<V3>, kind: AnnounceAs) -> impl Iterator<Item = (I
 /// Sections 4.4.3.6 and 4.4.3.7: each external prefix once for all normal areas, and once for each NSSA.
 fn add_external_lsas(machine: &Machine<V3>, add: &mut impl FnMut(Scope, LsType, u32, BytesMut)) {
     let mut add = |scope, kind, options, forwarding| {
-        for (net, metric, id) in announced(machine, AnnounceAs::External) {
-            let prefix = Prefix { net, options, field: 0 };
-            add(scope, kind, id, external_body(machine, prefix, metric, forwarding).emit());
+        for (net, metric, external) in machine.announced_externals() {
+            let IpNet::V6(prefix) = net else { continue };
+            let Some(id) = machine.prefix_ids.get(net) else { continue };
+            let prefix = Prefix { net: *prefix, options, field: 0 };
+            add(scope, kind, *id, external_body(prefix, metric, external, forwarding).emit());
         }
     };
     let normal = machine.has_normal_area();
@@ -102,12 +104,11 @@ fn add_external_lsas(machine: &Machine<V3>, add: &mut impl FnMut(Scope, LsType, 
 }
 
 fn external_body(
-    machine: &Machine<V3>,
     prefix: Prefix,
     metric: Metric,
+    external: ExternalConfig,
     forwarding: Option<Ipv6Addr>,
 ) -> ExternalBody {
-    let external = machine.config.external;
     let tag = (external.tag != 0).then_some(external.tag);
     let type_2 = external.metric_type == MetricType::Two;
     ExternalBody { type_2, metric: metric.into(), prefix, forwarding, tag, referenced: None }
