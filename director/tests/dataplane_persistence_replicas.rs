@@ -36,7 +36,7 @@ fn from(last: u8, sequence: u64, pins: &[LocalPin], removed: &[LocalPin]) -> Del
                 servers.len() - 1
             });
             let (flow, state, remaining) = (pin.flow, pin.state, pin.remaining);
-            RemotePin { flow, server: number as u32, state, remaining, local: None }
+            RemotePin { flow, server: number as u32, state, remaining, local: None, age: 0 }
         })
         .collect();
     Delivery {

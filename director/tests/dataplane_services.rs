@@ -398,7 +398,8 @@ fn what_was_counted_outlives_where_it_was_counted() {
         let mut dataplane = ready();
         let mut sent = [0; 3];
         // Services, to whom packets are sent, what they come to, and the packets of both services afterwards.
-        let history: [(&[ServiceSpec<'_>], &str, usize, [Option<u64>; 2]); 7] = [
+        type Step<'a> = (&'a [ServiceSpec<'a>], &'a str, usize, [Option<u64>; 2]);
+        let history: [Step<'_>; 7] = [
             (std::slice::from_ref(&web), "203.0.113.10", 0, [Some(3), None]),
             (std::slice::from_ref(&grown), "203.0.113.10", 0, [Some(6), None]),
             (&[grown.clone(), dns.clone()], "203.0.113.11", 1, [Some(6), Some(3)]),

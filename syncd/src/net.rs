@@ -84,7 +84,7 @@ pub(crate) enum NetEvent {
         kind: Kind,
         origin: Origin,
         /// Our own greeting, where the peer greeted first: it goes out before anything else does.
-        answer: Option<wire::Frame>,
+        answer: Option<Box<wire::Frame>>,
         outgoing: mpsc::Sender<wire::Frame>,
         reply: oneshot::Sender<Result<Taken, Refusal>>,
     },

@@ -44,6 +44,7 @@ fn pins(count: u32) -> Vec<LocalPin> {
         state: PinState::Open,
         remaining: 900,
         local: None,
+        age: 0,
     };
     (0..count).map(pin).collect()
 }

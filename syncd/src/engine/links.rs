@@ -115,12 +115,12 @@ impl Links {
         hello: &Hello,
         kind: Kind,
         origin: Origin,
-        answer: Option<wire::Frame>,
+        answer: Option<Box<wire::Frame>>,
         outgoing: mpsc::Sender<wire::Frame>,
     ) -> Taken {
         if let Some(answer) = answer {
             // There is room: nothing was sent yet. Once the link is known, anything may be sent on it.
-            let _ = outgoing.try_send(answer);
+            let _ = outgoing.try_send(*answer);
         }
         let router_id = hello.router_id;
         let dialled = matches!(origin, Origin::Dialled(_));

@@ -78,7 +78,7 @@ impl Session {
         }
         let (reply, verdict) = oneshot::channel();
         let (kind, origin, outgoing) = (self.kind, self.origin, self.outgoing.clone());
-        let answer = answer.map(|hello| wire::Frame::from(&Frame::Hello(hello.clone())));
+        let answer = answer.map(|hello| Box::new(wire::Frame::from(&Frame::Hello(hello.clone()))));
         let greeting = NetEvent::Greeting { hello, kind, origin, answer, outgoing, reply };
         self.engine.send(greeting).await.map_err(|_| SessionError::GivenUp)?;
         Ok(verdict.await.map_err(|_| SessionError::GivenUp)??)

@@ -279,7 +279,8 @@ fn few_services(rig: &mut Rig, link: &Link) -> Result<bool> {
         let direct = Forwarding::DirectReturn;
         let direct_of =
             |name, vip: Ipv4Addr| service(name, vip.into(), direct, numbers().map(|n| real_v4(0, n)), &slots);
-        let round_robin = Tracking { method: Method::RoundRobin, when_full: WhenFull::Forward };
+        let round_robin =
+            Tracking { method: Method::RoundRobin, when_full: WhenFull::Forward, persistence: None };
         let mut range = direct_of("range", VIP_RANGE);
         range.addresses[0].ports = Ports { first: PORT - 10, last: PORT + 10 };
         let mut prefix = direct_of("prefix", VIP_PREFIX);
