@@ -8,7 +8,7 @@ use dataplane_fixture::cases::{HERE, INGRESS, Slots, V4, V6, cases, fill, memory
 use dataplane_fixture::packets::{ACK, OUR_MAC, Packet};
 use dataplane_fixture::{isolated, open, options};
 use director::dataplane::{Dataplane, EchoPolicy, Forwarding, NextHop, Options, TunnelSources};
-use director_common::tables::Address;
+use director_common::tables::{Address, MAX_FRAGMENTS};
 use director_common::verdict::{AnswerReason, Outcome};
 use director_common::{Action, Verdict};
 use nix::time::{ClockId, clock_gettime};
@@ -223,6 +223,29 @@ fn the_kernel_answers_with_no_more_errors_than_it_may() {
         assert!((5..=most).contains(&answered), "{answered} answers, at most {most}");
         let dropped = packets(&dataplane, Outcome::Dropped(director_common::verdict::DropReason::TtlExpired));
         assert_eq!(answered + dropped, 1_000);
+    });
+}
+
+/// A flood of first fragments takes the place of the oldest, and no more room than there is.
+#[test]
+fn the_memory_of_first_fragments_is_bounded() {
+    isolated(|| {
+        const DATAGRAMS: u32 = 2 * MAX_FRAGMENTS as u32;
+        let mut dataplane = open(&options());
+        fill(&mut dataplane);
+        // Of a service that chooses by the port, which a later fragment does not have.
+        let part = |identification: u32, fragment| {
+            Packet::udp((V6.client, 40_000), (V6.vip, 53), &[5; 64])
+                .with(|p| (p.identification, p.fragment) = (identification, fragment))
+                .bytes()
+        };
+        for identification in 0..DATAGRAMS {
+            assert_eq!(kernel(&dataplane, &part(identification, 0x2000)).0, code(Action::Transmit));
+        }
+        let known = |identification| kernel(&dataplane, &part(identification, 9)).0 == code(Action::Transmit);
+        assert!((DATAGRAMS - 100..DATAGRAMS).all(known), "the latest");
+        let all = (0..DATAGRAMS).filter(|identification| known(*identification)).count();
+        assert!((MAX_FRAGMENTS / 2..=MAX_FRAGMENTS).contains(&all), "{all} are known");
     });
 }
 

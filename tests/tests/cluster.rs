@@ -97,6 +97,10 @@ fn a_change_reaches_all(ecmp: &Ecmp, before: &str) -> Result<String> {
     let mut slots: Vec<u64> = reals.iter().filter_map(|real| real["slots"].as_u64()).collect();
     slots.sort_unstable();
     ensure!(slots == [0, 32_768, 32_769], "{services}");
+    let off = |real: &serde_json::Value| {
+        real["slots"].as_f64().unwrap_or(f64::MAX) - real["ideal_slots"].as_f64().unwrap_or(0.0)
+    };
+    ensure!(reals.iter().all(|real| off(real).abs() <= 0.5), "as many as its weight says: {services}");
     ensure!(reals.iter().filter(|real| real["state"] == "draining").count() == 1, "{services}");
     requests_succeed(ecmp)?;
     Ok(digest)
