@@ -149,8 +149,9 @@ fn kernel_agrees_on_damaged_packets() {
                 // The kernel's memory of first fragments is bounded, and has forgotten this one.
                 return Ok(());
             }
-            prop_assert_eq!(got, code(verdict.disposition().0), "{:?}", verdict);
-            prop_assert_eq!(out, want, "{:?}", verdict);
+            let what = &cases[which.index(cases.len())].0;
+            prop_assert_eq!(got, code(verdict.disposition().0), "{}: {:?}", what, verdict);
+            prop_assert_eq!(out, want, "{}: {:?}", what, verdict);
             Ok(())
         });
         result.expect("kernel and user space agree");
